@@ -1,0 +1,50 @@
+"""The one exception that means "the user can mend this", and its way to the terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+EXIT_USER_ERROR = 2
+
+
+class UserError(Exception):
+    """A mistake the user can mend: shown as one line without a traceback, exit code 2.
+
+    Args:
+        where: the path or the dotted configuration key the message is about.
+        found: what is wrong there.
+        expected: what would have been right; may be empty where `found` says it all.
+        remedy: what to do next, preferably a command or an option; may be empty.
+    """
+
+    def __init__(self, where: object, found: str, expected: str = "", remedy: str = "") -> None:
+        self.where, self.found, self.expected, self.remedy = str(where), found, expected, remedy
+        parts = [f"{where}: {found}"]
+        if expected:
+            parts.append(f"expected {expected}")
+        if remedy:
+            parts.append(remedy)
+        super().__init__("; ".join(parts))
+
+    def __reduce__(self) -> tuple[type[UserError], tuple[str, str, str, str]]:
+        """Survive the trip between processes: the default would call `__init__` with one argument."""
+        return (type(self), (self.where, self.found, self.expected, self.remedy))
+
+
+def exit_with_user_error(error: UserError) -> NoReturn:
+    """Print `error` as one line on standard error and leave with exit code 2."""
+    sys.stderr.write(f"error: {error}\n")
+    raise SystemExit(EXIT_USER_ERROR) from None
+
+
+def run_command(main: Callable[[], None]) -> None:
+    """Run a command line's `main`, turning `UserError` into one line and exit code 2, Ctrl-C into exit code 130."""
+    try:
+        main()
+    except UserError as error:
+        exit_with_user_error(error)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; the same command goes on where it stopped\n")
+        raise SystemExit(130) from None

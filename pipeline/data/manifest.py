@@ -1,0 +1,339 @@
+"""The contract between preprocessing and training: what a data set directory holds, and how to open it.
+
+A data set is a directory of tar shards, one Parquet manifest per shard, one commit record per shard and
+`dataset.json`, which is written last. Everything a reader needs (labels, byte offsets, checksums) stands in the
+manifests; `index.arrow` is derived from them, so that every rank maps one file instead of parsing Parquet.
+
+This module imports neither torch nor an image library: preprocessing and command lines use it too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pipeline.config.errors import UserError
+
+FORMAT_VERSION = 1
+STATUS_KEPT = "kept"
+STATUS_REJECTED = "rejected"
+
+MANIFEST_SCHEMA = pa.schema(
+    [
+        ("sample_id", pa.int64()),  # unique over the data set: the row's number in the plan's source listing
+        ("key", pa.string()),  # the tar members' common stem, unique over the data set, [0-9a-z_-]+
+        ("split", pa.string()),
+        ("shard", pa.string()),  # "train-000000"
+        ("row", pa.int32()),  # place among the shard's kept rows; -1 for a reject
+        ("jpg_offset", pa.int64()),  # byte offset of the JPEG's data in the tar; -1 for a reject
+        ("jpg_size", pa.int64()),  # bytes; 0 for a reject
+        ("jpg_crc32", pa.uint32()),
+        ("label", pa.int64()),  # number of the identity in the plan, written to KEY.cls
+        ("identity", pa.string()),
+        ("source", pa.string()),  # path relative to the source root, "/" separated
+        ("source_sha256", pa.string()),  # hex; empty where the file could not be read
+        ("width", pa.int32()),  # of the source photo, px, after EXIF orientation
+        ("height", pa.int32()),
+        ("det_score", pa.float32()),
+        ("bbox", pa.list_(pa.float32(), 4)),  # x0, y0, x1, y1 in source px
+        ("landmarks", pa.list_(pa.float32(), 10)),  # five x, y pairs in source px
+        ("sharpness", pa.float32()),  # variance of the crop's Laplacian
+        ("yaw", pa.float32()),  # degrees, estimated from the five landmarks
+        ("pitch", pa.float32()),
+        ("roll", pa.float32()),
+        ("phash", pa.uint64()),  # 64-bit DCT hash of the crop
+        ("status", pa.string()),  # STATUS_KEPT or STATUS_REJECTED
+        ("reject_reason", pa.string()),  # empty when kept
+    ]
+)
+
+INDEX_SCHEMA = pa.schema(
+    [
+        ("shard", pa.int32()),  # position in the split's list of shards
+        ("jpg_offset", pa.int64()),
+        ("jpg_size", pa.int32()),
+        ("jpg_crc32", pa.uint32()),
+        ("label", pa.int32()),  # contiguous within the split: 0 … num_labels - 1
+        ("plan_label", pa.int64()),  # the manifest's label
+        ("sample_id", pa.int64()),
+    ]
+)
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SplitInfo(_Frozen):
+    """Counts of one split."""
+
+    num_samples: int
+    """Kept rows."""
+    num_identities: int
+    """Identities with at least one kept row."""
+    num_rejected: int
+    num_bytes: int
+    """Bytes of all the split's tars."""
+    shards: list[str]
+    """Shard names in order: `train-000000`, …; each is `<split>/<name>.tar`."""
+
+
+class CropInfo(_Frozen):
+    """Geometry of the crops."""
+
+    size_px: int
+    template: list[float]
+    """The five target points x0, y0, … x4, y4 at `size_px`, in px."""
+
+
+class CodecInfo(_Frozen):
+    """How crops are stored."""
+
+    format: str = "jpeg"
+    quality: int
+
+
+class DetectorInfo(_Frozen):
+    """Which detector found the faces; `none` for photos that came already aligned."""
+
+    name: str
+    weights_sha256: str
+    options: dict[str, Any]
+
+
+class DatasetInfo(_Frozen):
+    """The content of `dataset.json`. It bears no time stamp: the same input gives the same bytes."""
+
+    format_version: int = FORMAT_VERSION
+    digest: str
+    """sha256 hex, see `dataset_digest`: names the data set's content and so its order."""
+    splits: dict[str, SplitInfo]
+    crop: CropInfo
+    codec: CodecInfo
+    detector: DetectorInfo
+    versions: dict[str, str]
+    instruction_set: str
+    label_map_sha256: str
+    seed: int
+    reject_counts: dict[str, int]
+    licence: str = ""
+
+
+class ShardCommit(_Frozen):
+    """The content of `commits/<shard>.json`: written last; a shard counts when this exists and matches."""
+
+    shard: str
+    split: str
+    plan_hash: str
+    num_samples: int
+    num_rejected: int
+    tar_bytes: int
+    tar_sha256: str
+    idx_sha256: str
+    manifest_sha256: str
+
+
+def shard_paths(root: Path, split: str, shard: str) -> dict[str, Path]:
+    """Where the four files of a shard stand: keys `tar`, `idx`, `manifest`, `commit`."""
+    return {
+        "tar": root / split / f"{shard}.tar",
+        "idx": root / split / f"{shard}.idx",
+        "manifest": root / "manifest" / f"{shard}.parquet",
+        "commit": root / "commits" / f"{shard}.json",
+    }
+
+
+def dataset_digest(commits: Sequence[ShardCommit]) -> str:
+    """sha256 over shard names, tar hashes and manifest hashes, in the order given (sorted by split, then shard)."""
+    hasher = hashlib.sha256(f"facemill-{FORMAT_VERSION}\n".encode())
+    for commit in commits:
+        hasher.update(f"{commit.split}/{commit.shard} {commit.tar_sha256} {commit.manifest_sha256}\n".encode())
+    return hasher.hexdigest()
+
+
+def label_map_sha256(identities: Sequence[str]) -> str:
+    """Hash of a label map, `identities[label]`; lengths are hashed too, so that no two maps run together."""
+    hasher = hashlib.sha256()
+    for name in identities:
+        encoded = name.encode()
+        hasher.update(len(encoded).to_bytes(8, "little"))
+        hasher.update(encoded)
+    return hasher.hexdigest()
+
+
+@dataclass(frozen=True)
+class SplitIndex:
+    """One split's kept rows as columns of equal length N, in (shard, row) order; views of the memory-mapped index."""
+
+    root: Path
+    split: str
+    digest: str
+    """The data set's digest."""
+    shards: list[Path]
+    """The split's tars; `shard` below points into this list."""
+    shard: npt.NDArray[np.int32]
+    jpg_offset: npt.NDArray[np.int64]
+    jpg_size: npt.NDArray[np.int32]
+    jpg_crc32: npt.NDArray[np.uint32]
+    label: npt.NDArray[np.int32]
+    """Contiguous: 0 … num_labels - 1."""
+    plan_label: npt.NDArray[np.int64]
+    sample_id: npt.NDArray[np.int64]
+    num_labels: int
+
+    def __len__(self) -> int:
+        return len(self.sample_id)
+
+    def manifest(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """The manifest's kept rows of this split, row i being row i of the index; `columns` None for all."""
+        wanted = None if columns is None else sorted({*columns, "status"})
+        tables = [
+            pq.read_table(shard_paths(self.root, self.split, path.stem)["manifest"], columns=wanted)
+            for path in self.shards
+        ]
+        table = pa.concat_tables(tables)
+        table = table.filter(pa.compute.equal(table["status"], STATUS_KEPT))
+        return table if columns is None else table.select(list(columns))
+
+    def identities(self) -> list[str]:
+        """Identity of each contiguous label: `identities()[label]`."""
+        names = self.manifest(["identity"])["identity"].combine_chunks()
+        first_rows = np.full(self.num_labels, -1, np.int64)
+        first_rows[self.label[::-1]] = np.arange(len(self) - 1, -1, -1)
+        return names.take(pa.array(first_rows)).to_pylist()
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """An opened data set: its root and the content of `dataset.json`."""
+
+    root: Path
+    info: DatasetInfo
+
+    def split(self, name: str) -> SplitIndex:
+        """Map one split's index, building `index.arrow` first where it is missing or stale.
+
+        Raises:
+            UserError: the data set has no such split, or a manifest is missing or unreadable.
+        """
+        if name not in self.info.splits:
+            raise UserError(self.root, f"no split {name!r}", f"one of {', '.join(sorted(self.info.splits))}")
+        table = _open_index(self)
+        metadata = json.loads(table.schema.metadata[b"facemill"])
+        start, stop = metadata["ranges"][name]
+        rows = table.slice(start, stop - start)
+        columns = {field.name: _as_numpy(rows[field.name], field.type.to_pandas_dtype()) for field in INDEX_SCHEMA}
+        return SplitIndex(
+            root=self.root,
+            split=name,
+            digest=self.info.digest,
+            shards=[shard_paths(self.root, name, shard)["tar"] for shard in self.info.splits[name].shards],
+            num_labels=self.info.splits[name].num_identities,
+            **columns,
+        )
+
+
+def open_dataset(path: str | os.PathLike[str]) -> Dataset:
+    """Open a finished data set.
+
+    Raises:
+        UserError: no such directory, no `dataset.json` (an unfinished or foreign directory), or a format this version
+            does not read.
+    """
+    root = Path(path)
+    description = root / "dataset.json"
+    if not root.is_dir():
+        raise UserError(root, "no such directory", "a data set", "make one with: preprocess shard SRC OUT")
+    if not description.is_file():
+        started = (root / "commits").is_dir()
+        remedy = "repeat the same `preprocess shard` command to finish it" if started else "preprocess shard SRC OUT"
+        raise UserError(root, "dataset.json is missing", "a finished data set", remedy)
+    try:
+        content = json.loads(description.read_text())
+        version = content.get("format_version") if isinstance(content, dict) else None
+        if version != FORMAT_VERSION:
+            raise UserError(description, f"format version {version}", f"version {FORMAT_VERSION}")
+        info = DatasetInfo.model_validate(content)
+    except (ValueError, ValidationError) as error:
+        raise UserError(description, f"not a data set description ({str(error).splitlines()[0]})") from error
+    return Dataset(root=root, info=info)
+
+
+def _as_numpy(column: pa.ChunkedArray, dtype: type) -> npt.NDArray[Any]:
+    """A zero-copy view of a column that the writer laid down as one chunk."""
+    if column.num_chunks == 0:
+        return np.empty(0, dtype)
+    return column.chunk(0).to_numpy(zero_copy_only=True)
+
+
+def _open_index(dataset: Dataset) -> pa.Table:
+    path = dataset.root / "index.arrow"
+    if path.is_file():
+        try:
+            table = pa.ipc.open_file(pa.memory_map(str(path), "r")).read_all()
+            metadata = json.loads((table.schema.metadata or {}).get(b"facemill", b"{}"))
+            if metadata.get("digest") == dataset.info.digest:
+                return table
+        except (pa.ArrowInvalid, OSError, ValueError):
+            pass  # truncated or foreign: it is derived data, so it is made again below
+    table = _build_index(dataset)
+    temporary = path.with_name(f".index.arrow.{os.getpid()}.tmp")
+    try:
+        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+        os.replace(temporary, path)
+    except OSError:  # a read-only data set: this process keeps the table in memory
+        return table
+    return pa.ipc.open_file(pa.memory_map(str(path), "r")).read_all()
+
+
+def _build_index(dataset: Dataset) -> pa.Table:
+    wanted = ["status", "jpg_offset", "jpg_size", "jpg_crc32", "label", "sample_id"]
+    parts: list[pa.Table] = []
+    ranges: dict[str, tuple[int, int]] = {}
+    num_rows = 0
+    for split in sorted(dataset.info.splits):
+        tables = []
+        for number, shard in enumerate(dataset.info.splits[split].shards):
+            path = shard_paths(dataset.root, split, shard)["manifest"]
+            try:
+                table = pq.read_table(path, columns=wanted)
+            except (OSError, pa.ArrowInvalid) as error:
+                reason = str(error).splitlines()[0]
+                raise UserError(path, f"unreadable manifest ({reason})", remedy="preprocess verify DATA") from error
+            table = table.filter(pa.compute.equal(table["status"], STATUS_KEPT)).drop_columns(["status"])
+            tables.append(table.append_column("shard", pa.array(np.full(len(table), number, np.int32))))
+        if not tables:
+            ranges[split] = (num_rows, num_rows)
+            continue
+        merged = pa.concat_tables(tables)
+        plan_label = merged["label"].to_numpy()
+        unique, contiguous = np.unique(plan_label, return_inverse=True)
+        expected = dataset.info.splits[split]
+        if (len(merged), len(unique)) != (expected.num_samples, expected.num_identities):
+            raise UserError(
+                dataset.root,
+                f"split {split!r}: the manifests hold {len(merged)} samples of {len(unique)} identities",
+                f"{expected.num_samples} of {expected.num_identities} as dataset.json says",
+                "preprocess verify DATA",
+            )
+        merged = merged.drop_columns(["label"])
+        merged = merged.append_column("label", pa.array(contiguous.astype(np.int32)))
+        merged = merged.append_column("plan_label", pa.array(plan_label))
+        parts.append(merged.select(INDEX_SCHEMA.names).cast(INDEX_SCHEMA))
+        ranges[split] = (num_rows, num_rows + len(merged))
+        num_rows += len(merged)
+    table = pa.concat_tables(parts) if parts else INDEX_SCHEMA.empty_table()
+    metadata = json.dumps({"digest": dataset.info.digest, "ranges": ranges}, sort_keys=True)
+    return table.combine_chunks().replace_schema_metadata({"facemill": metadata})

@@ -1,0 +1,30 @@
+"""The `preprocess` command: photos in, shards and a manifest out.
+
+    preprocess synth build/photos --identities 100 --photos 20
+    preprocess shard build/photos build/data --val-identities 0.1
+    preprocess verify build/data
+
+Each command imports its implementation when it runs, so that `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import typer
+
+from pipeline.config.errors import run_command
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+
+
+@app.callback()
+def _root() -> None:
+    """Photos in, verified shards and a manifest out."""
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    run_command(app)
+
+
+if __name__ == "__main__":
+    main()
