@@ -1,0 +1,259 @@
+"""The configuration of a training run: one frozen, typed tree. `kind:` selects the member of a union.
+
+Unknown keys are refused. Every field's docstring is what `launch/train.py --describe` prints.
+This module imports no torch, so that a configuration can be checked in a fraction of a second.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from pipeline.config.decoder import CpuDecoder, DaliDecoder
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, unknown keys refused, docstrings under fields become their descriptions."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class DataConfig(Section):
+    """Where samples come from and how they are read."""
+
+    path: Path
+    """Data set directory written by `preprocess shard`."""
+    split: str = "train"
+    """Which split to train on."""
+    decoder: Annotated[CpuDecoder | DaliDecoder, Field(discriminator="kind")] = CpuDecoder()
+    """Who decodes the JPEGs."""
+    flip_probability: float = Field(0.5, ge=0, le=1)
+    """Probability of a horizontal flip, drawn per stream position."""
+    num_threads: int = Field(2, ge=1)
+    """Reading and decoding threads of each rank."""
+    prefetch_steps: int = Field(2, ge=1)
+    """Steps that are read ahead of the one in training."""
+    max_bad_share: float = Field(0.001, ge=0, le=1)
+    """Training stops when more than this share of the samples read so far was unreadable (never before 10 were)."""
+
+
+class IResNetConfig(Section):
+    """Residual network of ArcFace (Deng et al. 2019, arXiv:1801.07698, section 3.2.2): BN-Conv-BN-PReLU-Conv-BN."""
+
+    kind: Literal["iresnet"] = "iresnet"
+    depth: Literal[18, 34, 50, 100] = 50
+    """Number of layers."""
+    width: float = Field(1.0, gt=0)
+    """Factor on all channel counts; 0.25 trains on a laptop."""
+    embedding_dim: int = Field(512, ge=8)
+    """D, the length of an embedding."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout before the embedding layer; masks are drawn by stream position, not by rank."""
+
+
+class MobileFaceNetConfig(Section):
+    """MobileFaceNet (Chen et al. 2018, arXiv:1804.07573)."""
+
+    kind: Literal["mobilefacenet"] = "mobilefacenet"
+    width: float = Field(1.0, gt=0)
+    """Factor on all channel counts."""
+    embedding_dim: int = Field(512, ge=8)
+    """D, the length of an embedding."""
+
+
+class TorchvisionConfig(Section):
+    """Any torchvision classifier, its last layer replaced by a linear embedding."""
+
+    kind: Literal["torchvision"] = "torchvision"
+    name: str = "resnet18"
+    """Name in `torchvision.models`, for example resnet50, convnext_tiny or vit_b_16."""
+    embedding_dim: int = Field(512, ge=8)
+    """D, the length of an embedding."""
+
+
+BackboneConfig = Annotated[IResNetConfig | MobileFaceNetConfig | TorchvisionConfig, Field(discriminator="kind")]
+
+
+class SoftmaxMargin(Section):
+    """Plain softmax: logits W·x + b, nothing normalised."""
+
+    kind: Literal["softmax"] = "softmax"
+
+
+class NormFaceMargin(Section):
+    """Normalised softmax without a margin (Wang et al. 2017, arXiv:1704.06369)."""
+
+    kind: Literal["normface"] = "normface"
+    scale: float = Field(64.0, gt=0)
+    """s, the factor on cosines."""
+
+
+class CosFaceMargin(Section):
+    """φ = cos θ − m (Wang et al. 2018, arXiv:1801.09414)."""
+
+    kind: Literal["cosface"] = "cosface"
+    scale: float = Field(64.0, gt=0)
+    """s, the factor on cosines."""
+    margin: float = Field(0.35, ge=0)
+    """m, subtracted from the target's cosine."""
+
+
+class ArcFaceMargin(Section):
+    """φ = cos(θ + m) (Deng et al. 2019, arXiv:1801.07698, equation 3)."""
+
+    kind: Literal["arcface"] = "arcface"
+    scale: float = Field(64.0, gt=0)
+    """s, the factor on cosines."""
+    margin: float = Field(0.5, ge=0)
+    """m, radians, added to the target's angle."""
+    easy_margin: bool = False
+    """Apply the margin only where cos θ > 0."""
+    detach_margin_gradient: bool = False
+    """Straight-through gradient of the margin, as the reference implementation computes it; exact otherwise."""
+
+
+MarginConfig = Annotated[SoftmaxMargin | NormFaceMargin | CosFaceMargin | ArcFaceMargin, Field(discriminator="kind")]
+
+
+class MarginSoftmaxConfig(Section):
+    """Softmax with a margin over class centres that are split over all ranks; logits are never materialised."""
+
+    kind: Literal["margin_softmax"] = "margin_softmax"
+    margin: MarginConfig = ArcFaceMargin()
+    """The transform of the target's logit."""
+    block_bytes: int | None = Field(None, ge=1024)
+    """Memory of one block of logits; None chooses."""
+
+
+class SGDConfig(Section):
+    """Stochastic gradient descent with momentum."""
+
+    kind: Literal["sgd"] = "sgd"
+    lr: float = Field(0.1, gt=0)
+    """Peak learning rate."""
+    momentum: float = Field(0.9, ge=0, lt=1)
+    """Momentum."""
+    weight_decay: float = Field(5e-4, ge=0)
+    """L2 decay; never on norms' parameters and biases."""
+
+
+class AdamWConfig(Section):
+    """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101)."""
+
+    kind: Literal["adamw"] = "adamw"
+    lr: float = Field(1e-3, gt=0)
+    """Peak learning rate."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay rates of the two moments."""
+    weight_decay: float = Field(0.05, ge=0)
+    """Decoupled decay; never on norms' parameters and biases."""
+
+
+OptimizerConfig = Annotated[SGDConfig | AdamWConfig, Field(discriminator="kind")]
+
+
+class OptimConfig(Section):
+    """Optimizers of the two parts; their gradients are clipped apart."""
+
+    backbone: OptimizerConfig = SGDConfig()
+    """Optimizer of the backbone."""
+    head: OptimizerConfig = SGDConfig()
+    """Optimizer of the class centres."""
+    clip_backbone_norm: float | None = Field(5.0, gt=0)
+    """Greatest L2 norm of the backbone's gradient; None for no clipping."""
+    clip_head_norm: float | None = Field(None, gt=0)
+    """Greatest L2 norm of the head's gradient over all ranks; None for no clipping."""
+
+
+class PolynomialSchedule(Section):
+    """Factor (1 − t)^power after a linear warm-up, t being the share of the samples after it."""
+
+    kind: Literal["polynomial"] = "polynomial"
+    power: float = Field(2.0, gt=0)
+    """Exponent."""
+    warmup_epochs: float = Field(0.0, ge=0)
+    """Length of the linear warm-up."""
+
+
+class CosineSchedule(Section):
+    """Half a cosine from 1 to `floor` after a linear warm-up."""
+
+    kind: Literal["cosine"] = "cosine"
+    floor: float = Field(0.0, ge=0, le=1)
+    """Factor at the end."""
+    warmup_epochs: float = Field(0.0, ge=0)
+    """Length of the linear warm-up."""
+
+
+class TrainingConfig(Section):
+    """How much, in which portions and in which precision."""
+
+    epochs: float = Field(gt=0)
+    """Passes over the split; rounded to whole global batches, at least one."""
+    global_batch: int = Field(ge=1)
+    """Samples of an optimizer step over all ranks: what the science depends on."""
+    local_batch: int = Field(ge=1)
+    """Samples of a micro-batch: what the memory allows, and the group of batch norm. Divides `global_batch`."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the backbone's products; the head computes in fp32 whatever stands here."""
+
+    @model_validator(mode="after")
+    def _batches_divide(self) -> TrainingConfig:
+        if self.global_batch % self.local_batch:
+            raise ValueError(f"global_batch {self.global_batch} is not a multiple of local_batch {self.local_batch}")
+        return self
+
+
+class CheckpointConfig(Section):
+    """When to save and what to keep."""
+
+    every_epochs: float = Field(1.0, gt=0)
+    """Distance between checkpoints; one more is written at the end and at SIGTERM."""
+    keep: int = Field(2, ge=1)
+    """How many of the newest stay."""
+
+
+class MonitorConfig(Section):
+    """What a run writes about itself."""
+
+    every_steps: int = Field(10, ge=1)
+    """Distance between two lines of `metrics.jsonl`."""
+    tensorboard: bool = True
+    """Write TensorBoard events beside it."""
+
+
+class EngineConfig(Section):
+    """What replicates the backbone."""
+
+    kind: Literal["ddp"] = "ddp"
+
+
+class Config(Section):
+    """A training run."""
+
+    output: Path
+    """Directory of the run: configuration, metrics and checkpoints. A run that stands there is resumed."""
+    seed: int = Field(0, ge=0)
+    """Of the order, the augmentation, the initial weights and all other draws."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where to compute; a missing GPU is an error."""
+    data: DataConfig
+    """Where samples come from."""
+    backbone: BackboneConfig = IResNetConfig()
+    """The network that embeds a crop."""
+    head: MarginSoftmaxConfig = MarginSoftmaxConfig()
+    """The loss over embeddings."""
+    optim: OptimConfig = OptimConfig()
+    """Optimizers."""
+    schedule: Annotated[PolynomialSchedule | CosineSchedule, Field(discriminator="kind")] = PolynomialSchedule()
+    """Learning rate over samples consumed, as a factor on both optimizers' rates."""
+    training: TrainingConfig
+    """How much and in which portions."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    """When to save."""
+    monitor: MonitorConfig = MonitorConfig()
+    """What to write down."""
+    engine: EngineConfig = EngineConfig()
+    """What replicates the backbone."""

@@ -1,0 +1,5 @@
+"""Networks that turn crops into embeddings."""
+
+from pipeline.model.backbones.build import FaceModel, build_backbone
+
+__all__ = ["FaceModel", "build_backbone"]
