@@ -1,4 +1,4 @@
-"""Which library decodes the JPEGs of a training run, and where."""
+"""Configuration of who turns JPEG bytes into pixels."""
 
 from __future__ import annotations
 
@@ -8,18 +8,20 @@ from pydantic import BaseModel, ConfigDict
 
 
 class CpuDecoder(BaseModel):
-    """torchvision's JPEG decoder in the loader's own threads."""
+    """torchvision's libjpeg-turbo, on the loader's threads."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     kind: Literal["cpu"] = "cpu"
+    """Selects this decoder."""
 
 
 class DaliDecoder(BaseModel):
-    """NVIDIA DALI."""
+    """NVIDIA DALI, a micro-batch at a time."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     kind: Literal["dali"] = "dali"
+    """Selects this decoder."""
     device: Literal["cpu", "gpu"] = "cpu"
-    """`gpu` decodes with nvJPEG and needs a CUDA device."""
+    """Where pixels are made. `gpu` decodes with nvJPEG on the rank's own device and needs CUDA."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
 import sys
 from collections.abc import Callable
 from typing import NoReturn
 
 EXIT_USER_ERROR = 2
+STATUS_FILE_VARIABLE = "FACEMILL_STATUS_FILE"
+"""Names the file through which a run tells `pipeline.supervise` how it ended: torchrun swallows exit codes."""
 
 
 class UserError(Exception):
@@ -35,8 +39,17 @@ class UserError(Exception):
 
 def exit_with_user_error(error: UserError) -> NoReturn:
     """Print `error` as one line on standard error and leave with exit code 2."""
-    sys.stderr.write(f"error: {error}\n")
+    rank = os.environ.get("RANK", "0")
+    sys.stderr.write(f"error: {error}\n" if rank == "0" else f"error on rank {rank}: {error}\n")
+    report_status("user_error", error=str(error))
     raise SystemExit(EXIT_USER_ERROR) from None
+
+
+def report_status(state: str, **details: object) -> None:
+    """Tell the supervisor, if there is one, how this run ends: `finished`, `preempted` or `user_error`."""
+    if path := os.environ.get(STATUS_FILE_VARIABLE):
+        with open(path, "w") as file:
+            json.dump({"state": state, **details}, file)
 
 
 def run_command(main: Callable[[], None]) -> None:

@@ -76,6 +76,7 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
 
 def validate_config(tree: Mapping[str, Any], where: str = "configuration") -> Config:
     """Build the frozen tree, turning pydantic's first complaint into one line."""
+    tree = _with_default_kinds(tree, Config)
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
@@ -108,6 +109,21 @@ def _section_types(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [section for argument in get_args(annotation) for section in _section_types(argument)]
+
+
+def _with_default_kinds(tree: Mapping[str, Any], model: type[BaseModel]) -> dict[str, Any]:
+    """Name the default member of each union that a tree sets fields of without saying which member it means."""
+    filled = dict(tree)
+    for name, field in model.model_fields.items():
+        child = filled.get(name)
+        members = _section_types(field.annotation)
+        if not isinstance(child, Mapping) or not members:
+            continue
+        if len(members) > 1 and "kind" not in child and isinstance(field.default, BaseModel):
+            child = {"kind": field.default.model_dump()["kind"], **child}
+        chosen = [m for m in members if len(members) == 1 or m.model_fields["kind"].default == child.get("kind")]
+        filled[name] = _with_default_kinds(child, chosen[0]) if chosen else child
+    return filled
 
 
 def _explain(error: ValidationError, tree: Mapping[str, Any], where: str) -> UserError:

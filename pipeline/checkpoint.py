@@ -1,0 +1,249 @@
+"""Checkpoints that do not depend on the number of ranks, and appear whole or not at all.
+
+A checkpoint is a directory `step-00001234/` with the tensors, written by `torch.distributed.checkpoint`, and
+`checkpoint.json`, which says what they belong to. It is written under a temporary name, synced and renamed; then the
+file `latest` is replaced. Class centres and their optimizer state are DTensors cut by rows, so that a checkpoint of N
+ranks loads on M.
+
+The tensors' index file is a pickle: load only checkpoints you trust.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor, Shard
+
+from pipeline import dist
+from pipeline.config.errors import UserError
+from pipeline.config.load import validate_config
+from pipeline.model.backbones import build_backbone
+
+logger = logging.getLogger(__name__)
+
+FORMAT_VERSION = 1
+DESCRIPTION = "checkpoint.json"
+LATEST = "latest"
+BACKBONE_PREFIX = "backbone/"
+
+
+class CheckpointInfo(BaseModel):
+    """The content of `checkpoint.json`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format_version: int = FORMAT_VERSION
+    step: int
+    """Optimizer updates done."""
+    samples: int
+    """Samples consumed: the position in the stream, and all that a resume needs to go on."""
+    world_size: int
+    """Ranks that wrote it; any number may read it."""
+    num_classes: int
+    label_map_sha256: str
+    """Hash of the identities in the order of their labels."""
+    split: str
+    config: dict[str, Any]
+    """The resolved configuration."""
+    dataset: dict[str, Any]
+    """`dataset.json` of the training data."""
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class LoadedBackbone:
+    """A trained backbone, ready to embed."""
+
+    module: nn.Module
+    """In eval mode: uint8 [B, 3, H, W] RGB to float32 [B, D], normalisation inside."""
+    crop_px: int
+    embedding_dim: int
+    step: int
+    num_samples: int
+    config: dict[str, Any]
+    dataset: dict[str, Any]
+
+
+def latest_checkpoint(directory: Path) -> Path | None:
+    """The checkpoint that `latest` names, or None when there is none.
+
+    Raises:
+        UserError: `latest` names a checkpoint that is not there.
+    """
+    pointer = directory / LATEST
+    if not pointer.is_file():
+        return None
+    path = directory / pointer.read_text().strip()
+    if not (path / DESCRIPTION).is_file():
+        others = ", ".join(sorted(p.name for p in directory.glob("step-*"))) or "none"
+        raise UserError(pointer, f"names {path.name!r}, which is not there", f"one of: {others}", "mend or remove it")
+    return path
+
+
+def read_info(path: Path) -> CheckpointInfo:
+    """Read `checkpoint.json`.
+
+    Raises:
+        UserError: missing, damaged, or of another format version.
+    """
+    file = path / DESCRIPTION
+    try:
+        content = json.loads(file.read_text())
+        if content.get("format_version") != FORMAT_VERSION:
+            raise UserError(file, f"format version {content.get('format_version')}", f"version {FORMAT_VERSION}")
+        return CheckpointInfo.model_validate(content)
+    except (OSError, ValueError, AttributeError, ValidationError) as error:
+        raise UserError(file, f"not a checkpoint ({str(error).splitlines()[0]})") from error
+
+
+def shard_rows(local: Tensor, num_rows: int, mesh: DeviceMesh | None) -> Tensor:
+    """Present a rank's rows [rows, ...] as their part of a global [num_rows, ...] tensor; shares memory with `local`.
+
+    Rows must be cut as `dist.partition` cuts them, which is how DTensor does: other cuts save cleanly and lose rows.
+    """
+    if mesh is None:
+        return local
+    shape = torch.Size((num_rows, *local.shape[1:]))
+    stride = torch.empty(shape, device="meta").stride()
+    return DTensor.from_local(local, mesh, [Shard(0)], run_check=False, shape=shape, stride=stride)
+
+
+def rank_mesh(device: torch.device) -> DeviceMesh | None:
+    """A one-dimensional mesh over all ranks, or None in a single process. Collective on all ranks."""
+    if dist.world_size() == 1:
+        return None
+    return init_device_mesh(device.type, (dist.world_size(),))
+
+
+def save(directory: Path, tensors: Mapping[str, Tensor], info: CheckpointInfo, keep: int) -> Path:
+    """Write `step-N`, point `latest` at it, and remove all but the newest `keep`. Collective on all ranks.
+
+    `tensors` holds replicated tensors, of which one copy is written, and DTensors, of which each rank writes its part.
+    """
+    final = directory / f"step-{info.step:08d}"
+    temporary = final.with_name(final.name + ".tmp")
+    if dist.rank() == 0:
+        directory.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+    dist.barrier()
+    with _quiet():
+        dcp.save(dict(tensors), storage_writer=dcp.FileSystemWriter(temporary), no_dist=dist.world_size() == 1)
+    dist.barrier()
+    if dist.rank() == 0:
+        _write_synced(temporary / DESCRIPTION, json.dumps(info.model_dump(mode="json"), indent=1, sort_keys=True))
+        _sync_directory(temporary)
+        if final.exists():  # the same step saved again after a resume: the old one stays valid until the swap
+            shutil.rmtree(final)
+        os.rename(temporary, final)
+        _sync_directory(directory)
+        _write_synced(directory / (LATEST + ".tmp"), final.name + "\n")
+        os.replace(directory / (LATEST + ".tmp"), directory / LATEST)
+        _sync_directory(directory)
+        _prune(directory, keep)
+    dist.barrier()
+    return final
+
+
+def load_into(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Fill `tensors` in place from a checkpoint, each rank its own part. Collective on all ranks.
+
+    Raises:
+        UserError: a tensor is missing or has another shape: the checkpoint belongs to another model.
+    """
+    metadata = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+    for name, tensor in tensors.items():
+        stored = metadata.get(name)
+        if stored is None:
+            raise UserError(path, f"holds no {name!r}", remedy="it was written by another model or optimizer")
+        size = getattr(stored, "size", None)
+        if size is not None and tuple(size) != tuple(tensor.shape):
+            raise UserError(path, f"{name!r} has shape {tuple(size)}", f"{tuple(tensor.shape)}")
+    with _quiet():
+        dcp.load(dict(tensors), storage_reader=dcp.FileSystemReader(path), no_dist=dist.world_size() == 1)
+
+
+def load_backbone(path: Path, device: torch.device) -> LoadedBackbone:
+    """Load a backbone for embedding from a run directory, a `checkpoints` directory or one checkpoint.
+
+    A single process's affair: not collective, whatever the number of ranks that wrote the checkpoint.
+    """
+    checkpoint = _find(path)
+    info = read_info(checkpoint)
+    config = validate_config(info.config, where=str(checkpoint / DESCRIPTION))
+    crop_px = int(info.dataset["crop"]["size_px"])
+    model = build_backbone(config.backbone, crop_px, config.seed)
+    tensors = {BACKBONE_PREFIX + name: value for name, value in model.state_dict().items()}
+    with _quiet():
+        dcp.load(tensors, storage_reader=dcp.FileSystemReader(checkpoint), no_dist=True)
+    model.load_state_dict({name.removeprefix(BACKBONE_PREFIX): value for name, value in tensors.items()})
+    return LoadedBackbone(
+        module=model.to(device).eval(),
+        crop_px=crop_px,
+        embedding_dim=config.backbone.embedding_dim,
+        step=info.step,
+        num_samples=info.samples,
+        config=info.config,
+        dataset=info.dataset,
+    )
+
+
+def versions() -> dict[str, str]:
+    """Versions that matter to who wants to repeat a run."""
+    return {"torch": torch.__version__}
+
+
+def _find(path: Path) -> Path:
+    if (path / DESCRIPTION).is_file():
+        return path
+    for directory in (path, path / "checkpoints"):
+        if directory.is_dir() and (found := latest_checkpoint(directory)) is not None:
+            return found
+    found_text = "no checkpoint in it" if path.is_dir() else "no such directory"
+    raise UserError(path, found_text, "a run directory or a checkpoint `step-N`", "train one with launch/train.py")
+
+
+def _prune(directory: Path, keep: int) -> None:
+    finished = sorted(p for p in directory.glob("step-*") if p.suffix != ".tmp")
+    for path in finished[:-keep]:
+        shutil.rmtree(path, ignore_errors=True)
+    for path in directory.glob("step-*.tmp"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _write_synced(path: Path, text: str) -> None:
+    with open(path, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """DCP warns when there is no process group, which is what a single process wants."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*torch.distributed is .*", category=UserWarning)
+        warnings.filterwarnings("ignore", message=".*TypedStorage is deprecated.*", category=UserWarning)
+        yield

@@ -1,0 +1,72 @@
+"""The backbone under DistributedDataParallel, or bare in a single process."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from pipeline import dist
+from pipeline.config.schema import OptimizerConfig
+from pipeline.engine import optim
+
+
+class DDPBackend:
+    """Replicates `model` on all ranks and averages its gradients; see `Backend` for the methods.
+
+    Construction is collective: DDP broadcasts rank 0's parameters. Buffers are not broadcast, `RunningStatistics`
+    keeps them equal.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: OptimizerConfig,
+        precision: Literal["fp32", "bf16"],
+        device: torch.device,
+    ) -> None:
+        self.model = model.to(device)
+        self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._optimizer = optim.build_optimizer(optimizer, self._parameters)
+        self._autocast: dict[str, Any] = {
+            "device_type": device.type,
+            "dtype": torch.bfloat16,
+            "enabled": precision == "bf16",
+        }
+        self._wrapped: nn.Module = self.model
+        if dist.world_size() > 1:
+            device_ids = [device.index] if device.type == "cuda" else None
+            self._wrapped = DistributedDataParallel(
+                self.model, device_ids=device_ids, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
+
+    def forward(self, images: Tensor) -> Tensor:
+        with torch.autocast(**self._autocast):
+            return self._wrapped(images)
+
+    def accumulate(self, is_last: bool) -> AbstractContextManager[None]:
+        if isinstance(self._wrapped, DistributedDataParallel) and not is_last:
+            return self._wrapped.no_sync()
+        return nullcontext()
+
+    def gradient_norm(self) -> Tensor:
+        return optim.gradient_norm(self._parameters.values(), sharded=False)
+
+    def step(self, lr: float, norm: Tensor, max_norm: float | None) -> None:
+        optim.scale_gradients(self._parameters.values(), norm, max_norm)
+        optim.set_lr(self._optimizer, lr)
+        self._optimizer.step()
+        self.zero_grad()
+
+    def zero_grad(self) -> None:
+        """Clear the gradients."""
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def optimizer_tensors(self) -> dict[str, Tensor]:
+        return optim.optimizer_tensors(self._optimizer, self._parameters)
+
+    def prime_optimizer(self) -> None:
+        optim.prime_optimizer(self._optimizer)

@@ -1,0 +1,311 @@
+"""The training loop: global batches in, a trained backbone and class centres out.
+
+Gradient accounting: the head's loss is a mean over the valid slots of the *global* batch. Each round (one micro-batch
+per rank) contributes its part of that mean, so rounds add up. The head multiplies the embeddings' gradient by the
+number of ranks, because the backend averages over ranks what has to be summed.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline import checkpoint, dist
+from pipeline.config.errors import UserError, report_status
+from pipeline.data.counter import derive_keys
+from pipeline.data.loader import Loader, StepBatch
+from pipeline.engine import optim
+from pipeline.engine.batch_norm import RunningStatistics
+from pipeline.engine.ddp import DDPBackend
+from pipeline.engine.run import RunPlan, write_config
+from pipeline.model.backbones import build_backbone
+from pipeline.model.head import build_head
+from pipeline.monitor import Monitor
+
+logger = logging.getLogger(__name__)
+
+BAD_SAMPLES_FILE = "bad_samples.jsonl"
+MIN_BAD_SAMPLES_TO_STOP = 10
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a run ended."""
+
+    step: int
+    samples: int
+    is_finished: bool
+    """False when a signal ended it early; its checkpoint is saved either way."""
+
+
+def train(plan: RunPlan) -> TrainResult:
+    """Train as planned, from scratch or from the newest checkpoint. Collective on all ranks."""
+    device = dist.initialise(plan.config.device)
+    try:
+        return Trainer(plan, device).run()
+    finally:
+        dist.shutdown()
+
+
+class Trainer:
+    """One run on one rank. All methods are collective."""
+
+    def __init__(self, plan: RunPlan, device: torch.device) -> None:
+        config = plan.config
+        self.plan, self.config, self.device = plan, config, device
+        self.step = 0
+        self.samples = 0
+        self._num_bad_samples = 0
+        self._stop_asked = False
+        model = build_backbone(config.backbone, plan.crop_px, config.seed)
+        self.backend = DDPBackend(model, config.optim.backbone, config.training.precision, device)
+        self.statistics = RunningStatistics(model)
+        self.head = build_head(config.head, plan.split.num_labels, config.backbone.embedding_dim, config.seed)
+        self.head.to(device)
+        self._head_parameters = dict(self.head.named_parameters())
+        self.head_optimizer = optim.build_optimizer(config.optim.head, self._head_parameters)
+        self.mesh = checkpoint.rank_mesh(device)
+        self._settle()
+        if plan.resume is not None:
+            self._load()
+
+    def run(self) -> TrainResult:
+        """Train to the end of the plan or to the first SIGTERM or SIGINT, then save."""
+        config, plan = self.config, self.plan
+        is_writer = dist.rank() == 0
+        if is_writer:
+            config.output.mkdir(parents=True, exist_ok=True)
+            write_config(config)
+        loader = Loader(
+            plan.split,
+            seed=config.seed,
+            global_batch=config.training.global_batch,
+            local_batch=config.training.local_batch,
+            rank=dist.rank(),
+            world_size=dist.world_size(),
+            start=self.samples,
+            stop=plan.total_samples,
+            decoder=config.data.decoder,
+            flip_probability=config.data.flip_probability,
+            device=self.device,
+            crop_px=plan.crop_px,
+            prefetch_steps=config.data.prefetch_steps,
+            num_threads=config.data.num_threads,
+        )
+        monitor = Monitor(
+            config.output, plan.total_samples, self.samples, self.step, is_writer, config.monitor.tensorboard
+        )
+        saved_at = self.samples
+        with loader, monitor, self._signals():
+            monitor.say(self._opening_line())
+            window = _Window()
+            for batch in loader:
+                values, stop = self._train_step(batch)
+                window.add(batch.wait_s, config.training.global_batch)
+                is_last = self.samples >= plan.total_samples or stop
+                if self.step % config.monitor.every_steps == 0 or is_last or self.step == 1:
+                    record = {name: _to_number(value) for name, value in values.items()} | window.close()
+                    record |= {"step": self.step, "samples": self.samples}
+                    record["epoch"] = self.samples / len(plan.split)
+                    monitor.record(record)
+                    monitor.show(record)
+                if self._is_save_due(saved_at) or is_last:
+                    self._save()
+                    saved_at = self.samples
+                if stop:
+                    break
+        is_finished = self.samples >= plan.total_samples
+        if is_writer:
+            report_status("finished" if is_finished else "preempted", step=self.step, samples=self.samples)
+        return TrainResult(self.step, self.samples, is_finished)
+
+    def _train_step(self, batch: StepBatch) -> tuple[dict[str, Tensor | float], bool]:
+        """One optimizer update; gives what to report, and whether any rank was asked to stop."""
+        config = self.config
+        num_valid, is_stop_asked = self._exchange_counts(batch)
+        num_valid_global = num_valid.sum()
+        loss = torch.zeros((), device=self.device)
+        metrics: dict[str, Tensor] = {}
+        last = len(batch.micro_batches) - 1
+        for number, micro in enumerate(batch.micro_batches):
+            # dropout belongs to the stream position, so it is the same for any number of ranks and after any resume
+            torch.manual_seed(int(derive_keys(1, "dropout", config.seed, micro.position)[0]) >> 1)
+            with self.backend.accumulate(is_last=number == last):
+                with self.statistics.micro_batch(micro.is_filler):
+                    embeddings = self.backend.forward(micro.images)
+                out = self.head(
+                    embeddings, micro.labels, micro.sample_ids, micro.valid, self.step, num_valid=num_valid_global
+                )
+                out.loss.backward()
+            loss += out.loss.detach()
+            share = num_valid[number] / num_valid_global.clamp(min=1)
+            for name, value in out.metrics.items():
+                metrics[name] = metrics.get(name, torch.zeros((), device=self.device)) + share * value
+        self.statistics.finish_step(batch.num_micro_batches_global)
+        backbone_norm = self.backend.gradient_norm()
+        head_norm = optim.gradient_norm(self._head_parameters.values(), sharded=True)
+        # the three are the same on all ranks, so all of them stop together
+        if not math.isfinite(float(loss + backbone_norm + head_norm)):
+            raise UserError(
+                f"step {self.step + 1}",
+                f"loss {float(loss)}, gradient norms {float(backbone_norm)} (backbone) and {float(head_norm)} (head)",
+                "finite numbers",
+                "lower optim.backbone.lr or the margin; the newest checkpoint is untouched",
+            )
+        factor = optim.schedule_factor(config.schedule, self.samples, self.plan.total_samples, len(self.plan.split))
+        lr, head_lr = factor * config.optim.backbone.lr, factor * config.optim.head.lr
+        self.backend.step(lr, backbone_norm, config.optim.clip_backbone_norm)
+        optim.scale_gradients(self._head_parameters.values(), head_norm, config.optim.clip_head_norm)
+        optim.set_lr(self.head_optimizer, head_lr)
+        self.head_optimizer.step()
+        self.head_optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        self.samples = batch.step_position + config.training.global_batch
+        values: dict[str, Tensor | float] = {"loss": loss, **metrics, "lr": lr, "lr_head": head_lr}
+        values |= {"backbone_grad_norm": backbone_norm, "head_grad_norm": head_norm}
+        values["bad_samples"] = self._num_bad_samples
+        return values, is_stop_asked
+
+    def _exchange_counts(self, batch: StepBatch) -> tuple[Tensor, bool]:
+        """Sum over ranks: valid slots of each round, unreadable samples, wishes to stop."""
+        counts = torch.zeros(len(batch.micro_batches) + 2, dtype=torch.float64)
+        counts[0], counts[1] = float(self._stop_asked), float(len(batch.bad_samples))
+        for number, micro in enumerate(batch.micro_batches):
+            counts[2 + number] = micro.valid.sum()
+        self._write_bad_samples(batch)
+        counts = dist.all_reduce_sum(counts.to(self.device))
+        stops, num_bad = int(counts[0]), int(counts[1])
+        self._num_bad_samples += num_bad
+        if num_bad:
+            read = self.samples + self.config.training.global_batch
+            allowed = max(MIN_BAD_SAMPLES_TO_STOP, self.config.data.max_bad_share * read)
+            if self._num_bad_samples > allowed:
+                raise UserError(
+                    self.plan.dataset.root,
+                    f"{self._num_bad_samples} of {read} samples could not be read",
+                    f"at most {self.config.data.max_bad_share:.2%} (data.max_bad_share)",
+                    f"see {self.config.output / BAD_SAMPLES_FILE}; preprocess verify {self.plan.dataset.root}",
+                )
+        return counts[2:].float(), stops > 0
+
+    def _write_bad_samples(self, batch: StepBatch) -> None:
+        if batch.bad_samples:
+            with open(self.config.output / BAD_SAMPLES_FILE, "a") as file:
+                for sample in batch.bad_samples:
+                    file.write(json.dumps({"position": batch.step_position, **vars(sample)}, default=str) + "\n")
+
+    def _settle(self) -> None:
+        """One dummy forward and backward. DDP lays its buckets out anew after the first backward pass, which changes
+        the order of sums; without this a resumed run would differ from the run that never stopped."""
+        model = self.backend.model
+        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        crop_px = self.plan.crop_px
+        images = torch.zeros(
+            self.config.training.local_batch, 3, crop_px, crop_px, dtype=torch.uint8, device=self.device
+        )
+        (self.backend.forward(images) * 0).sum().backward()
+        self.backend.zero_grad()
+        for name, buffer in model.named_buffers():
+            buffer.copy_(buffers[name])
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """All tensors of a checkpoint, live: replicated ones of the backbone, row-sharded ones of the head."""
+        tensors = {checkpoint.BACKBONE_PREFIX + name: t for name, t in self.backend.model.state_dict().items()}
+        tensors |= {f"backbone_optimizer/{name}": t for name, t in self.backend.optimizer_tensors().items()}
+        sharded = self.head.sharded_parameters()
+        head_tensors = dict(self.head.state_dict())
+        for name, (parameter, num_rows) in sharded.items():
+            head_tensors[name] = checkpoint.shard_rows(parameter.detach(), num_rows, self.mesh)
+        tensors |= {f"head/{name}": t for name, t in head_tensors.items()}
+        for name, tensor in optim.optimizer_tensors(self.head_optimizer, self._head_parameters).items():
+            owner = name.rpartition("/")[0]
+            if owner in sharded and tensor.ndim:
+                tensor = checkpoint.shard_rows(tensor, sharded[owner][1], self.mesh)
+            tensors[f"head_optimizer/{name}"] = tensor
+        return tensors
+
+    def _save(self) -> None:
+        info = checkpoint.CheckpointInfo(
+            step=self.step,
+            samples=self.samples,
+            world_size=dist.world_size(),
+            num_classes=self.plan.split.num_labels,
+            label_map_sha256=self.plan.label_map,
+            split=self.plan.split.split,
+            config=self.config.model_dump(mode="json"),
+            dataset=self.plan.dataset.info.model_dump(mode="json"),
+            versions=checkpoint.versions(),
+        )
+        checkpoint.save(self.plan.checkpoints, self._tensors(), info, self.config.checkpoint.keep)
+
+    def _load(self) -> None:
+        assert self.plan.resume is not None
+        self.backend.prime_optimizer()
+        optim.prime_optimizer(self.head_optimizer)
+        checkpoint.load_into(self.plan.resume.path, self._tensors())
+        self.step, self.samples = self.plan.resume.info.step, self.plan.resume.info.samples
+
+    def _is_save_due(self, saved_at: int) -> bool:
+        every = max(1, round(self.config.checkpoint.every_epochs * len(self.plan.split)))
+        return self.samples // every > saved_at // every
+
+    def _opening_line(self) -> str:
+        ranks = dist.world_size()
+        resume = self.plan.resume
+        if resume is None:
+            return (
+                f"training {len(self.plan.split):,} samples of {self.plan.split.num_labels:,} identities, "
+                f"{self.plan.total_samples:,} samples in all, on {ranks} rank{'s' if ranks > 1 else ''}"
+            )
+        before = resume.info.world_size
+        moved = f"{before} → {ranks} ranks" if before != ranks else f"{ranks} rank{'s' if ranks > 1 else ''}"
+        line = f"resumed at step {self.step:,} ({self.samples:,} samples), {moved}, nothing lost, nothing repeated"
+        return line + "".join(f"\n  changed {change}" for change in resume.changes)
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Turn SIGTERM and SIGINT into a wish that all ranks hear before the next step."""
+
+        def ask(signum: int, frame: Any) -> None:
+            self._stop_asked = True
+
+        previous = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+
+class _Window:
+    """Rates since the last report."""
+
+    def __init__(self) -> None:
+        self._reset()
+
+    def _reset(self) -> None:
+        self._started, self._wait_s, self._samples = time.monotonic(), 0.0, 0
+
+    def add(self, wait_s: float, samples: int) -> None:
+        self._wait_s += wait_s
+        self._samples += samples
+
+    def close(self) -> dict[str, float]:
+        elapsed_s = max(1e-9, time.monotonic() - self._started)
+        rates = {"samples_per_s": self._samples / elapsed_s, "data_wait": min(1.0, self._wait_s / elapsed_s)}
+        self._reset()
+        return rates
+
+
+def _to_number(value: Tensor | float) -> float:
+    return value.item() if isinstance(value, Tensor) else value

@@ -1,0 +1,119 @@
+"""The configuration tree: overrides, and one-line errors for what a user mistypes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.config.errors import UserError
+from pipeline.config.load import config_fields, load_config, validate_config
+from pipeline.config.schema import AdamWConfig, CosFaceMargin
+
+REPOSITORY = Path(__file__).parents[2]
+MINIMAL = {"output": "run", "data": {"path": "data"}, "training": {"epochs": 1, "global_batch": 8, "local_batch": 4}}
+
+
+def write(tmp_path: Path, tree: object) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(tree if isinstance(tree, str) else yaml.safe_dump(tree))
+    return path
+
+
+@pytest.mark.parametrize("recipe", sorted((REPOSITORY / "configs").rglob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_recipe_loads(recipe: Path) -> None:
+    load_config(recipe)
+
+
+def test_overrides_reach_nested_keys_and_switch_unions(tmp_path: Path) -> None:
+    config = load_config(
+        write(tmp_path, MINIMAL),
+        [
+            "training.epochs=3",
+            "head.margin.kind=cosface",
+            "head.margin.margin=0.4",
+            "optim.backbone.kind=adamw",
+            "optim.backbone.lr=3e-4",
+        ],
+    )
+    assert config.training.epochs == 3
+    assert config.head.margin == CosFaceMargin(margin=0.4)
+    assert config.optim.backbone == AdamWConfig(lr=3e-4)
+
+
+def test_override_of_kind_drops_the_other_members_fields(tmp_path: Path) -> None:
+    tree = MINIMAL | {"optim": {"backbone": {"kind": "sgd", "momentum": 0.5}}}
+    config = load_config(write(tmp_path, tree), ["optim.backbone.kind=adamw"])
+    assert config.optim.backbone == AdamWConfig()
+
+
+@pytest.mark.parametrize(
+    ("override", "where", "said"),
+    [
+        ("training.epoch=3", "training.epoch", "did you mean 'epochs'?"),
+        ("head.margin.scael=3", "head.margin.scael", "did you mean 'scale'?"),
+        ("optim.head.momentun=0.1", "optim.head.momentun", "did you mean 'momentum'?"),
+        ("traning.epochs=3", "traning", "did you mean 'training'?"),
+        ("training.epochs=-1", "training.epochs", "-1: input should be greater than 0"),
+        ("training.epochs=many", "training.epochs", "'many': input should be a valid number"),
+        ("training.global_batch=10", "training", "not a multiple of local_batch 4"),
+        ("backbone.kind=resnet", "backbone.kind", "'resnet'"),
+        ("training.epochs", "training.epochs", "key.path=value"),
+        ("output.deeper=1", "output.deeper", "'output' is a value"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path: Path, override: str, where: str, said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_config(write(tmp_path, MINIMAL), [override])
+    assert caught.value.where == where
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_key_is_named() -> None:
+    with pytest.raises(UserError, match=r"training\.epochs: missing"):
+        validate_config(MINIMAL | {"training": {"global_batch": 8, "local_batch": 4}})
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("a: &x [1, 2]\nb: *x\n", "alias"),
+        ("a: [1", "not valid YAML"),
+        ("- 1\n", "holds a list"),
+        ("a: !!python/object/apply:os.system [id]\n", "not valid YAML"),
+    ],
+)
+def test_hostile_yaml_is_refused(tmp_path: Path, content: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        load_config(write(tmp_path, content))
+
+
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nothing\.yaml: cannot be read"):
+        load_config(tmp_path / "nothing.yaml")
+
+
+def test_the_tree_is_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        validate_config(MINIMAL).seed = 3  # type: ignore[misc]
+
+
+def test_every_field_has_a_description() -> None:
+    missing = [key for key, _, description in config_fields() if not description and not key.endswith("kind")]
+    assert missing == []
+
+
+def test_checking_a_configuration_needs_no_torch() -> None:
+    code = "import sys, pipeline.config.load; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_user_errors_survive_pickling() -> None:
+    import pickle
+
+    error = UserError("where", "found", "expected", "remedy")
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
