@@ -1,0 +1,116 @@
+"""What goes wrong before and during training: one line, exit code 2, no traceback, and no rank that hangs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.datasets import make_dataset
+from tests.integration import training
+
+pytestmark = pytest.mark.timeout(240)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_dataset(tmp_path_factory.mktemp("data"), num_samples=60, num_identities=5, crop_px=training.CROP_PX)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
+    directory = tmp_path_factory.mktemp("trained")
+    recipe = training.write_recipe(directory / "recipe.yaml", data, directory / "run", epochs=1)
+    training.run(recipe, 1)
+    return directory / "run"
+
+
+def check(recipe: Path, *overrides: str) -> str:
+    """Run the check that comes before any process group; expects one line and exit code 2."""
+    result = subprocess.run(
+        [*training.command(recipe, 1, overrides), "--check"], capture_output=True, text=True, timeout=100, check=False
+    )
+    assert result.returncode == 2, result.stderr
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+def test_mistakes_that_are_found_before_the_start(tmp_path: Path, data: Path) -> None:
+    recipe = training.write_recipe(tmp_path / "recipe.yaml", data, tmp_path / "run")
+    assert "no such directory" in check(recipe, "data.path=nowhere")
+    assert "did you mean 'epochs'" in check(recipe, "training.epoch=1")
+    assert "one of train" in check(recipe, "data.split=test")
+    assert "fewer samples than one global batch" in check(recipe, "training.global_batch=400")
+    (tmp_path / "unfinished" / "commits").mkdir(parents=True)
+    assert "repeat the same `preprocess shard` command" in check(recipe, f"data.path={tmp_path / 'unfinished'}")
+    assert "cuda is not available" in check(recipe, "device=cuda")
+
+
+def test_a_checkpoint_that_does_not_fit(tmp_path: Path, data: Path, trained: Path) -> None:
+    output = tmp_path / "run"
+    shutil.copytree(trained, output)
+    recipe = training.write_recipe(tmp_path / "recipe.yaml", data, output)
+    assert "backbone.depth: 34, but" in check(recipe, "backbone.depth=34")
+    assert "seed: 5, but" in check(recipe, "seed=5")
+    info_file = next((output / "checkpoints").glob("step-*")) / "checkpoint.json"
+    info = json.loads(info_file.read_text())
+    info_file.write_text(json.dumps(info | {"label_map_sha256": "0" * 64}))
+    assert "label map does not match the checkpoint" in check(recipe)
+    info_file.write_text(json.dumps(info | {"dataset": info["dataset"] | {"digest": "0" * 64}}))
+    assert "digest changed since the checkpoint" in check(recipe)
+    info_file.write_text("{")
+    assert "not a checkpoint" in check(recipe)
+    info_file.unlink()
+    assert "which is not there" in check(recipe)
+
+
+def test_the_supervisor_turns_a_mistake_into_one_line(tmp_path: Path, data: Path) -> None:
+    recipe = training.write_recipe(tmp_path / "recipe.yaml", data, tmp_path / "run")
+    result = subprocess.run(
+        [sys.executable, "-m", "pipeline.supervise", "--", *training.command(recipe, 2, ["training.epoch=1"])],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert result.returncode == 2
+    assert result.stderr.strip().splitlines() == [result.stderr.strip()]
+    assert "Traceback" not in result.stderr
+
+
+def test_a_diverging_run_stops_on_all_ranks_and_keeps_its_checkpoint(tmp_path: Path, data: Path) -> None:
+    recipe = training.write_recipe(tmp_path / "recipe.yaml", data, tmp_path / "run")
+    overrides = ["optim.backbone.kind=sgd", "optim.backbone.lr=1e30", "optim.clip_backbone_norm=null"]
+    result = subprocess.run(
+        [sys.executable, "-m", "pipeline.supervise", "--", *training.command(recipe, 2, overrides)],
+        capture_output=True,
+        text=True,
+        timeout=150,
+        check=False,
+    )
+    assert result.returncode == 2, result.stderr
+    assert "finite numbers" in result.stderr
+
+
+def test_a_data_set_that_rots_stops_the_run_with_its_ledger(tmp_path: Path, data: Path) -> None:
+    rotten = tmp_path / "data"
+    shutil.copytree(data, rotten)
+    shard = next((rotten / "train").glob("*.tar"))
+    content = bytearray(shard.read_bytes())
+    for offset in range(0, len(content), 97):
+        content[offset] ^= 0x10
+    shard.write_bytes(bytes(content))
+    recipe = training.write_recipe(tmp_path / "recipe.yaml", rotten, tmp_path / "run")
+    process = training.start(recipe, 2)
+    text = training.finish(process)
+    assert process.returncode != 0
+    assert "samples could not be read" in text
+    ledger = (tmp_path / "run" / "bad_samples.jsonl").read_text().splitlines()
+    assert len(ledger) > 10
+    assert {json.loads(line)["reason"] for line in ledger} <= {"crc_mismatch", "undecodable"}

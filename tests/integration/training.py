@@ -1,0 +1,104 @@
+"""Real training processes for the tests of resuming: tiny networks over random crops, started as a user starts them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+REPOSITORY = Path(__file__).parents[2]
+CROP_PX = 32
+
+
+def write_recipe(path: Path, data: Path, output: Path, **training: object) -> Path:
+    """A recipe whose every step is recorded; dropout is on, so that its masks are tested too."""
+    recipe = {
+        "output": str(output),
+        "data": {"path": str(data), "num_threads": 1},
+        "backbone": {"kind": "iresnet", "depth": 18, "width": 0.125, "embedding_dim": 16, "dropout": 0.2},
+        "head": {"margin": {"kind": "arcface", "scale": 16, "margin": 0.2}},
+        "optim": {"backbone": {"kind": "adamw", "lr": 1e-3}, "head": {"kind": "sgd", "lr": 0.05}},
+        "training": {"epochs": 2, "global_batch": 16, "local_batch": 4, **training},
+        "checkpoint": {"every_epochs": 0.25, "keep": 100},
+        "monitor": {"every_steps": 1, "tensorboard": False},
+    }
+    path.write_text(yaml.safe_dump(recipe))
+    return path
+
+
+def command(recipe: Path, ranks: int, overrides: Sequence[str] = ()) -> list[str]:
+    """The command line of a run: bare for one rank, torchrun for more."""
+    script = [str(REPOSITORY / "launch" / "train.py"), "--config", str(recipe), *overrides]
+    if ranks == 1:
+        return [sys.executable, *script]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    return [*launcher, *script]
+
+
+def start(recipe: Path, ranks: int, overrides: Sequence[str] = ()) -> subprocess.Popen[str]:
+    """Start a run in a process group of its own, its output captured."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command(recipe, ranks, overrides),
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(process: subprocess.Popen[str], timeout_s: float = 150) -> str:
+    """Wait for a run to end; gives what it printed. Kills the whole group at the time limit."""
+    try:
+        text, _ = process.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        text, _ = process.communicate()
+        raise AssertionError(f"no end after {timeout_s} s:\n{text}") from None
+    return text
+
+
+def run(recipe: Path, ranks: int, overrides: Sequence[str] = ()) -> str:
+    """Run to the end and expect success; gives what it printed."""
+    process = start(recipe, ranks, overrides)
+    text = finish(process)
+    assert process.returncode == 0, text
+    return text
+
+
+def kill_at_step(recipe: Path, ranks: int, output: Path, step: int, signum: int) -> str:
+    """Start a run and signal it when its metrics reach a step: SIGKILL to the group, others to the launcher."""
+    process = start(recipe, ranks)
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        if max(losses(output), default=0) >= step:
+            if signum == signal.SIGKILL:
+                os.killpg(process.pid, signum)
+            else:
+                process.send_signal(signum)
+            break
+        time.sleep(0.005)
+    return finish(process)
+
+
+def losses(output: Path) -> dict[int, float]:
+    """Loss of each recorded step; a line that a kill cut short does not count."""
+    path = output / "metrics.jsonl"
+    found: dict[int, float] = {}
+    if path.is_file():
+        for line in path.read_text().splitlines():
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue
+            assert record["step"] not in found, "a step stands twice in the metrics"
+            found[record["step"]] = record["loss"]
+    return found
