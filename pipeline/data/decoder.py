@@ -1,0 +1,70 @@
+"""What the loader asks of a decoder, and the way from a configuration to one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from pipeline.config.decoder import CpuDecoder, DaliDecoder
+from pipeline.data.jpeg import jpeg_size
+from pipeline.data.reader import SIZE_MISMATCH, UNDECODABLE
+
+
+@dataclass(frozen=True)
+class DecodeFailure:
+    """Why a sample has no pixels: a reason of `reader.BadSample`, and its detail."""
+
+    reason: str
+    detail: str
+
+
+class Decoder(Protocol):
+    """Decodes in two stages: samples apart on many threads, then the micro-batch on one."""
+
+    def prepare(self, content: bytearray, flip: bool) -> Any:
+        """Do what one sample needs, in any thread; what is returned is handed to `assemble`, unless a DecodeFailure."""
+
+    def assemble(self, prepared: list[Any | None], flips: list[bool]) -> tuple[Tensor, dict[int, DecodeFailure]]:
+        """Make the micro-batch, always in one and the same thread.
+
+        Args:
+            prepared: [B] results of `prepare`; None for a slot without a sample, whose pixels become 0.
+            flips: [B], as given to `prepare`.
+
+        Returns:
+            [B, 3, H, W] uint8 RGB on the target device, and the slots found undecodable only now.
+        """
+
+    def close(self) -> None:
+        """Free what is held; called in the thread of `assemble`, when it has returned for the last time."""
+
+
+def make_decoder(
+    config: CpuDecoder | DaliDecoder, *, crop_px: int, local_batch: int, device: torch.device, num_threads: int
+) -> Decoder:
+    """Build the decoder that a configuration names.
+
+    Raises:
+        UserError: it needs a device that is not there.
+    """
+    if isinstance(config, DaliDecoder):
+        from pipeline.data.decode_dali import DaliBatchDecoder
+
+        return DaliBatchDecoder(config, crop_px, local_batch, device, num_threads)
+    from pipeline.data.decode_cpu import CpuBatchDecoder
+
+    return CpuBatchDecoder(crop_px, device)
+
+
+def check_header(content: bytearray, crop_px: int) -> DecodeFailure | None:
+    """Refuse what is no JPEG of the data set's crop size before any decoder sees it."""
+    try:
+        width, height = jpeg_size(content)
+    except ValueError as error:
+        return DecodeFailure(UNDECODABLE, str(error))
+    if (width, height) != (crop_px, crop_px):
+        return DecodeFailure(SIZE_MISMATCH, f"{width}x{height} px, expected {crop_px}x{crop_px}")
+    return None

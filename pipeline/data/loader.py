@@ -1,0 +1,253 @@
+"""From stream positions to micro-batches on the device, read and decoded ahead by threads of our own.
+
+    with Loader(split, seed=0, global_batch=256, local_batch=64, rank=0, world_size=1, start=0, stop=100_000,
+                decoder=CpuDecoder(), flip_probability=0.5, device=device, crop_px=112) as loader:
+        for batch in loader:
+            ...
+
+Samples are read and decoded on `num_threads` threads; one more puts micro-batches together, in order. The consumer
+submits the work for a step `prefetch_steps` ahead whenever it takes one, so memory is bounded, and nothing runs on
+once it stops.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.config.decoder import CpuDecoder, DaliDecoder
+from pipeline.data.augment import flip_flags
+from pipeline.data.decoder import DecodeFailure, Decoder, make_decoder
+from pipeline.data.manifest import SplitIndex
+from pipeline.data.order import PlainOrder
+from pipeline.data.reader import BadSample, Reader
+from pipeline.data.step_plan import MicroBatchPlan, StepPlan, check_batches, plan_step
+
+# Samples a thread takes at a time: enough to make hand-over cheap, few enough to share a micro-batch among threads.
+_CHUNK = 16
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """`local_batch` consecutive slots of the stream."""
+
+    images: Tensor
+    """[local_batch, 3, H, W] uint8 RGB on the target device; 0 where there was nothing to decode.
+    Fillers share it with the batch they copy: do not write to it."""
+    labels: Tensor
+    """[local_batch] int64 on the target device, contiguous labels; -1 on masked slots."""
+    sample_ids: Tensor
+    """[local_batch] int64 on the target device."""
+    valid: Tensor
+    """[local_batch] bool on the target device."""
+    position: int
+    """Stream position of the first slot."""
+    is_filler: bool
+    """Masked as a whole: fills the gap where micro-batches do not divide by ranks."""
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """One rank's part of one global batch."""
+
+    step_position: int
+    """Stream position of the global batch's first slot."""
+    micro_batches: list[MicroBatch]
+    """This rank's; the same number on every rank."""
+    num_micro_batches_global: int
+    """Real ones in the global batch."""
+    wait_s: float
+    """How long the consumer waited for this batch."""
+    bad_samples: list[BadSample]
+    """Masked in this batch on this rank."""
+
+
+_Assembled = tuple[MicroBatch, list[BadSample]]
+_Prepared = dict[int, Any]
+_Pending = list[Future[_Assembled]]
+
+
+class Loader:
+    """Iterates over one rank's batches at positions start, start + global_batch, … below `stop`.
+
+    Every rank builds its own with the same arguments but `rank` and `device`; there is no communication. Each
+    iteration begins at `start` again.
+
+    Args:
+        split: the samples.
+        seed: of order and augmentation.
+        global_batch: slots of a step over all ranks.
+        local_batch: slots of a micro-batch; divides `global_batch`.
+        rank: this rank, 0 … world_size - 1.
+        world_size: number of ranks.
+        start: stream position of the first step: the number of samples consumed so far.
+        stop: stream position that no step begins at or after.
+        decoder: who decodes.
+        flip_probability: of mirroring a sample left to right.
+        device: where micro-batches are wanted.
+        crop_px: side of the data set's square crops.
+        prefetch_steps: how many steps are in the making while one is consumed.
+        num_threads: threads that read and decode.
+
+    Raises:
+        UserError: batch sizes that do not fit each other or the split, or a decoder whose device is missing.
+    """
+
+    def __init__(
+        self,
+        split: SplitIndex,
+        *,
+        seed: int,
+        global_batch: int,
+        local_batch: int,
+        rank: int,
+        world_size: int,
+        start: int,
+        stop: int,
+        decoder: CpuDecoder | DaliDecoder,
+        flip_probability: float,
+        device: torch.device,
+        crop_px: int,
+        prefetch_steps: int = 2,
+        num_threads: int = 2,
+    ) -> None:
+        check_batches(len(split), global_batch, local_batch)
+        if device.type == "cuda" and device.index is None:
+            # Threads of our own begin with device 0 as their current one, whatever this thread has chosen.
+            device = torch.device("cuda", torch.cuda.current_device())
+        self._split = split
+        self._order = PlainOrder.create(split.digest, len(split), seed)
+        self._seed = seed
+        self._global_batch, self._local_batch = global_batch, local_batch
+        self._rank, self._world_size = rank, world_size
+        self._start, self._stop = start, stop
+        self._flip_probability = flip_probability
+        self._device = device
+        self._prefetch_steps = prefetch_steps
+        self._decoder: Decoder = make_decoder(
+            decoder, crop_px=crop_px, local_batch=local_batch, device=device, num_threads=num_threads
+        )
+        self._reader = Reader(split)
+        self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="loader-read")
+        self._assembly = ThreadPoolExecutor(1, thread_name_prefix="loader-assemble")
+        self._closed = False
+
+    def __iter__(self) -> Iterator[StepBatch]:
+        """Yield the steps in order; what a thread raises is raised here."""
+        positions = iter(range(self._start, self._stop, self._global_batch))
+        pending: deque[tuple[StepPlan, _Pending]] = deque()
+        try:
+            while True:
+                while len(pending) <= self._prefetch_steps and (position := next(positions, None)) is not None:
+                    pending.append(self._submit(position))
+                if not pending:
+                    return
+                yield self._collect(*pending.popleft())
+        finally:
+            for _, futures in pending:
+                for future in futures:
+                    future.cancel()
+
+    def close(self) -> None:
+        """Stop the threads and close the files; the work in hand is finished, what waits is dropped."""
+        if self._closed:
+            return
+        self._closed = True
+        # The pool first: an assembly that waits for a dropped chunk is woken by its cancellation.
+        self._pool.shutdown(cancel_futures=True)
+        self._assembly.shutdown(cancel_futures=True)
+        self._decoder.close()
+        self._reader.close()
+
+    def __enter__(self) -> Loader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _submit(self, position: int) -> tuple[StepPlan, _Pending]:
+        """Hand a step's work to the threads."""
+        plan = plan_step(self._order, position, self._global_batch, self._local_batch, self._rank, self._world_size)
+        futures: _Pending = []
+        for number, micro_batch in enumerate(plan.micro_batches):
+            if micro_batch.is_filler and number > 0:
+                break  # a copy of the one before, made when the step is collected
+            futures.append(self._submit_micro_batch(micro_batch))
+        return plan, futures
+
+    def _submit_micro_batch(self, plan: MicroBatchPlan) -> Future[_Assembled]:
+        positions = np.arange(plan.position, plan.position + self._local_batch)
+        flips: list[bool] = flip_flags(self._seed, positions, self._flip_probability).tolist()
+        slots = self._reader.by_place(plan.rows)
+        chunks = [
+            self._pool.submit(self._prepare, plan.rows, flips, slots[first : first + _CHUNK].tolist())
+            for first in range(0, self._local_batch, _CHUNK)
+        ]
+        return self._assembly.submit(self._assemble, plan, flips, chunks)
+
+    def _prepare(self, rows: np.ndarray, flips: list[bool], slots: list[int]) -> _Prepared:
+        """Read and prepare some slots of a micro-batch; each gets the decoder's result or a BadSample."""
+        prepared: _Prepared = {}
+        for slot in slots:
+            row = int(rows[slot])
+            content = self._reader.read(row)
+            result = content if isinstance(content, BadSample) else self._decoder.prepare(content, flips[slot])
+            if isinstance(result, DecodeFailure):
+                result = self._reader.bad_sample(row, result.reason, result.detail)
+            prepared[slot] = result
+        return prepared
+
+    def _assemble(self, plan: MicroBatchPlan, flips: list[bool], chunks: list[Future[_Prepared]]) -> _Assembled:
+        prepared: list[Any | None] = [None] * self._local_batch
+        bad_samples: dict[int, BadSample] = {}
+        for chunk in chunks:
+            for slot, result in chunk.result().items():
+                if isinstance(result, BadSample):
+                    bad_samples[slot] = result
+                else:
+                    prepared[slot] = result
+        images, failures = self._decoder.assemble(prepared, flips)
+        for slot, failure in failures.items():
+            bad_samples[slot] = self._reader.bad_sample(int(plan.rows[slot]), failure.reason, failure.detail)
+        valid = np.full(self._local_batch, not plan.is_filler)
+        valid[list(bad_samples)] = False
+        labels = np.where(valid, self._split.label[plan.rows], -1).astype(np.int64)
+        micro_batch = MicroBatch(
+            images=images,
+            labels=torch.from_numpy(labels).to(self._device),
+            sample_ids=torch.from_numpy(self._split.sample_id[plan.rows]).to(self._device),
+            valid=torch.from_numpy(valid).to(self._device),
+            position=plan.position,
+            is_filler=plan.is_filler,
+        )
+        # A filler's samples are another rank's to report.
+        return micro_batch, [] if plan.is_filler else [bad_samples[slot] for slot in sorted(bad_samples)]
+
+    def _collect(self, plan: StepPlan, futures: _Pending) -> StepBatch:
+        """Wait for a step's micro-batches and add the fillers."""
+        began = time.perf_counter()
+        results = [future.result() for future in futures]
+        wait_s = time.perf_counter() - began
+        micro_batches = [micro_batch for micro_batch, _ in results]
+        for filler in plan.micro_batches[len(results) :]:
+            last = micro_batches[-1]
+            masked = replace(last, labels=torch.full_like(last.labels, -1), valid=torch.zeros_like(last.valid))
+            micro_batches.append(replace(masked, position=filler.position, is_filler=True))
+        return StepBatch(
+            step_position=plan.position,
+            micro_batches=micro_batches,
+            num_micro_batches_global=plan.num_micro_batches_global,
+            wait_s=wait_s,
+            bad_samples=[bad for _, found in results for bad in found],
+        )
