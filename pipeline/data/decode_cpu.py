@@ -38,7 +38,8 @@ class CpuBatchDecoder:
             # makes the same pixels, but gained nothing from a second thread and takes corrupt scans for good ones.
             image = torch.ops.image.decode_jpeg(torch.frombuffer(content, dtype=torch.uint8), _RGB, False)
         except RuntimeError as error:
-            return DecodeFailure(UNDECODABLE, str(error).splitlines()[0])
+            cause = str(error).splitlines()[0].rpartition(", ")[2]  # without the operator's place in its source
+            return DecodeFailure(UNDECODABLE, cause)
         if image.shape != (3, self._crop_px, self._crop_px):
             return DecodeFailure(SIZE_MISMATCH, f"decoded to {tuple(image.shape)}")
         # NumPy copies on this thread; torch would wake its own threads for a copy of this size.

@@ -39,7 +39,7 @@ class Decoder(Protocol):
         """
 
     def close(self) -> None:
-        """Free what is held; called in the thread of `assemble`, when it has returned for the last time."""
+        """Free what is held; called when `assemble` has returned for the last time."""
 
 
 def make_decoder(
