@@ -1,0 +1,269 @@
+"""Measure a trained model on pairs of photos.
+
+\b
+    python launch/evaluate.py --checkpoint build/run --data build/data
+    python launch/evaluate.py --checkpoint build/run --data build/lfw --pairs lfw/pairs.txt --output build/lfw-report
+    python launch/evaluate.py --checkpoint build/run --data lfw --pairs lfw/pairs.txt      # photos not yet aligned
+
+`--data` is a data set made by `preprocess shard`, or a folder of photos `Name/Name_0001.jpg`, which then go through the
+detector and the aligner that the training data set went through. Without `--pairs`, pairs are drawn from the people
+whom the data set holds out. Writes `evaluation.json`, `report.html` and, when drawn, `pairs.txt`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pipeline.config.errors import UserError, run_command
+
+if TYPE_CHECKING:
+    from pipeline.checkpoint import LoadedBackbone
+    from pipeline.data.manifest import Dataset, DatasetInfo
+    from pipeline.evaluate.pairs import PairList
+    from pipeline.evaluate.photos import Crop, PhotoSource, Rejected
+    from pipeline.evaluate.result import Model
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
+
+
+class Device(StrEnum):
+    """Where the model runs."""
+
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+@dataclass
+class TestSet:
+    """The opened photos and what the result records about them."""
+
+    source: PhotoSource
+    dataset: Dataset | None
+    detector: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+
+
+@app.command(help=__doc__)
+def main(
+    checkpoint: Annotated[Path, typer.Option(help="a run directory or one checkpoint of it, `step-N`")],
+    data: Annotated[Path, typer.Option(help="a data set, or a folder of folders of photos")],
+    pairs: Annotated[Path | None, typer.Option(help="pair list in the format of LFW's pairs.txt")] = None,
+    output: Annotated[Path | None, typer.Option(help="default: `evaluation` in the run directory")] = None,
+    split: Annotated[str | None, typer.Option(help="draw pairs from this split; default: val")] = None,
+    device: Annotated[Device | None, typer.Option(help="default: cuda where there is one")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="photos a batch")] = 256,
+    detector: Annotated[str | None, typer.Option(help="mtcnn, yunet or none; default: the training data's")] = None,
+    weights: Annotated[Path | None, typer.Option(help="the detector's weight file, for yunet")] = None,
+    flip: Annotated[bool, typer.Option("--flip/--no-flip", help="add the mirror image's embedding")] = True,
+) -> None:
+    """Embed, measure, report."""
+    from rich.console import Console
+
+    from pipeline.checkpoint import load_backbone
+    from pipeline.evaluate import report, result
+    from pipeline.evaluate.console import embedding_progress, print_summary
+    from pipeline.evaluate.embed import Embedder
+    from pipeline.evaluate.pairs import write_pairs
+    from pipeline.evaluate.run import coverage_notes, environment, measure, score_pairs
+
+    if pairs is not None and split is not None:
+        raise UserError("--split", "given with --pairs", "one of them: the split is where pairs are drawn from")
+    torch_device = _choose_device(device)
+    loaded = load_backbone(checkpoint, torch_device)
+    run_directory = _run_directory(checkpoint)
+    tests = _open_data(data, loaded, detector, weights, pairs is None)
+    pair_list = _choose_pairs(tests, data, pairs, split or "val")
+    tests.notes += _overlap_notes(tests, loaded, pair_list)
+    folder = output or run_directory / "evaluation"
+    folder.mkdir(parents=True, exist_ok=True)
+    if pairs is None:
+        write_pairs(folder / "pairs.txt", pair_list)
+    pairs_file = pairs or folder / "pairs.txt"
+
+    embedder = Embedder(loaded.module, loaded.crop_px, torch_device, str(checkpoint))
+    started = time.perf_counter()
+    with embedding_progress(len(pair_list.photos())) as advance:
+        scored = score_pairs(embedder, tests.source, pair_list, batch=batch, flip=flip, advance=advance)
+    embedding_s = time.perf_counter() - started
+    figures = measure(scored, flip)
+    evaluation = result.Evaluation(
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=shlex.join(["python", *sys.argv]),
+        embedding_s=embedding_s,
+        notes=coverage_notes(scored, pair_list) + tests.notes,
+        verification=figures,
+        model=_describe(checkpoint, loaded),
+        data=result.Data(
+            path=str(data),
+            kind="photos" if tests.dataset is None else "dataset",
+            digest=None if tests.dataset is None else tests.dataset.info.digest,
+            split=(split or "val") if pairs is None else None,
+            pairs=str(pairs_file),
+            pairs_sha256=hashlib.sha256(pairs_file.read_bytes()).hexdigest(),
+            detector=tests.detector,
+            num_photos=scored.num_photos,
+            num_identities=len({photo.identity for pair in scored.pairs for photo in (pair.left, pair.right)}),
+        ),
+        environment=environment(torch_device),
+    )
+    galleries = report.worst_pairs(scored, tests.source, figures.best_threshold.squared_distance)
+    curves = report.training_curves(report.read_metrics(run_directory / "metrics.jsonl"))
+    result.write_text(folder / "report.html", report.render_report(evaluation, *galleries, curves))
+    result.write_json(folder / "evaluation.json", evaluation)
+    print_summary(evaluation, folder / "report.html", Console())
+
+
+def _choose_device(device: Device | None) -> Any:
+    import torch
+
+    if device is Device.cuda and not torch.cuda.is_available():
+        raise UserError("--device", "cuda, but this machine offers none", "a CUDA device", "--device cpu")
+    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def _run_directory(checkpoint: Path) -> Path:
+    """The run that a checkpoint belongs to: it holds `checkpoints/step-N`."""
+    for path in (checkpoint, *checkpoint.absolute().parents[:2]):
+        if (path / "checkpoints").is_dir():
+            return path
+    return checkpoint
+
+
+def _open_data(
+    data: Path, loaded: LoadedBackbone, detector: str | None, weights: Path | None, draws_pairs: bool
+) -> TestSet:
+    from pipeline.data.manifest import DatasetInfo, open_dataset
+    from pipeline.evaluate.photos import DatasetPhotos, FolderPhotos
+
+    trained = DatasetInfo.model_validate(loaded.dataset)
+    # A directory with commits is a data set that is not finished yet: opening it says so.
+    if (data / "dataset.json").is_file() or (data / "commits").is_dir():
+        for option, value in (("--detector", detector), ("--weights", weights)):
+            if value is not None:
+                raise UserError(
+                    option, "given with a data set", "photos that are not aligned yet", f"leave {option} out"
+                )
+        dataset = open_dataset(data)
+        if dataset.info.crop.size_px != loaded.crop_px:
+            raise UserError(
+                data,
+                f"crops of {dataset.info.crop.size_px} px",
+                f"{loaded.crop_px} px, as the model was trained on",
+                f"preprocess shard … --size {loaded.crop_px}",
+            )
+        photos = DatasetPhotos(dataset, sorted(dataset.info.splits))
+        notes = _difference_notes(dataset.info, trained)
+        return TestSet(photos, dataset, dataset.info.detector.model_dump(mode="json"), notes)
+    if not data.exists():
+        raise UserError(data, "no such directory", "a data set, or a folder of folders of photos")
+    if draws_pairs:
+        raise UserError(
+            data, "not a data set, and no --pairs", "a pair list", "--pairs FILE, or preprocess shard first"
+        )
+    crop, used, notes = _cropper(trained, loaded.crop_px, detector, weights)
+    return TestSet(FolderPhotos(data, crop), None, used, notes)
+
+
+def _cropper(
+    trained: DatasetInfo, crop_px: int, detector: str | None, weights: Path | None
+) -> tuple[Callable[[Path], Crop | Rejected], dict[str, Any], list[str]]:
+    """The function from a photo to a crop, what it uses, and how that differs from training."""
+    from pipeline.evaluate.photos import Rejected
+    from preprocess.crops import NO_DETECTOR, CropMaker, CropOptions
+
+    if detector is None and trained.detector.name == NO_DETECTOR:
+        raise UserError(
+            "--detector",
+            "missing, and the training photos came already aligned",
+            "mtcnn, yunet, or none for aligned photos",
+        )
+    if detector is None:
+        maker = CropMaker.from_dataset(trained, weights)
+    else:
+        options = {**trained.detector.options, "detector": detector, "size_px": crop_px}
+        maker = CropMaker(CropOptions.model_validate(options), weights)
+    info = maker.detector_info()
+    notes = []
+    if (info.name, info.weights_sha256) != (trained.detector.name, trained.detector.weights_sha256):
+        notes.append(f"Faces were found by {info.name}; the model was trained on those of {trained.detector.name}.")
+
+    def crop(path: Path) -> Crop | Rejected:
+        pixels, reason, _ = maker.crop_photo(path)
+        return Rejected(reason) if pixels is None else pixels
+
+    return crop, info.model_dump(mode="json"), notes
+
+
+def _choose_pairs(tests: TestSet, data: Path, pairs: Path | None, split: str) -> PairList:
+    from pipeline.evaluate.pairs import deal_into_folds, draw_pairs, read_pairs
+    from pipeline.evaluate.photos import DatasetPhotos
+
+    if pairs is None:
+        assert tests.dataset is not None
+        if split not in tests.dataset.info.splits:
+            splits = ", ".join(sorted(tests.dataset.info.splits))
+            raise UserError(
+                data, f"no split {split!r} to draw pairs from; it has {splits}", "", "--split NAME, or --pairs FILE"
+            )
+        return draw_pairs(DatasetPhotos(tests.dataset, [split]).numbers(), data)
+    listed = read_pairs(pairs)
+    if listed.num_folds > 1:
+        return listed
+    dealt = deal_into_folds(listed.pairs)
+    counts = f"{len(dealt.pairs):,} of its {len(listed.pairs):,}"
+    tests.notes.append(f"The pair list has one block; {counts} pairs were dealt into ten folds.")
+    return dealt
+
+
+def _difference_notes(tested: DatasetInfo, trained: DatasetInfo) -> list[str]:
+    notes = []
+    if (tested.detector.name, tested.detector.weights_sha256) != (
+        trained.detector.name,
+        trained.detector.weights_sha256,
+    ):
+        notes.append(
+            f"The test crops were found by {tested.detector.name}, the training crops by {trained.detector.name}."
+        )
+    if tested.crop.template != trained.crop.template:
+        notes.append("The test crops are aligned to another template than the training crops.")
+    return notes
+
+
+def _overlap_notes(tests: TestSet, loaded: LoadedBackbone, pairs: PairList) -> list[str]:
+    """Whether people of the pairs were trained on; knowable when the data set is the one trained on."""
+    if tests.dataset is None or tests.dataset.info.digest != loaded.dataset["digest"]:
+        return []
+    trained_on = set(tests.dataset.split(loaded.config["data"]["split"]).identities())
+    people = {photo.identity for photo in pairs.photos()}
+    seen = len(people & trained_on)
+    return [f"The model was trained on {seen:,} of the {len(people):,} people in the pairs."] if seen else []
+
+
+def _describe(checkpoint: Path, loaded: LoadedBackbone) -> Model:
+    from pipeline.evaluate.result import Model
+
+    return Model(
+        checkpoint=str(checkpoint),
+        step=loaded.step,
+        num_samples=loaded.num_samples,
+        crop_px=loaded.crop_px,
+        embedding_dim=loaded.embedding_dim,
+        num_parameters=sum(parameter.numel() for parameter in loaded.module.parameters()),
+        config=loaded.config,
+        dataset=loaded.dataset,
+    )
+
+
+if __name__ == "__main__":
+    run_command(app)

@@ -1,0 +1,261 @@
+"""Lists of photo pairs: the official LFW file format, and pairs drawn from a data set.
+
+The format: a first line with the number of folds and of pairs of each kind a fold (`10<TAB>300`), then for each
+fold its same pairs (`Name<TAB>1<TAB>4`) and its different pairs (`Name<TAB>1<TAB>Other_Name<TAB>2`). A first line
+with one number is the format of LFW's development lists: one block of same pairs, one of different pairs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from pipeline.config.errors import UserError
+
+NUM_FOLDS = 10
+
+_PHOTOS_PER_IDENTITY = 64
+"""At most this many photos of an identity enter same pairs: 2,016 pairs, so that nobody dominates a list."""
+
+
+class Photo(NamedTuple):
+    """A photo as pair lists name it: the person and a number, from 1."""
+
+    identity: str
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.identity}_{self.number:04d}"
+
+
+class Pair(NamedTuple):
+    """Two photos; `same` says whether they show one person, by their identities."""
+
+    left: Photo
+    right: Photo
+    fold: int
+
+    @property
+    def same(self) -> bool:
+        return self.left.identity == self.right.identity
+
+
+@dataclass(frozen=True)
+class PairList:
+    """Pairs in the file's order: fold by fold, same pairs before different ones."""
+
+    pairs: list[Pair]
+    num_folds: int
+
+    def photos(self) -> list[Photo]:
+        """Each photo once, in order of first use."""
+        return list(dict.fromkeys(photo for pair in self.pairs for photo in (pair.left, pair.right)))
+
+
+def read_pairs(path: Path) -> PairList:
+    """Read a pair list.
+
+    Raises:
+        UserError: no such file, not text, or a malformed line, named by its number.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise UserError(path, f"unreadable ({reason})", "a pair list in the format of LFW's pairs.txt") from error
+    return parse_pairs(text, str(path))
+
+
+def parse_pairs(text: str, where: str) -> PairList:
+    """Parse the content of a pair list; `where` names it in messages.
+
+    Raises:
+        UserError: a malformed line, named by its number.
+    """
+    lines = [(number, line) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
+    if not lines:
+        raise UserError(where, "empty", "a first line like `10<TAB>300`")
+    number, first = lines[0]
+    header = [_positive(field, f"{where}:{number}") for field in _fields(first)]
+    if len(header) not in (1, 2):
+        raise UserError(f"{where}:{number}", f"{len(header)} numbers", "`FOLDS<TAB>PAIRS` or one number of pairs")
+    num_folds, per_kind = (1, header[0]) if len(header) == 1 else header
+    expected = num_folds * per_kind * 2
+    if len(lines) - 1 != expected:
+        raise UserError(where, f"{len(lines) - 1} pairs", f"{expected}, by its first line {first.strip()!r}")
+    pairs = []
+    for place, (number, line) in enumerate(lines[1:]):
+        fold, within = divmod(place, per_kind * 2)
+        pairs.append(_parse_pair(line, fold, within < per_kind, f"{where}:{number}"))
+    return PairList(pairs=pairs, num_folds=num_folds)
+
+
+def format_pairs(pairs: PairList) -> str:
+    """The file's content; `parse_pairs` gives the same list back.
+
+    Raises:
+        UserError: an identity's name cannot stand in the format.
+    """
+    per_kind = len(pairs.pairs) // (2 * pairs.num_folds)
+    if len(pairs.pairs) != per_kind * 2 * pairs.num_folds:
+        raise ValueError(f"{len(pairs.pairs)} pairs do not fill {pairs.num_folds} balanced folds")
+    lines = [f"{pairs.num_folds}\t{per_kind}"]
+    for pair in pairs.pairs:
+        left, right = pair.left, pair.right
+        for name in (left.identity, right.identity):
+            if name != name.strip() or len(f"x{name}x".splitlines()) > 1 or "\t" in name or not name:
+                raise UserError(repr(name), "a name that a pair list cannot hold", "no tab or line break in it")
+        if pair.same:
+            lines.append(f"{left.identity}\t{left.number}\t{right.number}")
+        else:
+            lines.append(f"{left.identity}\t{left.number}\t{right.identity}\t{right.number}")
+    return "\n".join(lines) + "\n"
+
+
+def deal_into_folds(pairs: Sequence[Pair], num_folds: int = NUM_FOLDS) -> PairList:
+    """Deal a block of pairs into balanced folds in the official order, each kind's pairs in turn.
+
+    Pairs that do not fill a round of folds are left out, from the end.
+
+    Raises:
+        UserError: fewer pairs of one kind than folds.
+    """
+    kinds = [[pair for pair in pairs if pair.same is same] for same in (True, False)]
+    per_kind = min(len(kind) for kind in kinds) // num_folds
+    if per_kind == 0:
+        found = f"{len(kinds[0])} same and {len(kinds[1])} different pairs"
+        raise UserError("pairs", found, f"at least {num_folds} of each kind, one for each fold")
+    dealt = [
+        pair._replace(fold=fold)
+        for fold in range(num_folds)
+        for kind in kinds
+        for pair in kind[fold : per_kind * num_folds : num_folds]
+    ]
+    return PairList(pairs=dealt, num_folds=num_folds)
+
+
+def draw_pairs(photos: Mapping[str, Sequence[int]], where: object, seed: int = 0, limit: int = 3000) -> PairList:
+    """Draw as many same as different pairs, none twice, and deal them into ten identity-mixed folds.
+
+    Identities take turns in giving a same pair, and every two identities are equally likely to give a different one,
+    so people with many photos do not dominate. A pure function of its arguments, on any machine.
+
+    Args:
+        photos: the numbers of each identity's photos.
+        where: what to name in messages.
+        seed: another seed draws other pairs.
+        limit: the largest number of pairs of each kind.
+
+    Raises:
+        UserError: too few photos for one pair of each kind in each fold.
+    """
+    names = sorted(photos)
+    num_photos = np.array([len(photos[name]) for name in names], np.int64)
+    num_same = int(sum(min(n, _PHOTOS_PER_IDENTITY) * (min(n, _PHOTOS_PER_IDENTITY) - 1) // 2 for n in num_photos))
+    num_different = int((num_photos.sum() ** 2 - (num_photos**2).sum()) // 2)
+    num_pairs = min(limit, num_same, num_different) // NUM_FOLDS * NUM_FOLDS
+    if num_pairs == 0:
+        raise UserError(
+            where,
+            f"{len(names)} identities give {num_same} same and {num_different} different pairs",
+            f"at least {NUM_FOLDS} of each",
+            "hold out more: preprocess shard … --val-identities 0.2, or name a list: --pairs FILE",
+        )
+    # RandomState, not Generator: its stream is frozen, so the same seed draws the same pairs with any numpy version.
+    random = np.random.RandomState(seed)
+    same = _same_pairs({name: sorted(photos[name]) for name in names}, random)
+    different = _different_pairs([(name, sorted(photos[name])) for name in names if photos[name]], random)
+    chosen = [next(same) for _ in range(num_pairs)] + [next(different) for _ in range(num_pairs)]
+    return deal_into_folds(chosen)
+
+
+def write_pairs(path: Path, pairs: PairList) -> None:
+    """Write a pair list; the final name never bears a partial file."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(format_pairs(pairs), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _same_pairs(photos: Mapping[str, Sequence[int]], random: np.random.RandomState) -> Iterator[Pair]:
+    """All same pairs, one of each identity a round; the order of identities changes each round."""
+    queues: dict[str, list[tuple[int, int]]] = {}
+    for name, numbers in photos.items():
+        chosen = [numbers[i] for i in random.permutation(len(numbers))[:_PHOTOS_PER_IDENTITY]]
+        choices = list(combinations(sorted(chosen), 2))
+        if choices:
+            queues[name] = [choices[i] for i in random.permutation(len(choices))]
+    while queues:
+        names = list(queues)
+        for i in random.permutation(len(names)):
+            left, right = queues[names[i]].pop()
+            yield Pair(Photo(names[i], left), Photo(names[i], right), 0)
+        queues = {name: queue for name, queue in queues.items() if queue}
+
+
+def _different_pairs(photos: Sequence[tuple[str, Sequence[int]]], random: np.random.RandomState) -> Iterator[Pair]:
+    """All different pairs: drawn by chance, repeats thrown away, until half are gone; then the shuffled rest."""
+    counts = np.array([len(numbers) for _, numbers in photos], np.int64)
+    total = int((counts.sum() ** 2 - (counts**2).sum()) // 2)
+    seen: set[tuple[int, int, int, int]] = set()
+    while len(seen) < total // 2:
+        a, b = _two(random, len(photos))
+        draw = (a, int(random.randint(counts[a])), b, int(random.randint(counts[b])))
+        if draw not in seen:
+            seen.add(draw)
+            yield _pair(photos, draw)
+    rest = [
+        draw
+        for a, b in combinations(range(len(photos)), 2)
+        for i in range(counts[a])
+        for j in range(counts[b])
+        if (draw := (a, i, b, j)) not in seen
+    ]
+    for place in random.permutation(len(rest)):
+        yield _pair(photos, rest[place])
+
+
+def _two(random: np.random.RandomState, count: int) -> tuple[int, int]:
+    """Two different numbers below `count`, in order (`choice` without replacement would shuffle all of them)."""
+    while True:
+        a, b = (int(x) for x in random.randint(count, size=2))
+        if a != b:
+            return min(a, b), max(a, b)
+
+
+def _pair(photos: Sequence[tuple[str, Sequence[int]]], draw: tuple[int, int, int, int]) -> Pair:
+    a, i, b, j = draw
+    return Pair(Photo(photos[a][0], photos[a][1][i]), Photo(photos[b][0], photos[b][1][j]), 0)
+
+
+def _fields(line: str) -> list[str]:
+    """Tabs separate where there are any, so that names may hold spaces; else spaces do."""
+    parts = line.split("\t") if "\t" in line else line.split()
+    return [part.strip() for part in parts if part.strip()]
+
+
+def _positive(field: str, where: str) -> int:
+    if not (field.isascii() and field.isdigit() and int(field) > 0):
+        raise UserError(where, f"{field!r}", "a whole number from 1")
+    return int(field)
+
+
+def _parse_pair(line: str, fold: int, same: bool, where: str) -> Pair:
+    fields = _fields(line)
+    kind, form, count = (
+        ("same", "NAME<TAB>NUMBER<TAB>NUMBER", 3) if same else ("different", "NAME<TAB>NUMBER<TAB>NAME<TAB>NUMBER", 4)
+    )
+    if len(fields) != count:
+        raise UserError(where, f"{len(fields)} fields", f"a {kind} pair: {form}")
+    left = Photo(fields[0], _positive(fields[1], where))
+    right = Photo(fields[0] if same else fields[2], _positive(fields[-1], where))
+    if left == right:
+        raise UserError(where, f"{left} is paired with itself", "two different photos")
+    if not same and left.identity == right.identity:
+        raise UserError(where, f"both photos are of {left.identity!r}", "two people in a different pair")
+    return Pair(left, right, fold)

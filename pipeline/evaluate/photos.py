@@ -1,0 +1,170 @@
+"""Where the photos of a pair list come from: a finished data set, or a folder of unaligned photos.
+
+Both answer the same three questions: which photos of a person are there, why is one missing, and what are its pixels.
+The photo `Name n` is the one called `Name_%04d` after the official scheme. Where no photo of a person is called so,
+n counts the person's photos in the order of their paths, rejected ones included, so that numbers never shift.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from pipeline.config.errors import UserError
+from pipeline.data.decode_cpu import CpuBatchDecoder
+from pipeline.data.decoder import DecodeFailure
+from pipeline.data.manifest import STATUS_KEPT, Dataset, shard_paths
+from pipeline.data.reader import BadSample, Reader
+from pipeline.evaluate.pairs import Photo
+
+Crop: TypeAlias = npt.NDArray[np.uint8]
+"""[H, W, 3] uint8, RGB."""
+
+PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
+_COLUMNS = ("identity", "source", "status", "reject_reason")
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """Why a photo that exists has no crop."""
+
+    reason: str
+
+
+class _Place(NamedTuple):
+    """A kept row: a split and a row of its index."""
+
+    split: str
+    row: int
+
+
+class PhotoSource(Protocol):
+    """Photos of people by identity and number."""
+
+    def numbers(self) -> Mapping[str, list[int]]:
+        """The numbers of each identity's usable photos, as far as is known without reading them."""
+        ...
+
+    def load(self, photo: Photo) -> Crop | Rejected:
+        """The aligned crop of a photo, or why there is none. Called from one thread at a time."""
+        ...
+
+
+def number_photos(identity: str, paths: Iterable[str]) -> dict[int, str]:
+    """Give one person's photos their numbers, as this module's head says.
+
+    Raises:
+        UserError: two photos bear the same official name with different extensions.
+    """
+    ordered = sorted(paths)
+    pattern = re.compile(rf"{re.escape(identity)}_(\d{{4,}})")
+    named: dict[int, str] = {}
+    for path in ordered:
+        match = pattern.fullmatch(PurePosixPath(path).stem)
+        if match is None:
+            continue
+        number = int(match[1])
+        if number in named:
+            raise UserError(path, f"{named[number]} bears the same name", "one photo for each name")
+        named[number] = path
+    return named or dict(enumerate(ordered, start=1))
+
+
+class DatasetPhotos:
+    """Crops of a finished data set, read straight from its shards through the manifest."""
+
+    def __init__(self, dataset: Dataset, splits: Iterable[str]) -> None:
+        """Read the manifests of `splits`, rejects included: they have numbers too, and a reason.
+
+        Raises:
+            UserError: no such split, or a manifest is missing or unreadable.
+        """
+        self._decoder = CpuBatchDecoder(dataset.info.crop.size_px, torch.device("cpu"))
+        self._readers: dict[str, Reader] = {}
+        places: dict[str, dict[str, _Place | Rejected]] = defaultdict(dict)
+        for split in splits:
+            index = dataset.split(split)
+            self._readers[split] = Reader(index)
+            row = 0  # the index holds the manifests' kept rows in the same order
+            for tar in index.shards:
+                table = _read_manifest(shard_paths(dataset.root, split, tar.stem)["manifest"])
+                for identity, source, status, reason in zip(
+                    *(table[name].to_pylist() for name in _COLUMNS), strict=True
+                ):
+                    if status == STATUS_KEPT:
+                        places[identity][source] = _Place(split, row)
+                        row += 1
+                    else:
+                        places[identity][source] = Rejected(reason)
+        self._places = {
+            Photo(identity, number): by_source[source]
+            for identity, by_source in places.items()
+            for number, source in number_photos(identity, by_source).items()
+        }
+
+    def numbers(self) -> Mapping[str, list[int]]:
+        kept: dict[str, list[int]] = defaultdict(list)
+        for photo, place in self._places.items():
+            if not isinstance(place, Rejected):
+                kept[photo.identity].append(photo.number)
+        return kept
+
+    def load(self, photo: Photo) -> Crop | Rejected:
+        place = self._places.get(photo, Rejected("not in the data set"))
+        if isinstance(place, Rejected):
+            return place
+        content = self._readers[place.split].read(place.row)
+        if isinstance(content, BadSample):
+            return Rejected(f"{content.reason} in {content.shard}: {content.detail}")
+        pixels = self._decoder.prepare(content, False)
+        if isinstance(pixels, DecodeFailure):
+            return Rejected(f"{pixels.reason}: {pixels.detail}")
+        return pixels.transpose(1, 2, 0)
+
+
+class FolderPhotos:
+    """Unaligned photos in `ROOT/Name/*.jpg`, cropped by a function that is handed in."""
+
+    def __init__(self, root: Path, crop: Callable[[Path], Crop | Rejected]) -> None:
+        """List the folders.
+
+        Raises:
+            UserError: no such directory, or no photo in it.
+        """
+        if not root.is_dir():
+            raise UserError(root, "no such directory", "a data set, or a folder of folders of photos")
+        self._crop = crop
+        self._paths: dict[Photo, Path] = {}
+        for folder in sorted(path for path in root.iterdir() if path.is_dir()):
+            names = [path.name for path in folder.iterdir() if path.suffix.lower() in PHOTO_SUFFIXES and path.is_file()]
+            for number, name in number_photos(folder.name, names).items():
+                self._paths[Photo(folder.name, number)] = folder / name
+        if not self._paths:
+            raise UserError(root, "no photos", "NAME/NAME_0001.jpg and so on")
+
+    def numbers(self) -> Mapping[str, list[int]]:
+        found: dict[str, list[int]] = defaultdict(list)
+        for photo in self._paths:
+            found[photo.identity].append(photo.number)
+        return found
+
+    def load(self, photo: Photo) -> Crop | Rejected:
+        path = self._paths.get(photo)
+        return Rejected("no such file") if path is None else self._crop(path)
+
+
+def _read_manifest(path: Path) -> pa.Table:
+    try:
+        return pq.read_table(path, columns=list(_COLUMNS))
+    except (OSError, pa.ArrowInvalid) as error:
+        raise UserError(path, "unreadable manifest", remedy="preprocess verify DATA") from error

@@ -1,0 +1,174 @@
+"""What an evaluation found, as written to `evaluation.json`. `docs/evaluation.md` explains the fields."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+SCHEMA_VERSION = 1
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Fold(_Frozen):
+    """One fold's result at the threshold that was best on the others."""
+
+    fold: int
+    """From 1."""
+    num_pairs: int
+    accuracy: float
+    threshold: float
+    """Squared distance."""
+
+
+class Accuracy(_Frozen):
+    """Cross-validated accuracy over the folds."""
+
+    mean: float
+    std: float
+    per_fold: list[float]
+    folds: list[Fold]
+
+
+class TarAtFar(_Frozen):
+    """True accept rate where at most the named share of different pairs is accepted."""
+
+    tar: float | None
+    """null where there are too few different pairs to measure it."""
+    far: float | None
+    """The false accept rate really reached there, at most the one asked for."""
+    threshold: float | None
+    """Accepted when the squared distance is at most this; null where only a threshold that accepts nothing will do."""
+    num_different_needed: int
+    """The least number of different pairs that this rate takes."""
+
+
+class Threshold(_Frozen):
+    """The best single threshold on all pairs; optimistic, as nothing is held out."""
+
+    squared_distance: float
+    cosine: float
+    accuracy: float
+
+
+class RocPoints(_Frozen):
+    """The ROC, thinned for drawing; the figures were computed on all points."""
+
+    far: list[float]
+    tar: list[float]
+
+
+class Histogram(_Frozen):
+    """Counts of cosine scores between neighbouring edges."""
+
+    edges: list[float]
+    same: list[int]
+    different: list[int]
+
+
+class Missing(_Frozen):
+    """A photo that the pair list names and that could not be used."""
+
+    photo: str
+    reason: str
+
+
+class Verification(_Frozen):
+    """Everything measured on pairs."""
+
+    protocol: Literal["10-fold, unshuffled, squared distance < threshold of 0 to 4 by 0.01"] = (
+        "10-fold, unshuffled, squared distance < threshold of 0 to 4 by 0.01"
+    )
+    flip: bool
+    """Whether the mirror image's embedding was added."""
+    num_pairs: int
+    num_same: int
+    num_different: int
+    num_pairs_dropped: int
+    """Pairs of the list that need a missing photo."""
+    missing: list[Missing]
+    accuracy: Accuracy
+    tar_at_far: dict[str, TarAtFar]
+    """Keys `1e-1` to `1e-4`."""
+    auc: float
+    eer: float
+    best_threshold: Threshold
+    roc: RocPoints
+    histogram: Histogram
+
+
+class Model(_Frozen):
+    """Where the model comes from."""
+
+    checkpoint: str
+    step: int
+    num_samples: int
+    """Samples the model was trained on, repeats counted."""
+    crop_px: int
+    embedding_dim: int
+    num_parameters: int
+    config: dict[str, Any]
+    """The training configuration."""
+    dataset: dict[str, Any]
+    """The training data set's description, its digest included."""
+
+
+class Data(_Frozen):
+    """What the model was tested on."""
+
+    path: str
+    kind: Literal["dataset", "photos"]
+    digest: str | None
+    split: str | None
+    """The split that pairs were drawn from; null for a list that was named."""
+    pairs: str
+    """Path of the pair list."""
+    pairs_sha256: str
+    detector: dict[str, Any]
+    num_photos: int
+    """Photos embedded."""
+    num_identities: int
+
+
+class Environment(_Frozen):
+    """On what it ran."""
+
+    versions: dict[str, str]
+    platform: str
+    device: str
+    num_cores: int
+
+
+class Evaluation(_Frozen):
+    """The content of `evaluation.json`."""
+
+    schema_version: int = SCHEMA_VERSION
+    created_at: str
+    """UTC, ISO 8601."""
+    command: str
+    """How to reproduce it."""
+    embedding_s: float
+    """Time spent on reading and embedding photos."""
+    notes: list[str]
+    """What a reader must know before trusting the figures."""
+    verification: Verification
+    model: Model
+    data: Data
+    environment: Environment
+
+
+def write_json(path: Path, evaluation: Evaluation) -> None:
+    """Write the file; the final name never bears a partial one."""
+    write_text(path, evaluation.model_dump_json(indent=2) + "\n")
+
+
+def write_text(path: Path, content: str) -> None:
+    """Write UTF-8 text under its final name at once."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(content, encoding="utf-8")
+    os.replace(temporary, path)

@@ -1,0 +1,195 @@
+"""One evaluation from photos and pairs to figures: what `launch/evaluate.py` does once model and data are opened."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+
+import numpy as np
+import torch
+
+from pipeline.config.errors import UserError
+from pipeline.evaluate import result, verification
+from pipeline.evaluate.embed import Embedder, Embeddings, extract_embeddings
+from pipeline.evaluate.pairs import Pair, PairList, Photo
+from pipeline.evaluate.photos import PhotoSource
+
+FAR_TARGETS = {"1e-1": 1e-1, "1e-2": 1e-2, "1e-3": 1e-3, "1e-4": 1e-4}
+
+_ROC_POINTS = 1000
+
+
+@dataclass(frozen=True)
+class ScoredPairs:
+    """The pairs whose photos both have an embedding, and how alike they are."""
+
+    pairs: list[Pair]
+    distances: verification.Floats
+    """[P] squared distances, in the order of `pairs`."""
+    same: verification.Bools
+    fold: verification.Ints
+    missing: dict[Photo, str]
+    num_photos: int
+    num_dropped: int
+
+
+def score_pairs(
+    embedder: Embedder,
+    source: PhotoSource,
+    pairs: PairList,
+    *,
+    batch: int,
+    flip: bool,
+    advance: Callable[[int], None] | None = None,
+) -> ScoredPairs:
+    """Embed every photo of the list once and measure each pair.
+
+    Raises:
+        UserError: none of the pairs has both photos, or what `extract_embeddings` raises.
+    """
+    photos = pairs.photos()
+    found = extract_embeddings(embedder, source, photos, batch=batch, flip=flip, advance=advance)
+    return _score(found, pairs, len(photos))
+
+
+def measure(scored: ScoredPairs, flip: bool) -> result.Verification:
+    """All verification figures of scored pairs.
+
+    Raises:
+        UserError: only one kind of pairs is left, or they are all of one fold.
+    """
+    folds = verification.fold_accuracy(scored.distances, scored.same, scored.fold)
+    roc = verification.roc_curve(scored.distances, scored.same)
+    threshold, accuracy = verification.best_threshold(scored.distances, scored.same)
+    histogram = verification.score_histogram(scored.distances, scored.same)
+    thin = _thin(roc)
+    return result.Verification(
+        flip=flip,
+        num_pairs=len(scored.pairs),
+        num_same=roc.num_same,
+        num_different=roc.num_different,
+        num_pairs_dropped=scored.num_dropped,
+        missing=[result.Missing(photo=str(photo), reason=reason) for photo, reason in scored.missing.items()],
+        accuracy=result.Accuracy(
+            mean=folds.mean,
+            std=folds.std,
+            per_fold=folds.accuracy.tolist(),
+            folds=[
+                result.Fold(fold=number + 1, num_pairs=count, accuracy=accuracy, threshold=threshold)
+                for number, count, accuracy, threshold in zip(
+                    folds.fold.tolist(),
+                    folds.num_pairs.tolist(),
+                    folds.accuracy.tolist(),
+                    folds.threshold.tolist(),
+                    strict=True,
+                )
+            ],
+        ),
+        tar_at_far={name: _tar_at_far(roc, far) for name, far in FAR_TARGETS.items()},
+        auc=verification.area_under_curve(roc),
+        eer=verification.equal_error_rate(roc),
+        best_threshold=result.Threshold(
+            squared_distance=threshold, cosine=verification.cosine(threshold), accuracy=accuracy
+        ),
+        roc=result.RocPoints(far=roc.far[thin].tolist(), tar=roc.tar[thin].tolist()),
+        histogram=result.Histogram(
+            edges=histogram.edges.tolist(), same=histogram.same.tolist(), different=histogram.different.tolist()
+        ),
+    )
+
+
+def coverage_notes(scored: ScoredPairs, pairs: PairList) -> list[str]:
+    """What the report must say about photos and folds that fell out, a sentence each."""
+    notes = []
+    if scored.num_dropped:
+        reasons: dict[str, int] = {}
+        for reason in scored.missing.values():
+            reasons[reason] = reasons.get(reason, 0) + 1
+        listed = ", ".join(
+            f"{reason}: {count:,}" for reason, count in sorted(reasons.items(), key=lambda item: -item[1])[:5]
+        )
+        notes.append(
+            f"{scored.num_dropped:,} of {len(pairs.pairs):,} pairs were dropped because {len(scored.missing):,} photos "
+            f"are missing ({listed}). The figures describe the other {len(scored.pairs):,} pairs."
+        )
+    num_folds = len(np.unique(scored.fold))
+    if num_folds < pairs.num_folds:
+        notes.append(f"Only {num_folds} of {pairs.num_folds} folds have pairs left.")
+    return notes
+
+
+def environment(device: torch.device) -> result.Environment:
+    """Versions and hardware of this process."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    packages = ("facemill", "torch", "torchvision", "numpy")
+    return result.Environment(
+        versions={"python": platform.python_version(), **{package: version(package) for package in packages}},
+        platform=platform.platform(),
+        device=name,
+        num_cores=len(os.sched_getaffinity(0)),
+    )
+
+
+def _score(found: Embeddings, pairs: PairList, num_photos: int) -> ScoredPairs:
+    row = {photo: number for number, photo in enumerate(found.photos)}
+    kept = [pair for pair in pairs.pairs if pair.left in row and pair.right in row]
+    num_dropped = len(pairs.pairs) - len(kept)
+    if not kept:
+        first, reason = next(iter(found.missing.items()))
+        raise UserError(
+            "pairs",
+            f"none of {len(pairs.pairs):,} pairs has both photos; {len(found.missing):,} of {num_photos:,} photos are "
+            f"missing, the first {first} ({reason})",
+            "the photos that the list names",
+            "check that --pairs and --data belong together",
+        )
+    left, right = _rows(row, [pair.left for pair in kept]), _rows(row, [pair.right for pair in kept])
+    return ScoredPairs(
+        pairs=kept,
+        distances=verification.squared_distances(found.vectors, left, right),
+        same=np.array([pair.same for pair in kept], bool),
+        fold=np.array([pair.fold for pair in kept], np.int64),
+        missing=found.missing,
+        num_photos=len(found.photos),
+        num_dropped=num_dropped,
+    )
+
+
+def _rows(row: dict[Photo, int], photos: Sequence[Photo]) -> verification.Ints:
+    return np.array([row[photo] for photo in photos], np.int64)
+
+
+def _tar_at_far(roc: verification.Roc, far: float) -> result.TarAtFar:
+    point = verification.true_accept_rate(roc, far)
+    needed = verification.least_different_pairs(far)
+    if point is None:
+        return result.TarAtFar(tar=None, far=None, threshold=None, num_different_needed=needed)
+    threshold = point.threshold if np.isfinite(point.threshold) else None
+    return result.TarAtFar(tar=point.tar, far=point.far, threshold=threshold, num_different_needed=needed)
+
+
+def _thin(roc: verification.Roc) -> verification.Ints:
+    """Which points a drawing needs: all, or about `_ROC_POINTS` spread along the curve, both ends included."""
+    level = np.arange(len(roc.far))
+    if len(level) <= _ROC_POINTS:
+        return level
+    # Half of the points evenly on the logarithm of FAR, which is how the curve is read, half evenly on both rates.
+    log_far = np.log10(np.maximum(roc.far, 0.5 / roc.num_different))
+    along = np.cumsum(np.abs(np.diff(log_far, prepend=log_far[0])) / -log_far[0] + np.diff(roc.tar, prepend=0.0))
+    wanted = np.linspace(0.0, along[-1], _ROC_POINTS)
+    return np.unique(np.concatenate(([0], np.searchsorted(along, wanted).clip(0, len(level) - 1), [len(level) - 1])))
+
+
+def _processor() -> str:
+    """The processor's name where the system tells it."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
