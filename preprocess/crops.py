@@ -1,0 +1,173 @@
+"""From a photo to a crop, in one code path for sharding and for evaluation on unaligned photos.
+
+    maker = CropMaker(CropOptions(detector="mtcnn", size_px=112))
+    maker = CropMaker.from_dataset(open_dataset("build/data").info)     # as that data set was made
+    crop, reason, face = maker.crop_photo("photo.jpg")
+
+`crop` is [size_px, size_px, 3] uint8 RGB, or None with the reason why. The same photo gives the same crop whatever
+came before it.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field
+
+from pipeline.config.errors import UserError
+from pipeline.data.manifest import DatasetInfo, DetectorInfo
+from preprocess.align import align
+from preprocess.detect import Detector, Face, FaceChoice, choose_face, load_detector
+from preprocess.photo import Reject, read_photo
+
+NO_DETECTOR = "none"
+
+
+class CropOptions(BaseModel):
+    """Everything that decides what a crop looks like."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    detector: str = "mtcnn"
+    """`mtcnn`, `yunet`, or `none` for photos that are aligned crops already."""
+    size_px: int = Field(default=112, ge=16, le=1024)
+    face: FaceChoice = "largest"
+    """Which face when several are found."""
+    min_score: float = Field(default=0.7, ge=0.0, le=1.0)
+    """The least detector score."""
+    min_face_px: int = Field(default=28, ge=1)
+    """The least length of the face box's shorter side, in px of the photo."""
+
+
+def describe_detector(options: CropOptions, weights_sha256: str) -> DetectorInfo:
+    """What `dataset.json` records, and `CropMaker.from_dataset` reads."""
+    chosen = options.model_dump(include={"face", "min_score", "min_face_px"})
+    return DetectorInfo(
+        name=options.detector,
+        weights_sha256=weights_sha256,
+        options={} if options.detector == NO_DETECTOR else chosen,
+    )
+
+
+@dataclass(frozen=True)
+class CropResult:
+    """A photo's crop, or the reason why there is none, and what was learnt on the way."""
+
+    crop: npt.NDArray[np.uint8] | None
+    reject_reason: str
+    """Empty when there is a crop."""
+    face: Face | None
+    """None for rejects and for photos that came aligned."""
+    source_sha256: str
+    width: int
+    """Of the upright photo in px; 0 where unknown."""
+    height: int
+    pixels: npt.NDArray[np.uint8] | None
+    """The decoded photo, [height, width, 3] RGB; None where it did not decode."""
+
+
+class CropMaker:
+    """Makes crops; holds the loaded detector, so make one per process.
+
+    Args:
+        options: see `CropOptions`.
+        weights: the detector's weight file, for a detector that needs one.
+
+    Raises:
+        UserError: an unknown detector, or bad or missing weights.
+    """
+
+    def __init__(self, options: CropOptions, weights: Path | None = None) -> None:
+        self.options = options
+        self.detector: Detector | None = None
+        if options.detector != NO_DETECTOR:
+            self.detector = load_detector(options.detector, weights, options.min_face_px)
+
+    @classmethod
+    def from_dataset(cls, info: DatasetInfo, weights: Path | None = None) -> CropMaker:
+        """The maker that made a data set's crops.
+
+        Raises:
+            UserError: the weights are not those of the data set, or are missing.
+        """
+        options = CropOptions.model_validate(
+            {**info.detector.options, "detector": info.detector.name, "size_px": info.crop.size_px}
+        )
+        maker = cls(options, weights)
+        if maker.weights_sha256 != info.detector.weights_sha256:
+            raise UserError(
+                weights or options.detector,
+                f"weights with sha256 {maker.weights_sha256[:16]}…",
+                f"{info.detector.weights_sha256[:16]}…, with which the data set was made",
+            )
+        return maker
+
+    @property
+    def weights_sha256(self) -> str:
+        """Of the detector's weights; empty without a detector."""
+        return self.detector.weights_sha256 if self.detector else ""
+
+    def crop_photo(self, path: str | os.PathLike[str]) -> tuple[npt.NDArray[np.uint8] | None, str, Face | None]:
+        """Crop ([size_px, size_px, 3] uint8 RGB) or None; the reason when None; the face when one was detected."""
+        result = self.make(path)
+        return result.crop, result.reject_reason, result.face
+
+    def make(
+        self,
+        path: str | os.PathLike[str],
+        bbox: npt.NDArray[np.float32] | None = None,
+        landmarks: npt.NDArray[np.float32] | None = None,
+    ) -> CropResult:
+        """As `crop_photo`, with everything the manifest wants to know.
+
+        Args:
+            path: the photo.
+            bbox: [4] x0, y0, x1, y1 from a list: which of the detected faces is meant.
+            landmarks: [5, 2] from a list: used as they are, instead of detection.
+        """
+        try:
+            photo = read_photo(path)
+        except Reject as reject:
+            return CropResult(None, reject.reason, None, reject.source_sha256, reject.width, reject.height, None)
+        pixels = photo.pixels
+        height, width = pixels.shape[:2]
+
+        def outcome(crop: npt.NDArray[np.uint8] | None, reason: str, face: Face | None = None) -> CropResult:
+            return CropResult(crop, reason, face, photo.source_sha256, width, height, pixels)
+
+        if self.detector is None:
+            if height != width:
+                return outcome(None, "not_square")
+            return outcome(_resize(pixels, self.options.size_px), "")
+        if landmarks is not None:
+            face: Face | None = _given_face(bbox, landmarks)
+        else:
+            options = self.options
+            faces = self.detector.detect([pixels])[0]
+            face, reason = choose_face(
+                faces, options.face, (width, height), options.min_score, options.min_face_px, bbox
+            )
+            if face is None:
+                return outcome(None, reason)
+        try:
+            return outcome(align(pixels, face.landmarks, self.options.size_px), "", face)
+        except ValueError:
+            return outcome(None, "bad_landmarks")
+
+
+def _resize(pixels: npt.NDArray[np.uint8], size_px: int) -> npt.NDArray[np.uint8]:
+    if pixels.shape[0] == size_px:
+        return pixels
+    method = cv2.INTER_AREA if pixels.shape[0] > size_px else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(pixels, (size_px, size_px), interpolation=method), np.uint8)
+
+
+def _given_face(bbox: npt.NDArray[np.float32] | None, landmarks: npt.NDArray[np.float32]) -> Face:
+    if bbox is None:  # the manifest's box then spans the landmarks
+        bbox = np.concatenate([landmarks.min(0), landmarks.max(0)]).astype(np.float32)
+    return Face(bbox=bbox, landmarks=landmarks, score=1.0)

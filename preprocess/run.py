@@ -1,0 +1,164 @@
+"""What `preprocess shard` does: list, plan, make the shards with a local pool, describe the data set, report."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from pydantic import ValidationError
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.config.errors import UserError
+from pipeline.data.manifest import DatasetInfo, open_dataset
+from preprocess.crops import CropMaker
+from preprocess.dataset import finish_dataset
+from preprocess.drivers.local import exclusive, run_local
+from preprocess.plan import (
+    Plan,
+    ShardOptions,
+    build_plan,
+    check_same_plan,
+    check_same_versions,
+    is_begun,
+    load_plan,
+    save_plan,
+)
+from preprocess.progress import show_progress
+from preprocess.shard import SLICE_ROWS, num_slices, read_commit, slice_path
+from preprocess.sources import read_source
+from preprocess.storage import WORK_FOLDER, work_folder
+
+
+def shard(
+    source: Path, out: Path, options: ShardOptions, weights: Path | None, num_workers: int, console: Console
+) -> DatasetInfo:
+    """Turn photos into a data set, or go on with one that was begun by the same command.
+
+    Raises:
+        UserError: for everything the user can mend.
+    """
+    signal.signal(signal.SIGTERM, _leave)
+    _check_places(source, out)
+    # Loading the detector here finds bad weights before any work, and gives their hash to the plan.
+    options = options.model_copy(update={"weights_sha256": CropMaker(options.crop, weights).weights_sha256})
+    root, listing, notes = read_source(source)
+    for note in notes:
+        console.print(note, highlight=False)
+    plan = build_plan(listing, options)
+    out.mkdir(parents=True, exist_ok=True)
+    with exclusive(out):
+        if is_begun(out):
+            found = load_plan(out)
+            check_same_plan(found, plan, out)
+            info = finished_info(plan, out)
+            if info is not None:
+                _sweep(out)
+                console.print(f"{out} is finished already: {_counts(info)}", highlight=False)
+                return info
+            check_same_versions(found, out)
+        else:
+            save_plan(plan, out)
+        start_s = time.monotonic()
+        total, done = len(plan.rows), _count_done(plan, out)
+        if done:
+            console.print(f"going on: {done:,} of {total:,} photos were done before", highlight=False)
+        with show_progress(console, "sharding", total, done) as advance:
+            remaining = [total - done]
+
+            def on_photos(count: int) -> None:  # slices that were found done pass by without counting again
+                advance(min(count, remaining[0]))
+                remaining[0] -= min(count, remaining[0])
+
+            run_local(plan, root, out, weights, num_workers, on_photos)
+        info = finish_dataset(plan, out)
+    print_summary(console, info, total - done, time.monotonic() - start_s)
+    return info
+
+
+def check_options(**values: Any) -> ShardOptions:
+    """`ShardOptions` from the command line's values.
+
+    Raises:
+        UserError: naming the first option out of range.
+    """
+    try:
+        return ShardOptions.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = "--" + str(first["loc"][-1]).removesuffix("_px" if first["loc"][-1] == "size_px" else "").replace(
+            "_", "-"
+        )
+        raise UserError(name, f"{first['input']!r}", first["msg"].removeprefix("Input should be ")) from None
+
+
+def finished_info(plan: Plan, out: Path) -> DatasetInfo | None:
+    """The description of a data set that is finished under this plan, or None."""
+    if not (out / "dataset.json").is_file():
+        return None
+    info = open_dataset(out).info
+    complete = all(read_commit(out, plan.shard(number), plan.hash) for number in range(plan.num_shards))
+    return info if complete else None
+
+
+def print_summary(console: Console, info: DatasetInfo, num_made: int, seconds_s: float) -> None:
+    """The table at the end of a run."""
+    table = Table(title="data set", show_header=False)
+    found = sum(split.num_samples + split.num_rejected for split in info.splits.values())
+    kept = sum(split.num_samples for split in info.splits.values())
+    table.add_row("photos found", f"{found:,}")
+    table.add_row("kept", f"{kept:,} ({kept / found:.1%})")
+    for reason, count in info.reject_counts.items():
+        table.add_row(f"rejected: {reason}", f"{count:,}")
+    for name, split in info.splits.items():
+        table.add_row(f"{name}", f"{split.num_samples:,} photos of {split.num_identities:,} identities")
+    table.add_row("bytes", f"{sum(split.num_bytes for split in info.splits.values()):,}")
+    table.add_row("photos/s", f"{num_made / max(seconds_s, 1e-3):,.1f}")
+    table.add_row("digest", info.digest[:16])
+    console.print(table)
+
+
+def _counts(info: DatasetInfo) -> str:
+    return "; ".join(
+        f"{name} {split.num_samples:,} photos of {split.num_identities:,} identities"
+        for name, split in info.splits.items()
+    )
+
+
+def _check_places(source: Path, out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise UserError(out, "is a file", "a folder for the data set")
+    if source.is_dir() and source.resolve() in (out.resolve(), *out.resolve().parents):
+        raise UserError(out, "lies inside the photos' folder", "a folder elsewhere")
+    if out.is_dir() and not is_begun(out):
+        foreign = sorted(name for name in os.listdir(out) if name != WORK_FOLDER)
+        if foreign:
+            raise UserError(out, f"is not empty and not a data set (it holds {foreign[0]})", "a new or empty folder")
+
+
+def _count_done(plan: Plan, out: Path) -> int:
+    """Photos in committed shards and in slices that wait."""
+    done = 0
+    for number in range(plan.num_shards):
+        shard_plan = plan.shard(number)
+        if read_commit(out, shard_plan, plan.hash):
+            done += len(shard_plan.rows)
+            continue
+        for index in range(num_slices(shard_plan)):
+            if slice_path(out, shard_plan.name, index).is_file():
+                done += min(SLICE_ROWS, len(shard_plan.rows) - index * SLICE_ROWS)
+    return done
+
+
+def _sweep(out: Path) -> None:
+    """Remove what a run left that was killed after it had finished all but its own cleaning up."""
+    shutil.rmtree(work_folder(out), ignore_errors=True)
+
+
+def _leave(signum: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + signum)

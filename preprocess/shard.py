@@ -1,0 +1,296 @@
+"""One shard: photos in; a tar, its index, a manifest and a commit record out.
+
+The unit of parallel work is a slice, `SLICE_ROWS` consecutive rows of a shard, whose crops wait in `OUT/.work` until the
+shard is put together. Each step may be repeated, or done twice at once, and gives the same bytes; so a killed run loses
+the slices in progress and nothing else. `process_shard` is all of it for one worker that has the plan and the photos.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import tarfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.data.manifest import MANIFEST_SCHEMA, STATUS_KEPT, STATUS_REJECTED, ShardCommit, shard_paths
+from preprocess.crops import CropMaker, CropResult
+from preprocess.ledger import write_ledger
+from preprocess.measure import head_pose, phash, sharpness
+from preprocess.photo import encode_jpeg, make_thumbnail
+from preprocess.plan import Plan, ShardOptions, ShardPlan
+from preprocess.storage import work_folder, write_atomically, write_parquet
+
+SLICE_ROWS = 64
+_MEASURED = (
+    *("sample_id", "source_sha256", "width", "height", "det_score", "bbox", "landmarks"),
+    *("sharpness", "yaw", "pitch", "roll", "phash", "reject_reason"),
+)
+SLICE_SCHEMA = pa.schema(
+    [
+        *(MANIFEST_SCHEMA.field(name) for name in _MEASURED),
+        ("jpg", pa.binary()),  # the encoded crop; null for a reject
+        ("thumbnail", pa.binary()),  # of a reject that decoded
+    ]
+)
+
+
+@dataclass(frozen=True)
+class ShardContext:
+    """What every worker must know, besides the rows."""
+
+    root: Path
+    """Where relative source paths start."""
+    out: Path
+    options: ShardOptions
+    plan_hash: str
+
+
+def process_shard(plan: Plan, number: int, root: Path, out: Path, maker: CropMaker) -> ShardCommit:
+    """Make shard `number` of the plan, or do nothing when it is committed already."""
+    context = ShardContext(root, out, plan.options, plan.hash)
+    shard = plan.shard(number)
+    done = read_commit(context.out, shard, plan.hash)
+    if done is not None:
+        return done
+    for index in range(num_slices(shard)):
+        process_slice(context, shard.name, index, slice_rows(shard, index), maker)
+    return finish_shard(context, shard)
+
+
+def num_slices(shard: ShardPlan) -> int:
+    """How many slices a shard has; the last may be short."""
+    return -(-len(shard.rows) // SLICE_ROWS)
+
+
+def slice_rows(shard: ShardPlan, index: int) -> pa.Table:
+    """Slice `index` of a shard, copied: a view would drag the whole plan through a pipe to another process."""
+    start = index * SLICE_ROWS
+    return shard.rows.take(pa.array(range(start, min(start + SLICE_ROWS, len(shard.rows)))))
+
+
+def slice_path(out: Path, shard_name: str, index: int) -> Path:
+    """Where a finished slice waits for its shard."""
+    return work_folder(out) / shard_name / f"{index:06d}.arrow"
+
+
+def process_slice(context: ShardContext, shard_name: str, index: int, rows: pa.Table, maker: CropMaker) -> None:
+    """Make the crops of a slice, unless they wait already."""
+    path = slice_path(context.out, shard_name, index)
+    if _read_slice(path, context.plan_hash, rows) is not None:
+        return
+    made = [_process_row(context, row, maker) for row in rows.to_pylist()]
+    table = pa.Table.from_pylist(made, schema=SLICE_SCHEMA.with_metadata({"plan": context.plan_hash}))
+
+    def write(file: IO[bytes]) -> None:
+        with pa.ipc.new_file(file, table.schema) as writer:
+            writer.write_table(table)
+
+    write_atomically(path, work_folder(context.out), write)
+
+
+def finish_shard(context: ShardContext, shard: ShardPlan) -> ShardCommit:
+    """Put a shard together from its slices: tar, index, manifest, ledger, and the commit record last.
+
+    Raises:
+        RuntimeError: a slice is missing, or what was written does not read back as it should.
+    """
+    out, work = context.out, work_folder(context.out)
+    slices = []
+    for index in range(num_slices(shard)):
+        rows = shard.rows.slice(index * SLICE_ROWS, SLICE_ROWS)
+        table = _read_slice(slice_path(out, shard.name, index), context.plan_hash, rows)
+        if table is None:
+            raise RuntimeError(f"slice {index} of {shard.name} is missing; was {work} changed during the run?")
+        slices.append(table)
+    made = pa.concat_tables(slices)
+    paths = shard_paths(out, shard.split, shard.name)
+    written: dict[str, Any] = {}
+
+    def write_tar(file: IO[bytes]) -> None:
+        members = list(_members(shard.rows, made))
+        offsets = _write_tar(file, members)
+        file.flush()
+        written["offsets"] = offsets
+        written["idx"] = build_idx(Path(file.name))
+        written["sha256"], written["bytes"] = _check_tar(Path(file.name), members, offsets)
+
+    write_atomically(paths["tar"], work, write_tar)
+    write_atomically(paths["idx"], work, written["idx"])
+    manifest = _manifest(shard, made, written["offsets"])
+    write_parquet(manifest, paths["manifest"], work)
+    write_ledger(out, shard.name, manifest, made["thumbnail"].to_pylist())
+    num_kept = len(written["offsets"])
+    commit = ShardCommit(
+        shard=shard.name,
+        split=shard.split,
+        plan_hash=context.plan_hash,
+        num_samples=num_kept,
+        num_rejected=len(made) - num_kept,
+        tar_bytes=written["bytes"],
+        tar_sha256=written["sha256"],
+        idx_sha256=hashlib.sha256(written["idx"]).hexdigest(),
+        manifest_sha256=hashlib.sha256(paths["manifest"].read_bytes()).hexdigest(),
+    )
+    text = json.dumps(commit.model_dump(), indent=1) + "\n"
+    write_atomically(paths["commit"], work, text.encode())
+    shutil.rmtree(work / shard.name, ignore_errors=True)
+    return commit
+
+
+def read_commit(out: Path, shard: ShardPlan, plan_hash: str) -> ShardCommit | None:
+    """The commit record of a shard that is finished under this plan, or None. File sizes are checked, not hashes."""
+    paths = shard_paths(out, shard.split, shard.name)
+    try:
+        commit = ShardCommit.model_validate_json(paths["commit"].read_text())
+        complete = paths["tar"].stat().st_size == commit.tar_bytes
+        complete = complete and paths["idx"].is_file() and paths["manifest"].is_file()
+    except (OSError, ValueError):
+        return None
+    return commit if complete and commit.plan_hash == plan_hash else None
+
+
+def build_idx(tar: Path) -> bytes:
+    """The index that DALI's `wds2idx` would write for a tar, byte for byte.
+
+    One line a sample: extension, byte offset, size and name of each member.
+    """
+    samples: list[list[str]] = []
+    last = None
+    with tarfile.open(tar, "r:") as archive:
+        for member in archive:
+            stem, _, extension = member.name.partition(".")
+            if stem != last:
+                samples.append([])
+                last = stem
+            samples[-1].append(f"{extension} {member.offset_data} {member.size} {member.name}")
+    lines = [f"v1.2 {len(samples)}", *(" ".join(sample) for sample in samples)]
+    return ("\n".join(lines) + "\n").encode()
+
+
+def key_of(sample_id: int) -> str:
+    """The tar members' common stem."""
+    return f"{sample_id:09d}"
+
+
+def _process_row(context: ShardContext, row: dict[str, Any], maker: CropMaker) -> dict[str, Any]:
+    """Columns of `SLICE_SCHEMA` for one photo; what does not apply is left out and becomes null."""
+    if row["problem"]:
+        return {**_nothing(row), "reject_reason": row["problem"]}
+    bbox = None if row["bbox"] is None else np.array(row["bbox"], np.float32)
+    landmarks = None if row["landmarks"] is None else np.array(row["landmarks"], np.float32).reshape(5, 2)
+    result = maker.make(os.path.join(context.root, row["source"]), bbox, landmarks)
+    made = {
+        **_nothing(row),
+        "source_sha256": result.source_sha256,
+        "width": result.width,
+        "height": result.height,
+        "reject_reason": result.reject_reason,
+    }
+    if result.crop is None:
+        made["thumbnail"] = None if result.pixels is None else make_thumbnail(result.pixels)
+        return made
+    made["jpg"] = encode_jpeg(result.crop, context.options.quality)
+    made["sharpness"] = sharpness(result.crop)
+    made["phash"] = phash(result.crop)
+    return {**made, **_describe_face(result)}
+
+
+def _nothing(row: dict[str, Any]) -> dict[str, Any]:
+    return {"sample_id": row["sample_id"], "source_sha256": "", "width": 0, "height": 0}
+
+
+def _describe_face(result: CropResult) -> dict[str, Any]:
+    face = result.face
+    if face is None:
+        return {}
+    yaw, pitch, roll = head_pose(face.landmarks)
+    return {
+        "det_score": face.score,
+        "bbox": face.bbox.tolist(),
+        "landmarks": face.landmarks.ravel().tolist(),
+        "yaw": yaw,
+        "pitch": pitch,
+        "roll": roll,
+    }
+
+
+def _read_slice(path: Path, plan_hash: str, rows: pa.Table) -> pa.Table | None:
+    """A finished slice of this plan, or None when there is none."""
+    try:
+        with pa.OSFile(str(path)) as file:
+            table = pa.ipc.open_file(file).read_all()
+    except (OSError, pa.ArrowException):
+        return None
+    fits = table.schema.metadata == {b"plan": plan_hash.encode()} and table["sample_id"].equals(rows["sample_id"])
+    return table.replace_schema_metadata(None) if fits else None
+
+
+def _members(rows: pa.Table, made: pa.Table) -> Iterator[tuple[str, int, bytes]]:
+    """Key, label and JPEG of the kept rows."""
+    for sample_id, label, jpg in zip(rows["sample_id"], rows["label"], made["jpg"], strict=True):
+        if jpg.is_valid:
+            yield key_of(sample_id.as_py()), label.as_py(), jpg.as_py()
+
+
+def _write_tar(file: IO[bytes], members: list[tuple[str, int, bytes]]) -> list[int]:
+    """Write an uncompressed USTAR archive without a trace of time or user; returns the offset of each JPEG's data."""
+    offsets = []
+    with tarfile.open(fileobj=file, mode="w:", format=tarfile.USTAR_FORMAT) as archive:
+        for key, label, jpg in members:
+            for extension, content in (("cls", str(label).encode()), ("jpg", jpg)):
+                info = tarfile.TarInfo(f"{key}.{extension}")
+                info.size = len(content)
+                info.mtime = 0
+                info.mode = 0o644
+                if extension == "jpg":
+                    offsets.append(archive.offset + tarfile.BLOCKSIZE)
+                archive.addfile(info, io.BytesIO(content))
+    return offsets
+
+
+def _check_tar(path: Path, members: list[tuple[str, int, bytes]], offsets: list[int]) -> tuple[str, int]:
+    """Read a tar back and compare it with what was to be written; returns its sha256 and size in bytes."""
+    hasher = hashlib.sha256()
+    with open(path, "rb") as file:
+        for (key, _, jpg), offset in zip(members, offsets, strict=True):
+            file.seek(offset)
+            if file.read(len(jpg)) != jpg:
+                raise RuntimeError(f"{path}: {key}.jpg does not read back as it was written")
+        file.seek(0)
+        while block := file.read(2**20):
+            hasher.update(block)
+        return hasher.hexdigest(), file.tell()
+
+
+def _manifest(shard: ShardPlan, made: pa.Table, offsets: list[int]) -> pa.Table:
+    kept = made["jpg"].is_valid().to_numpy()
+    jpgs = made["jpg"].to_pylist()
+    place = np.where(kept, np.cumsum(kept) - 1, -1)
+    jpg_offset = np.full(len(made), -1, np.int64)
+    jpg_offset[kept] = offsets
+    columns: dict[str, Any] = {
+        "key": [key_of(sample_id) for sample_id in shard.rows["sample_id"].to_pylist()],
+        "shard": [shard.name] * len(made),
+        "row": place,
+        "jpg_offset": jpg_offset,
+        "jpg_size": [len(jpg) if jpg is not None else 0 for jpg in jpgs],
+        "jpg_crc32": [zlib.crc32(jpg) if jpg is not None else 0 for jpg in jpgs],
+        "status": np.where(kept, STATUS_KEPT, STATUS_REJECTED),
+        **{name: shard.rows[name] for name in ("split", "label", "identity", "source")},
+        **{name: made[name] for name in _MEASURED},
+    }
+    arrays = []
+    for field in MANIFEST_SCHEMA:
+        values = columns[field.name]
+        arrays.append(values if isinstance(values, pa.ChunkedArray) else pa.array(values, field.type))
+    return pa.Table.from_arrays(arrays, schema=MANIFEST_SCHEMA).combine_chunks()

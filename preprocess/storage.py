@@ -1,0 +1,69 @@
+"""Files that appear whole or not at all, and the folder where they are made.
+
+Everything unfinished lives in `OUT/.work`: temporary files and the slices of shards in progress. What bears a final
+name is complete, checked and on the disk. The folder is removed when the data set is finished.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+WORK_FOLDER = ".work"
+
+
+def work_folder(out: Path) -> Path:
+    """Where unfinished files of `out` live; on the same file system, so that a rename is atomic."""
+    return out / WORK_FOLDER
+
+
+def write_atomically(path: Path, work: Path, content: bytes | Callable[[IO[bytes]], None]) -> None:
+    """Write a file aside, put it on the disk, then give it its name.
+
+    Args:
+        path: the final name; its folder is made when missing.
+        work: the folder for the temporary file.
+        content: the bytes, or a function that writes them to the open temporary file.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = work / f"{path.name}.{uuid.uuid4().hex}.tmp"  # several workers may make one file: the same bytes
+    try:
+        with open(temporary, "wb") as file:
+            if isinstance(content, bytes):
+                file.write(content)
+            else:
+                content(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Put a folder's entries on the disk: a rename is not durable before."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_parquet(table: pa.Table, path: Path, work: Path) -> None:
+    """Write Parquet with fixed settings, so that equal tables give equal bytes."""
+
+    def write(file: IO[bytes]) -> None:
+        pq.write_table(
+            table, file, compression="zstd", compression_level=3, row_group_size=65536, version="2.6", store_schema=True
+        )
+
+    write_atomically(path, work, write)
