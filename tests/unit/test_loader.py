@@ -1,0 +1,261 @@
+"""The loader: right pixels and labels, bad samples masked and counted, threads that stop."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import threading
+import time
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torchvision.io
+
+from pipeline.config.decoder import CpuDecoder, DaliDecoder
+from pipeline.config.errors import UserError
+from pipeline.data.augment import flip_flags
+from pipeline.data.decode_cpu import CpuBatchDecoder
+from pipeline.data.decode_dali import DaliBatchDecoder
+from pipeline.data.loader import Loader, StepBatch
+from pipeline.data.manifest import SplitIndex, open_dataset
+from pipeline.data.order import PlainOrder
+from pipeline.data.reader import Reader
+from tests.datasets import make_dataset
+
+CPU = torch.device("cpu")
+CROP_PX = 48
+BOTH = pytest.mark.parametrize("decoder", [CpuDecoder(), DaliDecoder()], ids=["cpu", "dali"])
+
+
+@pytest.fixture
+def split(tmp_path: Path) -> SplitIndex:
+    root = make_dataset(tmp_path, num_samples=100, num_identities=7, crop_px=CROP_PX, samples_per_shard=40)
+    return open_dataset(root).split("train")
+
+
+def make_loader(split: SplitIndex, **options: Any) -> Loader:
+    defaults = {"seed": 0, "global_batch": 20, "local_batch": 10, "rank": 0, "world_size": 1, "start": 0, "stop": 100}
+    defaults |= {"decoder": CpuDecoder(), "flip_probability": 0.5, "device": CPU, "crop_px": CROP_PX}
+    return Loader(split, **(defaults | options))
+
+
+def load(split: SplitIndex, **options: Any) -> list[StepBatch]:
+    with make_loader(split, **options) as loader:
+        return list(loader)
+
+
+def decode_directly(split: SplitIndex, row: int) -> torch.Tensor:
+    """Decode by the other way through torchvision: a file read as a whole, and the library's own wrapper."""
+    content = bytearray(split.shards[split.shard[row]].read_bytes()[split.jpg_offset[row] :][: split.jpg_size[row]])
+    data = torch.frombuffer(content, dtype=torch.uint8)
+    with pytest.warns(DeprecationWarning, match="TorchCodec"):
+        return torchvision.io.decode_jpeg(data, mode=torchvision.io.ImageReadMode.RGB)
+
+
+def damage(split: SplitIndex, row: int) -> SplitIndex:
+    """Break a JPEG's frame header and give it the right checksum; its size still reads as before."""
+    path = split.shards[split.shard[row]]
+    content = bytearray(path.read_bytes())
+    frame = content.index(b"\xff\xc0", split.jpg_offset[row])
+    assert frame < split.jpg_offset[row] + split.jpg_size[row]
+    content[frame + 4] = 12  # bits a sample
+    path.write_bytes(content)
+    crc = split.jpg_crc32.copy()
+    jpeg = content[split.jpg_offset[row] :][: split.jpg_size[row]]
+    crc[row] = zlib.crc32(jpeg)
+    return dataclasses.replace(split, jpg_crc32=crc)
+
+
+@BOTH
+def test_pixels_labels_and_ids_are_right(split: SplitIndex, decoder: CpuDecoder | DaliDecoder) -> None:
+    order = PlainOrder.create(split.digest, 100, 5)
+    batches = load(split, seed=5, decoder=decoder, start=60, stop=180)
+    assert [batch.step_position for batch in batches] == [60, 80, 100, 120, 140, 160]
+    num_flipped = 0
+    for batch in batches:
+        assert batch.num_micro_batches_global == 2
+        assert batch.bad_samples == []
+        assert [micro.position for micro in batch.micro_batches] == [batch.step_position, batch.step_position + 10]
+        for micro in batch.micro_batches:
+            rows = order.rows(micro.position, 10)
+            assert micro.images.dtype == torch.uint8
+            assert micro.images.shape == (10, 3, CROP_PX, CROP_PX)
+            assert micro.images.is_contiguous()
+            assert micro.labels.tolist() == split.label[rows].tolist()
+            assert micro.sample_ids.tolist() == split.sample_id[rows].tolist()
+            assert micro.valid.all()
+            assert not micro.is_filler
+            flips = flip_flags(5, np.arange(micro.position, micro.position + 10), 0.5)
+            num_flipped += int(flips.sum())
+            for image, row, flip in zip(micro.images, rows, flips, strict=True):
+                expected = decode_directly(split, row).flip(-1) if flip else decode_directly(split, row)
+                difference = (image.int() - expected.int()).abs()
+                # torchvision's and DALI's libjpeg-turbo may round differently; on the CPU they were seen to agree.
+                assert difference.float().mean() <= (0 if isinstance(decoder, CpuDecoder) else 1)
+    assert 40 < num_flipped < 80
+
+
+def test_global_batches_do_not_depend_on_ranks(split: SplitIndex) -> None:
+    alone = load(split, global_batch=50, stop=200)
+    for world_size in (2, 3, 6):
+        by_rank = [load(split, global_batch=50, stop=200, rank=r, world_size=world_size) for r in range(world_size)]
+        for step, expected in enumerate(alone):
+            parts = [batches[step] for batches in by_rank]
+            assert {len(part.micro_batches) for part in parts} == {-(-5 // world_size)}
+            micros = [micro for part in parts for micro in part.micro_batches]
+            real = [micro for micro in micros if not micro.is_filler]
+            assert len(real) == expected.num_micro_batches_global == 5
+            for micro, other in zip(real, expected.micro_batches, strict=True):
+                assert torch.equal(micro.images, other.images)
+                assert torch.equal(micro.labels, other.labels)
+                assert micro.position == other.position
+            for filler in micros:
+                if filler.is_filler:
+                    assert not filler.valid.any()
+                    assert filler.labels.tolist() == [-1] * 10
+                    copied = next(micro for micro in expected.micro_batches if micro.position == filler.position)
+                    assert torch.equal(filler.images, copied.images)
+
+
+@BOTH
+def test_bad_samples_are_masked_and_counted(split: SplitIndex, decoder: CpuDecoder | DaliDecoder) -> None:
+    split = damage(split, 7)
+    path = split.shards[0]
+    content = bytearray(path.read_bytes())
+    content[split.jpg_offset[20] + 300] ^= 1
+    path.write_bytes(content)
+    split.shards[1].unlink()  # rows 40 … 79
+    os.truncate(split.shards[2], split.jpg_offset[99] + 100)
+    batches = load(split, decoder=decoder)
+    reasons = {bad.sample_id: bad.reason for batch in batches for bad in batch.bad_samples}
+    expected = {7: "undecodable", 20: "crc_mismatch", 99: "short_read"} | dict.fromkeys(range(40, 80), "io_error")
+    assert reasons == expected
+    for batch in batches:
+        assert len(batch.bad_samples) == sum(int((~micro.valid).sum()) for micro in batch.micro_batches)
+        for micro in batch.micro_batches:
+            for slot, sample_id in enumerate(micro.sample_ids.tolist()):
+                is_bad = sample_id in expected
+                assert bool(micro.valid[slot]) is not is_bad
+                assert int(micro.labels[slot]) == (-1 if is_bad else split.label[sample_id])
+                assert bool(micro.images[slot].any()) is not is_bad
+    good = load(split, decoder=CpuDecoder())
+    for batch, reference in zip(batches, good, strict=True):
+        for micro, other in zip(batch.micro_batches, reference.micro_batches, strict=True):
+            difference = (micro.images.int() - other.images.int()).abs().float().mean()
+            assert difference <= 1, "the neighbours of a bad sample keep their own pixels"
+
+
+@BOTH
+def test_crops_of_another_size_are_refused(split: SplitIndex, decoder: CpuDecoder | DaliDecoder) -> None:
+    batches = load(split, decoder=decoder, crop_px=32)
+    assert sum(len(batch.bad_samples) for batch in batches) == 100
+    bad = batches[0].bad_samples[0]
+    assert (bad.reason, bad.detail) == ("size_mismatch", "48x48 px, expected 32x32")
+    assert not any(micro.valid.any() for batch in batches for micro in batch.micro_batches)
+
+
+def test_a_failure_of_dali_itself_is_not_blamed_on_samples(split: SplitIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(self: DaliBatchDecoder, contents: list[Any], flips: list[bool]) -> torch.Tensor:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(DaliBatchDecoder, "_run", run)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        load(split, decoder=DaliDecoder())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_gpu_decoding_without_a_gpu_is_refused(split: SplitIndex) -> None:
+    with pytest.raises(UserError, match=r"decoder.device: gpu, but there is no CUDA device.*set decoder.device=cpu"):
+        make_loader(split, decoder=DaliDecoder(device="gpu"))
+
+
+def test_fewer_samples_than_a_global_batch_are_refused(split: SplitIndex) -> None:
+    with pytest.raises(UserError, match=r"fewer samples than one global batch \(100 < 110\)"):
+        make_loader(split, global_batch=110)
+
+
+def loader_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("loader-")]
+
+
+@BOTH
+def test_a_consumer_may_stop_early(split: SplitIndex, decoder: CpuDecoder | DaliDecoder) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    with make_loader(split, stop=10_000, decoder=decoder) as loader:
+        for number, _ in enumerate(loader):
+            assert loader_threads()
+            if number == 3:
+                break
+    assert loader_threads() == []
+    loader.close()  # a second time does nothing
+    if isinstance(decoder, CpuDecoder):
+        assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_work_runs_ahead_but_no_further_than_asked(split: SplitIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads = []
+    read = Reader.read
+    monkeypatch.setattr(Reader, "read", lambda self, row: (reads.append(row), read(self, row))[1])
+    with make_loader(split, stop=10_000, prefetch_steps=2) as loader:
+        iterator = iter(loader)
+        next(iterator)
+        deadline = time.monotonic() + 10
+        while len(reads) < 60 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.1)
+        assert len(reads) == 60, "the step taken and two more"
+
+
+def test_an_exception_in_a_thread_reaches_the_consumer(split: SplitIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare = CpuBatchDecoder.prepare
+    calls: list[int] = []
+
+    def fail(self: CpuBatchDecoder, content: bytearray, flip: bool) -> Any:
+        calls.append(1)
+        if len(calls) == 70:
+            raise MemoryError("no room")
+        return prepare(self, content, flip)
+
+    monkeypatch.setattr(CpuBatchDecoder, "prepare", fail)
+    with make_loader(split, stop=10_000) as loader, pytest.raises(MemoryError, match="no room"):
+        for _ in loader:
+            pass
+    assert loader_threads() == []
+
+
+def test_close_wakes_work_that_waits_for_work_not_begun(split: SplitIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    release = threading.Event()
+    read = Reader.read
+
+    def slow_read(self: Reader, row: int) -> Any:
+        release.wait(30)
+        return read(self, row)
+
+    monkeypatch.setattr(Reader, "read", slow_read)
+    loader = make_loader(split, stop=10_000, num_threads=1)
+    iterator = iter(loader)
+    consumer = threading.Thread(target=lambda: next(iterator, None), name="consumer", daemon=True)
+    monkeypatch.setattr(threading, "excepthook", lambda arguments: None)  # the consumer learns of the cancellation
+    consumer.start()
+    while not loader_threads():
+        time.sleep(0.01)
+    closer = threading.Thread(target=loader.close)
+    closer.start()
+    time.sleep(0.1)
+    release.set()
+    closer.join(20)
+    consumer.join(20)
+    assert not closer.is_alive()
+    assert not consumer.is_alive()
+    assert loader_threads() == []
+
+
+def test_iterating_again_begins_again(split: SplitIndex) -> None:
+    with make_loader(split) as loader:
+        first, second = list(loader), list(loader)
+    assert len(first) == len(second) == 5
+    assert torch.equal(first[4].micro_batches[1].images, second[4].micro_batches[1].images)
