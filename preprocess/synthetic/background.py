@@ -72,7 +72,7 @@ def _room(d: Draws) -> FloatArray:
 
 def _foliage(d: Draws) -> FloatArray:
     """Greenery with gaps of sky, darker towards the ground."""
-    leaf = np.array([d.uniform(0.2, 0.45), d.uniform(0.35, 0.6), d.uniform(0.12, 0.3)], np.float32)
+    leaf = np.array([d.uniform(0.25, 0.5), d.uniform(0.36, 0.55), d.uniform(0.2, 0.4)], np.float32)
     noise = d.field(_CANVAS, _CANVAS, 6) + 0.7 * d.field(_CANVAS, _CANVAS, 15) + 0.5 * d.field(_CANVAS, _CANVAS, 30)
     canvas = leaf * (0.85 + 0.35 * noise[..., None])
     down = np.linspace(1, 0, _CANVAS, dtype=np.float32)[:, None]

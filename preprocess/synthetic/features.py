@@ -62,18 +62,25 @@ class _Patch:
         return np.clip(0.5 + signed * (self.density * 0.8), 0.0, 1.0)
 
     def load(self, albedo: np.ndarray) -> FloatArray:
-        """Copy the patch out of a chart image, float32 [h, w, 3]."""
-        return np.concatenate([albedo[w] for w in self.windows], 1).astype(np.float32)
+        """Copy the patch out of a chart image [H, W, 3], planar float32 [3, h, w]."""
+        parts = [albedo[w].transpose(2, 0, 1) for w in self.windows]
+        return np.concatenate(parts, 2).astype(np.float32, order="C")
 
     def store(self, albedo: np.ndarray, image: FloatArray) -> None:
         """Write the patch back."""
-        parts = np.split(np.clip(image, 0, 255).astype(np.uint8), len(self.windows), axis=1)
+        parts = np.split(np.clip(image, 0, 255).astype(np.uint8), len(self.windows), axis=2)
         for window, part in zip(self.windows, parts, strict=True):
-            albedo[window] = part
+            albedo[window] = part.transpose(1, 2, 0)
 
 
-def _mix(image: FloatArray, mask: FloatArray, colour: tuple[float, ...] | FloatArray) -> None:
-    image += mask[..., None] * (np.asarray(colour, np.float32) - image)
+def _rgb(red: float, green: float, blue: float) -> FloatArray:
+    """A colour as [3, 1, 1]."""
+    return np.array([red, green, blue], np.float32)[:, None, None]
+
+
+def _mix(image: FloatArray, mask: FloatArray, colour: FloatArray) -> None:
+    """Lay a colour [3, 1 or h, 1 or w] over a patch [3, h, w] with coverage [h, w], in place."""
+    image += mask * (colour - image)
 
 
 def _paint_eyes(albedo: np.ndarray, head: Head, scene: Scene, key: tuple[float, ...]) -> None:
@@ -92,32 +99,32 @@ def _paint_eyes(albedo: np.ndarray, head: Head, scene: Scene, key: tuple[float, 
     y = patch.y
     near = np.clip(1.25 - np.abs(out) / half, 0, 0.22) * 4.5
     lid_shade = 0.22 * np.exp(-(((y - (upper - 0.03)) / 0.06) ** 2)) * near
-    image *= 1 - lid_shade[..., None]
+    image *= 1 - lid_shade
     crease = upper - 0.045 - 0.025 * (1 - u * u)
-    image *= 1 - (0.42 * p.lid_crease * np.exp(-(((y - crease) / 0.016) ** 2)) * near)[..., None]
+    image *= 1 - (0.42 * p.lid_crease * np.exp(-(((y - crease) / 0.016) ** 2)) * near)
     if scene.grooming.lip_tint:
         lids = np.exp(-(((y - (upper - 0.03)) / 0.04) ** 2)) * near * 0.5 * scene.grooming.lip_tint
-        _mix(image, lids, (70.0, 45.0, 45.0))
+        _mix(image, lids, _rgb(70.0, 45.0, 45.0))
     inside = patch.soft(y - upper) * patch.soft(lower - y) * patch.soft(half - np.abs(out))
     shade = 0.62 + 0.38 * np.clip((y - upper) / 0.075, 0, 1) - 0.2 * u * u
-    eye = np.array([226.0, 218.0, 212.0], np.float32) * shade[..., None]
+    eye = _rgb(226.0, 218.0, 212.0) * shade
     gx = patch.x - cx - e.gaze_x
     gy = y - tilt - e.gaze_y + 0.12 * p.eye_open
     radius = np.sqrt(gx * gx + gy * gy)
     ring = np.clip(radius / p.iris_radius, 0, 1)
-    iris = np.array(p.iris, np.float32) * (0.75 + 0.6 * ring * (1.05 - ring) * 1.6)[..., None]
-    iris *= (1 - 0.65 * np.clip((ring - 0.75) * 4, 0, 1))[..., None]
-    iris *= (0.55 + 0.45 * np.clip((y - upper) / 0.06, 0, 1))[..., None]
+    iris = _rgb(*p.iris) * (0.75 + 0.6 * ring * (1.05 - ring) * 1.6)
+    iris *= (1 - 0.65 * np.clip((ring - 0.75) * 4, 0, 1))
+    iris *= (0.55 + 0.45 * np.clip((y - upper) / 0.06, 0, 1))
     _mix(eye, patch.soft(p.iris_radius - radius), iris)
-    _mix(eye, patch.soft(0.4 * p.iris_radius - radius), (12.0, 10.0, 10.0))
+    _mix(eye, patch.soft(0.4 * p.iris_radius - radius), _rgb(12.0, 10.0, 10.0))
     glint = np.exp(-(((gx - 0.05 * key[0]) / 0.022) ** 2 + ((gy - 0.05 * key[1]) / 0.022) ** 2))
-    _mix(eye, np.minimum(glint * 0.95, 1), (255.0, 255.0, 255.0))
+    _mix(eye, np.minimum(glint * 0.95, 1), _rgb(255.0, 255.0, 255.0))
     corner = np.exp(-(((out + half * 0.93) / 0.03) ** 2 + ((y - tilt) / 0.03) ** 2))
-    _mix(eye, corner * 0.6, (190.0, 130.0, 120.0))
+    _mix(eye, corner * 0.6, _rgb(190.0, 130.0, 120.0))
     _mix(image, inside, eye)
     lash = np.exp(-(((y - upper + 0.006) / (0.017 + 0.006 * u)) ** 2)) * np.clip(near, 0, 1)
-    _mix(image, lash * (0.78 + 0.2 * p.makeup), (28.0, 20.0, 18.0))
-    _mix(image, np.exp(-(((y - lower - 0.004) / 0.012) ** 2)) * np.clip(near, 0, 1) * 0.4, (70.0, 45.0, 40.0))
+    _mix(image, lash * (0.78 + 0.2 * p.makeup), _rgb(28.0, 20.0, 18.0))
+    _mix(image, np.exp(-(((y - lower - 0.004) / 0.012) ** 2)) * np.clip(near, 0, 1) * 0.4, _rgb(70.0, 45.0, 40.0))
     patch.store(albedo, image)
 
 
@@ -138,7 +145,7 @@ def _paint_brows(albedo: np.ndarray, head: Head, scene: Scene) -> None:
     columns = ((u * 150 + (patch.y - line) * 190) + 4000 + p.face_texture % 200).astype(np.intp) & 511
     strands = 0.72 + 0.4 * strand_tiles()[0][rows, columns]
     colour = [0.62 * h + 6 for h in p.hair]
-    _mix(image, np.clip(mask * strands * (p.brow_density + 0.1), 0, 0.96), tuple(min(c, 110.0) for c in colour))
+    _mix(image, np.clip(mask * strands * (p.brow_density + 0.1), 0, 0.96), _rgb(*(min(c, 110.0) for c in colour)))
     patch.store(albedo, image)
 
 
@@ -160,29 +167,29 @@ def _paint_mouth(albedo: np.ndarray, head: Head, scene: Scene) -> None:
     present = patch.soft(half - np.abs(x))
     redness = 0.35 + 0.4 * p.lip_redness
     tint = 0.75 * scene.grooming.lip_tint
-    natural = np.array([p.skin[0] * 0.86, p.skin[1] * (0.74 - 0.16 * redness), p.skin[2] * (0.76 - 0.14 * redness)])
-    colour = (natural * (1 - tint) + np.array([158.0, 38.0, 52.0]) * tint).astype(np.float32)
+    natural = _rgb(p.skin[0] * 0.86, p.skin[1] * (0.74 - 0.16 * redness), p.skin[2] * (0.76 - 0.14 * redness))
+    colour = natural * (1 - tint) + _rgb(158.0, 38.0, 52.0) * tint
     under = np.exp(-(((y - bottom - 0.035) / 0.035) ** 2)) * bow
-    image *= 1 - 0.2 * under[..., None]
+    image *= 1 - 0.2 * under
     upper_mask = patch.soft(y - top) * patch.soft(inner_top - y) * present
     lower_mask = patch.soft(y - inner_bottom) * patch.soft(bottom - y) * present
     _mix(image, upper_mask * 0.9, colour * 0.8)
     sheen = 1 + 0.16 * np.exp(-(((y - inner_bottom - 0.45 * p.lower_lip) / 0.03) ** 2)) * bow
-    _mix(image, lower_mask * 0.88, colour * sheen[..., None])
+    _mix(image, lower_mask * 0.88, colour * sheen)
     if e.mouth_open > 0 or e.smile > 0.35:
         cavity = patch.soft(y - inner_top) * patch.soft(inner_bottom - y) * present
         inner = np.empty_like(image)
-        inner[:] = (62.0, 22.0, 24.0)
+        inner[:] = _rgb(62.0, 22.0, 24.0)
         edge = inner_top + np.minimum(0.085, gap * 0.8)
         arch = np.clip(1.05 - (x / (0.82 * half)) ** 2, 0, 1)
         gaps = 1 - 0.12 * np.exp(-(((np.abs(x) % 0.075) - 0.0375) ** 2) / 0.00005)
-        _mix(inner, patch.soft(edge - y) * np.minimum(arch * 1.6, 1), (np.array([232.0, 224.0, 210.0]) * 0.94))
-        inner *= (gaps * (0.55 + 0.45 * arch))[..., None]
+        _mix(inner, patch.soft(edge - y) * np.minimum(arch * 1.6, 1), _rgb(218.0, 210.0, 197.0))
+        inner *= (gaps * (0.55 + 0.45 * arch))
         _mix(image, cavity, inner)
     closed = np.exp(-(((y - line) / 0.016) ** 2)) * present * np.clip(1 - gap * 30, 0, 1)
-    _mix(image, closed * 0.72, (66.0, 28.0, 28.0))
+    _mix(image, closed * 0.72, _rgb(66.0, 28.0, 28.0))
     corners = np.exp(-(((np.abs(x) - half) / 0.035) ** 2 + ((y - corner_y) / 0.03) ** 2))
-    image *= 1 - 0.45 * corners[..., None]
+    image *= 1 - 0.45 * corners
     patch.store(albedo, image)
 
 
@@ -200,7 +207,7 @@ def _paint_beard(albedo: np.ndarray, head: Head, grooming: Grooming) -> None:
     mask = mask * (1 - lips)
     rows, columns = (patch.y * 300 + 4000).astype(np.intp) & 511, (patch.x * 300 + 4000).astype(np.intp) & 511
     strands = 0.75 + 0.35 * strand_tiles()[2][rows, columns]
-    _mix(image, np.clip(mask * strands * min(0.85, grooming.beard * 0.8), 0, 0.9), tuple(0.6 * h + 8 for h in p.hair))
+    _mix(image, np.clip(mask * strands * min(0.85, grooming.beard * 0.8), 0, 0.9), _rgb(*(0.6 * h + 8 for h in p.hair)))
     patch.store(albedo, image)
 
 
@@ -213,5 +220,5 @@ def _paint_glasses(albedo: np.ndarray, chart: Chart, p: Identity, opacity: float
     bridge = np.clip((0.03 - np.abs(y + 0.05 - 0.05 * x)) * chart.density, 0, 1) * (x < p.eye_x - 0.3)
     temple = np.clip((0.03 - np.abs(y + 0.06)) * chart.density, 0, 1) * (x > p.eye_x + 0.35)
     frame = np.maximum(np.maximum(frame, bridge), temple)
-    _mix(image, frame * opacity, (34.0, 28.0, 28.0))
+    _mix(image, frame * opacity, _rgb(34.0, 28.0, 28.0))
     patch.store(albedo, image)

@@ -16,7 +16,7 @@ import numpy as np
 from preprocess.synthetic.rng import FloatArray
 
 Rays = tuple[FloatArray, ...]  # origin and direction, three arrays each, in a body's frame per unit of camera depth
-_ROWS = 512
+_ROWS = 256
 CHART_X, CHART_TOP, CHART_BOTTOM = 1.25, -1.75, 2.0  # the frontal chart spans x in ±CHART_X, head units
 
 
@@ -52,7 +52,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Body:
-    """Ellipse per height: tables [512] over y in [top, bottom], with what rays and normals need of them."""
+    """Ellipse per height: tables [256] over y in [top, bottom], with what rays and normals need of them."""
 
     top: float
     bottom: float
@@ -132,7 +132,7 @@ class Camera:
     distance: float
 
     def rays(self, window: Window, stride: int = 1) -> Rays:
-        """Rays of a window's pixels, or of every second pixel (`stride` 2, at the centres that `cv2.resize` expects)."""
+        """Rays of a window's pixels, or with stride 2 of the centres of 2×2 blocks, as `cv2.resize` sees them."""
         offset = 0.5 * (stride - 1)
         columns = np.arange(window.left, window.right, stride, dtype=np.float32)[None, :] + offset
         rows = np.arange(window.top, window.bottom, stride, dtype=np.float32)[:, None] + offset
@@ -179,7 +179,8 @@ def intersect(
 ) -> Hit:
     """Meet a window's rays with a body at the point nearest to the camera; rays that miss get their closest approach.
 
-    The surface is smooth, so it is solved for every second pixel each way and the depth interpolated.
+    Bodies are smooth, so this answers for every second pixel each way: half the window's height and width.
+    `refine` or `enlarge` go on to full resolution.
 
     Args:
         relief: chart and displacement [h, w] along z.
@@ -203,8 +204,21 @@ def intersect(
     inside = (1.0 - np.sqrt(np.maximum(1.0 - gap / a, 0.0))) / inverse_w
     np.minimum(inside, y - body.top, out=inside)
     np.minimum(inside, body.bottom - y, out=inside)
-    full = cv2.resize(cv2.merge([depth, inside]), (window.right - window.left, window.bottom - window.top))
-    depth, inside = cv2.split(full)
+    return Hit(ox + depth * dx, y, oz + depth * dz, depth, inside, rows)
+
+
+def enlarge(fields: list[FloatArray], window: Window) -> list[FloatArray]:
+    """Bring half-resolution fields [h/2, w/2] of a window to full resolution [h, w]."""
+    shape = (window.right - window.left, window.bottom - window.top)
+    full: list[FloatArray] = []
+    for first in range(0, len(fields), 4):  # OpenCV resizes up to four channels at once
+        full += cv2.split(cv2.resize(cv2.merge(fields[first : first + 4]), shape))
+    return full
+
+
+def refine(body: Body, camera: Camera, window: Window, coarse: Hit) -> Hit:
+    """Full-resolution hits: the depth is interpolated, the points follow from the pixels' own rays."""
+    depth, inside = enlarge([coarse.camera_z, coarse.inside], window)
     ox, oy, oz, dx, dy, dz = camera.rays(window)
     y = oy + depth * dy
     return Hit(ox + depth * dx, y, oz + depth * dz, depth, inside, body.rows(y))

@@ -11,14 +11,16 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from preprocess.synthetic.geometry import Body, Camera, Hit, Window, heights, intersect, make_body, normals, profile
+from preprocess.synthetic.geometry import Body, Camera, Hit, Window, enlarge, heights, intersect, make_body, normals, profile
 from preprocess.synthetic.head import HEAD_TOP
 from preprocess.synthetic.identity import Identity
 from preprocess.synthetic.rng import Draws, FloatArray, strand_tiles
 from preprocess.synthetic.scene import Grooming, Light
 from preprocess.synthetic.shading import illuminate, linear
 
-_KNOT_ANGLES = tuple(math.radians(a) for a in (0, 25, 45, 60, 70, 80, 92, 112, 180))
+_KNOT_ANGLES = tuple(math.radians(a) for a in (0, 25, 45, 58, 68, 80, 92, 112, 180))
+_OVER_EARS = 0.42  # hair length from which it falls over the ears
+_LUMPINESS = (0.02, 0.04, 0.08)  # head units, by kind of hair
 
 
 @dataclass(frozen=True)
@@ -37,13 +39,13 @@ def hairline(person: Identity, grooming: Grooming) -> FloatArray:
     g, p = grooming, person
     end = _lower_end(g)
     front = p.hairline_y + g.fringe * max(0.0, (p.brow_y - 0.06) - p.hairline_y) * 0.95
-    sides_open = g.hair_length < 0.42
+    sides_open = not covers_ears(g)
     knots = (
         front,
         front - p.temples * 0.5 * (1 - g.fringe),
-        p.hairline_y + 0.22 - p.temples + 0.35 * g.fringe,
-        -0.42 + 0.2 * g.fringe,
-        -0.1 if sides_open else 0.5 * end - 0.1,
+        p.hairline_y + 0.32 - p.temples + 0.35 * g.fringe,
+        -0.38 + 0.2 * g.fringe,
+        -0.02 if sides_open else 0.5 * end - 0.1,
         0.22 if sides_open else end,
         -0.02 if sides_open else end,
         0.5 if sides_open else end,
@@ -51,7 +53,7 @@ def hairline(person: Identity, grooming: Grooming) -> FloatArray:
     )
     angles = np.linspace(0.0, math.pi, 64)
     line = np.interp(angles, _KNOT_ANGLES, knots).astype(np.float32)
-    return cv2.GaussianBlur(line[:, None], (1, 0), sigmaX=1, sigmaY=0.9, borderType=cv2.BORDER_REPLICATE)[:, 0]
+    return cv2.GaussianBlur(line[:, None], (1, 0), sigmaX=1, sigmaY=1.5, borderType=cv2.BORDER_REPLICATE)[:, 0]
 
 
 def render_hair(
@@ -66,45 +68,63 @@ def render_hair(
     shell = _shell(person, g)
     reach = 0.12 + float(shell.width.max())
     window = camera.window((-reach, shell.top - 0.1, -1.2), (reach, _lower_end(g) + 0.25, 1.5), size_px)
-    hit = intersect(shell, camera, window, num_steps=3)
-    n = normals(shell, hit, camera.matrix)
-    angle = cv2.phase(hit.z, hit.x)  # 0..2π, 0 in front
-    strands = _strands(hit, g, draws)
-    turn = angle - (2 * math.pi) * (angle > math.pi)
-    edge_angle = np.abs(turn + 0.05 * strands)
-    table = hairline(person, g)
-    boundary = table[np.minimum(edge_angle * (63 / math.pi), 63.0).astype(np.intp)]
-    boundary = boundary + g.sweep * np.sin(turn) * np.clip(1.2 - np.abs(turn), 0, 1)
-    ragged = (0.05 + 0.1 * g.fringe) * strands
+    coarse = intersect(shell, camera, window, num_steps=3)
+    n = normals(shell, coarse, camera.matrix)
+    turn = _wrapped(cv2.phase(coarse.z, coarse.x))  # -π..π, 0 in front
+    fields = [coarse.y, coarse.inside, turn, _boundary(person, g, turn), *_strand_positions(coarse, g, draws)]
+    fields += [_gloss(n, camera, light), *illuminate(n, light, flesh=False)]
+    y, inside, turn, boundary, along, across, gloss, *lights = enlarge(fields, window)
+    light_map = np.stack(lights)
+    strands = cv2.remap(strand_tiles()[g.hair_kind], across, along, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
+    lumps = draws.field(*y.shape, 9)
     softness = camera.pixels * 0.16
-    cover = np.clip((boundary + ragged - hit.y) * softness + 0.5, 0, 1)
-    outline = np.clip(0.5 + (hit.inside + 0.035 * strands) * (0.5 * camera.pixels), 0, 1)
-    colour = linear(g.hair) * (0.62 + 0.5 * strands)
-    light_map = illuminate(n, light, flesh=False)
-    depth_shade = np.clip(0.72 + 0.5 * (boundary - hit.y), 0.55, 1.0)
-    front = colour * light_map * depth_shade
-    front += _gloss(n, camera, light, strands) * (0.09 + linear(g.hair) * 0.6)
-    back = colour * light_map * 0.4
-    end = _lower_end(g) + 0.12 * strands
-    back_alpha = outline * np.clip((end - hit.y) * softness + 0.5, 0, 1)
-    front_alpha = np.minimum(cover, outline)
+    shaped = (0.05 + 0.1 * g.fringe) * strands + 0.06 * lumps - y
+    outline = np.clip(0.5 + (inside + 0.035 * strands + _LUMPINESS[g.hair_kind] * lumps) * (0.5 * camera.pixels), 0, 1)
+    colour = linear(g.hair)
+    front = light_map * ((0.62 + 0.5 * strands + 0.1 * lumps) * np.clip(0.72 + 0.5 * (boundary - y), 0.55, 1.0))
+    front *= colour
+    front += (gloss * np.clip(0.6 + 0.6 * strands, 0, 1)) * (0.09 + colour * 0.6)
+    back = light_map * (0.25 + 0.2 * strands)
+    back *= colour
+    back_alpha = outline * np.clip((_lower_end(g) + shaped) * softness + 0.5, 0, 1)
+    front_alpha = np.minimum(np.clip((boundary + shaped) * softness + 0.5, 0, 1), outline)
     if g.hat:
-        _wear_hat(front, front_alpha, hit, outline, turn, g, light_map, strands)
+        _wear_hat(front, front_alpha, y, inside * camera.pixels, turn, g, light_map, strands)
     return Hair(window, back, back_alpha, front, front_alpha)
 
 
+def _wrapped(angle: FloatArray) -> FloatArray:
+    """Angles of 0..2π as -π..π."""
+    return angle - np.float32(2 * math.pi) * (angle > math.pi)
+
+
+def _boundary(person: Identity, g: Grooming, turn: FloatArray) -> FloatArray:
+    """Lowest y of the hair at angles -π..π from the front."""
+    angle = np.abs(turn)
+    line = hairline(person, g)[np.minimum(angle * (63 / math.pi), 63.0).astype(np.intp)]
+    return line + g.sweep * np.sin(turn) * np.clip(1.2 - angle, 0, 1)
+
+
+def covers_ears(g: Grooming) -> bool:
+    """Whether hair falls over the ears."""
+    return g.hair_length >= _OVER_EARS
+
+
 def contact_shadow(person: Identity, g: Grooming, hit: Hit) -> FloatArray:
-    """Dimming [H, W] of the skin close to the hairline."""
+    """Dimming [h, w] of the skin close to the hairline, for hits of any resolution."""
     turn = cv2.phase(hit.z, np.abs(hit.x))
-    table = hairline(person, g)
+    table = np.minimum(hairline(person, g), person.brow_y)
     boundary = table[np.minimum(turn * (63 / math.pi), 63.0).astype(np.intp)]
     if g.hat:
         boundary = np.maximum(boundary, -0.62)
-    return 1.0 - 0.38 * np.clip(1.0 - (hit.y - boundary) * 4.0, 0.0, 1.0)
+    dimming = 0.38 * np.clip(1.0 - (hit.y - boundary) * 3.0, 0.0, 1.0)
+    if covers_ears(g):  # hanging hair shades the cheeks
+        np.maximum(dimming, 0.4 * np.clip((turn - 0.75) * 2.2, 0.0, 1.0), out=dimming)
+    return 1.0 - dimming
 
 
 def _lower_end(g: Grooming) -> float:
-    return float(np.interp(g.hair_length, [0.0, 0.3, 0.42, 0.6, 1.0], [0.6, 0.75, 1.15, 1.6, 2.6]))
+    return float(np.interp(g.hair_length, [0.0, 0.3, _OVER_EARS, 0.6, 1.0], [0.6, 0.75, 1.15, 1.6, 2.6]))
 
 
 def _shell(p: Identity, g: Grooming) -> Body:
@@ -112,7 +132,7 @@ def _shell(p: Identity, g: Grooming) -> Body:
     top, bottom = HEAD_TOP - 0.03 - volume * 1.05, 3.2
     y = heights(top, bottom)
     dome = np.sqrt(np.clip(1.0 - np.clip((-0.4 - y) / (-0.4 - top), 0, 1) ** 2.3, 0, 1))
-    long = g.hair_length >= 0.42
+    long = covers_ears(g)
     wide = p.cranium_width + 0.03 + volume
     low = wide + 0.12 * g.volume if long else 0.74
     knots = [
@@ -130,18 +150,15 @@ def _shell(p: Identity, g: Grooming) -> Body:
     )
 
 
-def _strands(hit: Hit, g: Grooming, draws: Draws) -> FloatArray:
-    """Strand noise in about [-1, 1] that falls from the parting."""
-    tile = strand_tiles()[g.hair_kind]
-    around = cv2.phase(hit.z + 0.35, hit.x - g.parting)
-    around -= (2 * math.pi) * (around > math.pi)
-    wave = draws.uniform(0.0, 0.12)
-    columns = around * 46.0 + wave * 46.0 * np.sin(hit.y * draws.uniform(3.0, 7.0)) + draws.uniform(200.0, 4000.0)
-    rows = hit.y * 60.0 + draws.uniform(200.0, 4000.0)
-    return cv2.remap(tile, columns, rows, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
+def _strand_positions(hit: Hit, g: Grooming, draws: Draws) -> tuple[FloatArray, FloatArray]:
+    """Where to look up strand noise, along and across strands that fall from the parting."""
+    around = _wrapped(cv2.phase(hit.z + 0.35, hit.x - g.parting))
+    wave = 46.0 * draws.uniform(0.0, 0.12)
+    across = around * 46.0 + wave * np.sin(hit.y * draws.uniform(3.0, 7.0)) + draws.uniform(200.0, 4000.0)
+    return hit.y * 60.0 + draws.uniform(200.0, 4000.0), across
 
 
-def _gloss(n: tuple[FloatArray, ...], camera: Camera, light: Light, strands: FloatArray) -> FloatArray:
+def _gloss(n: tuple[FloatArray, ...], camera: Camera, light: Light) -> FloatArray:
     """Highlight across falling strands (Kajiya and Kay 1989): bright where the strand is square to the half vector."""
     m = camera.matrix
     down = (m[0][1], m[1][1], m[2][1])
@@ -155,26 +172,26 @@ def _gloss(n: tuple[FloatArray, ...], camera: Camera, light: Light, strands: Flo
     shine = shine * shine
     shine = shine * shine
     shine = shine * shine
-    strength = light.key_colour[1] * 0.55
-    return shine * shine * np.maximum(facing, 0.0) * np.clip(0.6 + 0.6 * strands, 0, 1) * strength
+    return shine * shine * np.maximum(facing, 0.0) * (light.key_colour[1] * 0.55)
 
 
 def _wear_hat(
     front: FloatArray,
     alpha: FloatArray,
-    hit: Hit,
-    outline: FloatArray,
+    y: FloatArray,
+    inside_px: FloatArray,
     turn: FloatArray,
     g: Grooming,
     light_map: FloatArray,
     strands: FloatArray,
 ) -> None:
+    """Lay a knitted beanie or a headband over the hair's front layer, in place."""
     brim = -0.62 + 0.1 * np.abs(turn)
-    ribs = 0.85 + 0.15 * np.sin(turn * 60.0) + 0.06 * strands
-    cuff = np.where(hit.y > brim - 0.32, 1.0, 0.82)
-    mask = np.clip((brim - hit.y) * 30.0, 0, 1) * outline
+    knit = 0.85 + 0.15 * np.sin(turn * 60.0) + 0.06 * strands
+    cuff = np.where(y > brim - 0.32, 1.0, 0.82).astype(np.float32)
+    mask = np.clip((brim - y) * 30.0, 0, 1) * np.clip(0.5 + inside_px, 0, 1)
     if g.hat == 2:
-        mask = mask * np.clip((hit.y - brim + 0.3) * 30.0, 0, 1)
+        mask = mask * np.clip((y - brim + 0.3) * 30.0, 0, 1)
     base = (np.array(g.hat_colour, np.float32) ** 2)[:, None, None]
-    front += mask * (base * (ribs * cuff) * light_map - front)
+    front += mask * (base * (knit * cuff) * light_map - front)
     np.maximum(alpha, mask, out=alpha)

@@ -30,7 +30,7 @@ class Head:
 def build_head(seed: int, identity: int, size_px: int) -> Head:
     """Sculpt and paint one identity; charts are as dense as photos of `size_px` need."""
     person = sample_identity(seed, identity)
-    chart = Chart(density=0.475 * size_px)
+    chart = Chart(density=0.42 * size_px)
     body = _sculpt(person)
     height = _relief(person, chart)
     smile = _smile_relief(person, chart)

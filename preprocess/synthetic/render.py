@@ -12,8 +12,20 @@ from numpy.typing import NDArray
 
 from preprocess.synthetic.background import render_background
 from preprocess.synthetic.features import eye_centre, mouth_corner, paint_features
-from preprocess.synthetic.geometry import Camera, Hit, Window, heights, intersect, make_body, normals, profile, rotation
-from preprocess.synthetic.hair import contact_shadow, render_hair
+from preprocess.synthetic.geometry import (
+    Camera,
+    Hit,
+    Window,
+    enlarge,
+    heights,
+    intersect,
+    make_body,
+    normals,
+    profile,
+    refine,
+    rotation,
+)
+from preprocess.synthetic.hair import contact_shadow, covers_ears, render_hair
 from preprocess.synthetic.head import HEAD_TOP, Head, build_head
 from preprocess.synthetic.rng import Draws, FloatArray
 from preprocess.synthetic.scene import Scene, sample_scene
@@ -47,7 +59,7 @@ def render_photo(seed: int, identity: int, photo: int, size_px: int = 168) -> Re
 
     Args:
         seed, identity, photo: non-negative integers below 2^63 that name the photo.
-        size_px: width and height, at least 64.
+        size_px: width and height, even, at least 64.
 
     Raises:
         ValueError: when an argument is out of range.
@@ -67,8 +79,8 @@ def photo_truth(seed: int, identity: int, photo: int, size_px: int = 168) -> Pho
 
 
 def _set_up(seed: int, identity: int, photo: int, size_px: int) -> tuple[Head, Scene, Camera, Draws]:
-    if size_px < MIN_SIZE_PX or min(seed, identity, photo) < 0:
-        raise ValueError(f"size_px must be >= {MIN_SIZE_PX}, seed, identity and photo >= 0")
+    if size_px < MIN_SIZE_PX or size_px % 2 or min(seed, identity, photo) < 0:
+        raise ValueError(f"size_px must be even and >= {MIN_SIZE_PX}, seed, identity and photo >= 0")
     head = _cached_head(seed, identity, size_px)
     draws = Draws(seed, identity, photo)
     scene = sample_scene(draws, head.person)
@@ -97,7 +109,9 @@ def _compose(image: FloatArray, head: Head, scene: Scene, camera: Camera, draws:
     relief = head.relief + max(0.0, scene.expression.smile) * head.smile_relief
     reach = max(person.cranium_width, person.cheek_width) + 0.05
     window = camera.window((-reach, HEAD_TOP, -0.3), (reach, person.chin_y, 1.3), size)
-    hit = intersect(head.body, camera, window, num_steps=6, relief=(head.chart, np.ascontiguousarray(relief[..., 0])))
+    height = (head.chart, np.ascontiguousarray(relief[..., 0]))
+    coarse = intersect(head.body, camera, window, num_steps=6, relief=height)
+    hit = refine(head.body, camera, window, coarse)
     sampled = head.chart.sample(cv2.merge([relief, _cast_shadow(head, key_in_head)]), hit.x, hit.y)
     displacement, slope_x, slope_y, lit = cv2.split(sampled)
     n = normals(head.body, hit, m, (displacement, slope_x, slope_y))
@@ -110,10 +124,12 @@ def _compose(image: FloatArray, head: Head, scene: Scene, camera: Camera, draws:
     shine *= 0.1 * scene.skin_shine * light.key_colour[1]
     shine += 0.06 * light.ambient[0][1] * (1.0 - np.abs(n[2])) ** 3
     face += shine
-    face *= contact_shadow(person, groom, hit)
+    face *= enlarge([contact_shadow(person, groom, coarse)], window)[0]
     coverage = np.clip(0.5 + hit.inside * camera.pixels, 0, 1)
     over(window.of(image), face, coverage)
     for side in (-1.0, 1.0):
+        if side * scene.yaw > 12.0 or covers_ears(groom):  # turned away or under the hair
+            continue
         _draw_ear(image, head, scene, camera, hit, window, side)
     over(hair.window.of(image), hair.front, hair.front_alpha)
 
@@ -141,7 +157,7 @@ def _draw_ear(
 ) -> None:
     """An ear: a flat ellipsoid at the side of the head, where it is in front of the head's surface."""
     p = head.person
-    width = float(head.body.width[head.body.rows(np.float32(0.3))])
+    width = float(head.body.width[head.body.rows(np.array(0.3, np.float32))])
     centre = np.array([side * (width + 0.015), 0.33, -0.08])
     axes = (0.1, p.ear_size, 0.2)
     low, high = (centre - axes), (centre + axes)
@@ -165,7 +181,7 @@ def _draw_ear(
     folds = 1 - 0.5 * np.exp(-(((py - 0.1) / 0.42) ** 2 + ((pz - 0.15) / 0.4) ** 2))
     folds -= 0.18 * np.exp(-(((np.sqrt(py * py + pz * pz) - 0.72) / 0.1) ** 2))
     tone = linear(p.skin) * np.array([1.0, 0.86, 0.84], np.float32)[:, None, None]
-    over(window.of(image), tone * illuminate(n, scene.light, True) * folds, cover)  # type: ignore[arg-type]
+    over(window.of(image), tone * illuminate(n, scene.light, True) * folds, cover)
 
 
 def _behind(face: Hit, face_window: Window, window: Window, depth: FloatArray) -> NDArray[np.bool_]:
@@ -205,33 +221,35 @@ def _draw_shoulders(image: FloatArray, head: Head, scene: Scene, size: int, d: D
     camera = _camera(scene, size, rotation(scene.yaw * turn, scene.pitch * 0.4, scene.roll * 0.55))
     top = int(max(0.0, camera.centre_y + 0.45 * camera.pixels))
     window = Window(0, min(top, size - 2) // 2 * 2, size // 2 * 2, size // 2 * 2)
-    hit = intersect(body, camera, window, num_steps=2)
-    n = normals(body, hit, camera.matrix)
-    light_map = illuminate(n, scene.light, True)
-    below = np.clip((hit.y - (p.chin_y - 0.35)) / 0.75, 0, 1)
+    coarse = intersect(body, camera, window, num_steps=2)
+    lights = illuminate(normals(body, coarse, camera.matrix), scene.light, True)
+    x, y, inside, *lights = enlarge([coarse.x, coarse.y, coarse.inside, *lights], window)
+    light_map = np.stack(lights)
+    below = np.clip((y - (p.chin_y - 0.35)) / 0.75, 0, 1)
     skin = linear(p.skin) * np.array([1.0, 0.93, 0.9], np.float32)[:, None, None] * light_map
     skin *= 0.38 + 0.62 * below * below
-    neckline = 1.95 + d.uniform(-0.15, 0.1) + d.uniform(0.0, 0.6) * np.clip(1 - np.abs(hit.x) / 0.7, 0, 1)
+    neckline = 1.95 + d.uniform(-0.15, 0.1) + d.uniform(0.0, 0.6) * np.clip(1 - np.abs(x) / 0.7, 0, 1)
     cloth = np.array(d.colour(0.08, 0.85, 0.3), np.float32)
     second = np.array(d.colour(0.08, 0.85, 0.3), np.float32)
-    pattern = _cloth_pattern(d, hit)
+    pattern = _cloth_pattern(d, x, y)
     tone = (cloth[:, None, None] + pattern * (second - cloth)[:, None, None]) ** 2
-    folds = 1 + 0.13 * d.field(*hit.x.shape, 6) - 0.3 * np.exp(-(((hit.y - neckline - 0.04) / 0.03) ** 2))
-    dressed = np.clip((hit.y - neckline) * camera.pixels + 0.5, 0, 1)
+    folds = 1 + 0.13 * d.field(*x.shape, 6) - 0.3 * np.exp(-(((y - neckline - 0.04) / 0.03) ** 2))
+    dressed = np.clip((y - neckline) * camera.pixels + 0.5, 0, 1)
     over(skin, (tone * light_map * folds).astype(np.float32), dressed)
-    over(window.of(image), skin, np.clip(0.5 + hit.inside * camera.pixels, 0, 1))
+    over(window.of(image), skin, np.clip(0.5 + inside * camera.pixels, 0, 1))
 
 
-def _cloth_pattern(d: Draws, hit: Hit) -> FloatArray:
-    kind = d.integer(5)
+def _cloth_pattern(d: Draws, x: FloatArray, y: FloatArray) -> FloatArray:
+    """Share [H, W] of a cloth's second colour: stripes, checks or none."""
+    kind = d.integer(6)
     stripe = d.uniform(8.0, 26.0)
     if kind == 0:
-        return (0.5 + 0.5 * np.sign(np.sin(hit.x * stripe))).astype(np.float32)
+        return (0.5 + 0.5 * np.sign(np.sin(x * stripe))).astype(np.float32)
     if kind == 1:
-        return (0.5 + 0.5 * np.sign(np.sin(hit.y * stripe))).astype(np.float32)
+        return (0.5 + 0.5 * np.sign(np.sin(y * stripe))).astype(np.float32)
     if kind == 2:
-        return (0.25 * (2 + np.sign(np.sin(hit.x * stripe)) + np.sign(np.sin(hit.y * stripe)))).astype(np.float32)
-    return np.zeros_like(hit.x)
+        return (0.25 * (2 + np.sign(np.sin(x * stripe)) + np.sign(np.sin(y * stripe)))).astype(np.float32)
+    return np.zeros_like(x)
 
 
 def _truth(head: Head, scene: Scene, camera: Camera, size_px: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -241,22 +259,23 @@ def _truth(head: Head, scene: Scene, camera: Camera, size_px: int) -> tuple[NDAr
     spots = [eye_centre(p, -1.0), eye_centre(p, 1.0), (0.0, p.nose_length - 0.1), (-half, corner_y), (half, corner_y)]
     x = np.array([s[0] for s in spots], np.float32)
     y = np.array([s[1] for s in spots], np.float32)
-    relief = head.relief[..., 0] + max(0.0, scene.expression.smile) * head.smile_relief[..., 0]
-    landmarks = camera.project(_surface_points(head, relief, x, y))
+    smile = max(0.0, scene.expression.smile)
+    landmarks = camera.project(_surface_points(head, smile, x, y))
     angles = np.linspace(-math.radians(80), math.radians(80), 17, dtype=np.float32)
     levels = np.linspace(max(p.hairline_y, -0.9), p.chin_y - 0.01, 16, dtype=np.float32)
     rows = head.body.rows(levels)
     outline_x = np.sin(angles)[None, :] * head.body.width[rows][:, None]
     outline_y = np.repeat(levels[:, None], len(angles), 1)
-    outline = camera.project(_surface_points(head, relief, outline_x.ravel(), outline_y.ravel()))
+    outline = camera.project(_surface_points(head, smile, outline_x.ravel(), outline_y.ravel()))
     box = np.concatenate([outline.min(0), outline.max(0)])
     return landmarks.astype(np.float32), np.clip(box, 0, size_px - 1).astype(np.float32)
 
 
-def _surface_points(head: Head, relief: FloatArray, x: FloatArray, y: FloatArray) -> np.ndarray:
+def _surface_points(head: Head, smile: float, x: FloatArray, y: FloatArray) -> np.ndarray:
     """Points [N, 3] of the face's front at frontal positions."""
     rows = head.body.rows(y)
     ratio = np.clip(x / head.body.width[rows], -1, 1)
     z = head.body.centre[rows] + head.body.depth[rows] * np.sqrt(1 - ratio * ratio)
-    z = z + head.chart.sample(relief, x[:, None], y[:, None])[:, 0]
+    z = z + head.chart.sample(head.relief, x[:, None], y[:, None])[:, 0, 0]
+    z = z + smile * head.chart.sample(head.smile_relief, x[:, None], y[:, None])[:, 0, 0]
     return np.stack([x, y, z], 1).astype(np.float64)

@@ -55,12 +55,13 @@ class Draws:
         return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
 
 
-@lru_cache(maxsize=1)
-def grain_tile() -> FloatArray:
-    """Sensor grain [512, 512, 3]: luminance noise plus softer colour noise, unit deviation, the same in every process."""
+@lru_cache(maxsize=2)
+def grain_tile(size_px: int) -> FloatArray:
+    """Sensor grain [side, side, 3] to cut photos of `size_px` from: unit deviation, the same in every process."""
+    side = size_px + 256
     generator = np.random.Generator(np.random.Philox(key=_DOMAIN))
-    luminance = generator.standard_normal((_TILE_PX, _TILE_PX, 1), np.float32)
-    colour = cv2.GaussianBlur(generator.standard_normal((_TILE_PX, _TILE_PX, 3), np.float32), (0, 0), 1.2)
+    luminance = generator.standard_normal((side, side), np.float32)
+    colour = cv2.GaussianBlur(generator.standard_normal((side, side, 3), np.float32), (0, 0), 1.2)
     tile = cv2.GaussianBlur(luminance, (0, 0), 0.6)[..., None] * 1.6 + colour * 1.6
     return np.ascontiguousarray(tile / tile.std(), np.float32)
 

@@ -71,11 +71,9 @@ def develop(image: FloatArray, scene: Scene, draws: Draws) -> np.ndarray:
     falloff = 1.0 - (0.5 * scene.vignette) * (axis[:, None] + axis[None, :])
     picture *= falloff[..., None] * gain
     picture = np.sqrt(picture / (1.0 + 0.22 * picture)) * (255.0 * 1.05)
-    tile = grain_tile()
-    row, column = draws.integer(tile.shape[0]), draws.integer(tile.shape[1])
-    grain = np.take(
-        np.take(tile, np.arange(row, row + size), 0, mode="wrap"), np.arange(column, column + size), 1, mode="wrap"
-    )
+    tile = grain_tile(size)
+    row, column = draws.integer(tile.shape[0] - size), draws.integer(tile.shape[1] - size)
+    grain = tile[row : row + size, column : column + size]
     picture += grain * (scene.grain * 0.75)
     mean = 118.0
     picture -= mean

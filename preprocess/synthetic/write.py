@@ -124,6 +124,8 @@ def _check_sizes(num_identities: int, photos_per_identity: int, settings: Settin
     ):
         if found < least:
             raise UserError(option, str(found), f"at least {least}")
+    if settings.size_px % 2:
+        raise UserError("--size", str(settings.size_px), "an even number")
     if settings.quality > 100:
         raise UserError("--quality", str(settings.quality), "at most 100")
     if settings.seed >= 2**63:
