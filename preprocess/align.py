@@ -12,7 +12,7 @@ _TEMPLATE_112 = np.array(
 
 
 def template(size_px: int) -> npt.NDArray[np.float64]:
-    """Where the five points lie in a crop of `size_px`: [5, 2] x, y in px (eye, eye, nose, mouth, mouth, left to right)."""
+    """Where eyes, nose tip and mouth corners lie in a crop of `size_px`: [5, 2] x, y in px, the image's left first."""
     return _TEMPLATE_112 * (size_px / 112.0)
 
 

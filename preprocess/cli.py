@@ -61,7 +61,7 @@ def shard(
     size: int = typer.Option(112, help="Width and height of the crops in pixels."),
     face: str = typer.Option("largest", help="Which face of several: largest, central or score."),
     min_score: float = typer.Option(0.7, help="Least detector score, 0 to 1."),
-    min_face_px: int = typer.Option(28, help="Least shorter side of the face box, in pixels of the photo."),
+    min_face_px: int = typer.Option(20, help="Least shorter side of the face box, in pixels of the photo."),
     quality: int = typer.Option(95, help="JPEG quality of the crops, 1 to 100."),
     samples_per_shard: int = typer.Option(16384, help="Photos in a shard, at most."),
     val_identities: float = typer.Option(0.0, help="Share of the identities that goes to the split val."),
@@ -107,6 +107,39 @@ def shard(
         licence=licence,
     )
     run.shard(source, out, options, weights, workers or os.cpu_count() or 1, Console())
+
+
+@app.command()
+def verify(out: Path = typer.Argument(..., metavar="OUT", help="A finished data set.")) -> None:
+    """Recompute every hash and CRC, and name the shard, key and byte of each fault.
+
+    Exit code 0 when all is well, 1 when there are faults, 2 when OUT is not a finished data set.
+
+    [bold]Examples[/bold]
+
+        preprocess verify data
+    """
+    from rich.console import Console
+
+    from preprocess import run
+
+    if not run.verify(out, Console()):
+        raise typer.Exit(1)
+
+
+@app.command()
+def stats(out: Path = typer.Argument(..., metavar="OUT", help="A finished data set.")) -> None:
+    """Show counts, photos an identity, rejects by reason, sizes, pose, sharpness and scores.
+
+    [bold]Examples[/bold]
+
+        preprocess stats data
+    """
+    from rich.console import Console
+
+    from preprocess.stats import print_stats
+
+    print_stats(out, Console())
 
 
 def main() -> None:

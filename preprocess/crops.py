@@ -40,7 +40,7 @@ class CropOptions(BaseModel):
     """Which face when several are found."""
     min_score: float = Field(default=0.7, ge=0.0, le=1.0)
     """The least detector score."""
-    min_face_px: int = Field(default=28, ge=1)
+    min_face_px: int = Field(default=20, ge=1)
     """The least length of the face box's shorter side, in px of the photo."""
 
 
@@ -144,16 +144,17 @@ class CropMaker:
             if height != width:
                 return outcome(None, "not_square")
             return outcome(_resize(pixels, self.options.size_px), "")
+        face: Face | None
         if landmarks is not None:
-            face: Face | None = _given_face(bbox, landmarks)
+            face, reason = _given_face(bbox, landmarks), ""
         else:
             options = self.options
             faces = self.detector.detect([pixels])[0]
             face, reason = choose_face(
                 faces, options.face, (width, height), options.min_score, options.min_face_px, bbox
             )
-            if face is None:
-                return outcome(None, reason)
+        if face is None:
+            return outcome(None, reason)
         try:
             return outcome(align(pixels, face.landmarks, self.options.size_px), "", face)
         except ValueError:

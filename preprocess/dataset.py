@@ -114,7 +114,7 @@ def _describe(plan: Plan, out: Path, commits: list[ShardCommit]) -> DatasetInfo:
 
 
 def _card(info: DatasetInfo) -> str:
-    """A card for Hugging Face `datasets`: its header declares the tars only, a Parquet file beside them would confuse it."""
+    """A card for Hugging Face `datasets`. It declares the tars only: a Parquet configuration was opened as a tar."""
     header: dict[str, object] = {
         "configs": [
             {
@@ -136,11 +136,12 @@ def _card(info: DatasetInfo) -> str:
     )
     return (
         f"---\n{yaml.safe_dump(header, sort_keys=False, allow_unicode=True)}---\n\n"
-        f"# Aligned face crops\n\n{info.crop.size_px}×{info.crop.size_px} px JPEG, {aligned}. "
+        f"# Aligned face crops\n\n{info.crop.size_px} px square JPEG, {aligned}. "
         f"Digest `{info.digest}`.\n\n"
         f"| split | photos | identities | shards | bytes |\n|---|---|---|---|---|\n{rows}\n"
-        "Each tar member pair is `KEY.cls` (the identity's number, as text) and `KEY.jpg`. The identities' names, the sources,\n"
+        "Each sample is `KEY.cls` (the identity's number, as text) and `KEY.jpg`. The identities' names, the sources,\n"
         "boxes, landmarks and checksums stand in `manifest/*.parquet`. Read it with any WebDataset reader:\n\n"
-        '```python\nimport webdataset\n\nwebdataset.WebDataset("train/train-000000.tar", shardshuffle=False).decode("rgb8")\n```\n\n'
+        "```python\nimport webdataset\n\n"
+        'webdataset.WebDataset("train/train-000000.tar", shardshuffle=False).decode("rgb8")\n```\n\n'
         + (f"Licence: {info.licence}\n" if info.licence else "Licence: that of the photos.\n")
     )

@@ -43,7 +43,7 @@ def write_ledger(out: Path, shard_name: str, manifest: pa.Table, thumbnails: Seq
         thumbnail = thumbnails[number]
         encoded = "" if thumbnail is None else base64.b64encode(thumbnail).decode()
         picture = f'<img alt="" src="data:image/jpeg;base64,{encoded}">' if encoded else ""
-        size = f"{row['width']} × {row['height']}" if row["width"] else ""
+        size = f"{row['width']} x {row['height']}" if row["width"] else ""
         cells = [row["reject_reason"], row["key"], row["identity"], row["source"], size]
         text = "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
         rows.append(f"<tr><td>{picture}</td>{text}</tr>\n")

@@ -21,7 +21,7 @@ from PIL import Image
 
 MAX_FILE_BYTES = 256 * 2**20
 MAX_PHOTO_PX = 100_000_000
-"""Width × height beyond which a photo is rejected before it is decoded (300 MB as RGB)."""
+"""Width times height beyond which a photo is rejected before it is decoded (300 MB as RGB)."""
 
 PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
@@ -128,11 +128,9 @@ def _read_bytes(path: str | os.PathLike[str]) -> bytes:
 
 
 def _has_known_magic(data: bytes) -> bool:
-    return (
-        data.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"II*\x00", b"MM\x00*"))
-        or data[:4] == b"RIFF"
-        and data[8:12] == b"WEBP"
-    )
+    if data[:4] == b"RIFF":
+        return data[8:12] == b"WEBP"
+    return data.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"II*\x00", b"MM\x00*"))
 
 
 def _orientation(image: Image.Image) -> int:

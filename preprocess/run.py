@@ -33,6 +33,7 @@ from preprocess.progress import show_progress
 from preprocess.shard import SLICE_ROWS, num_slices, read_commit, slice_path
 from preprocess.sources import read_source
 from preprocess.storage import WORK_FOLDER, work_folder
+from preprocess.verify import find_faults
 
 
 def shard(
@@ -79,6 +80,24 @@ def shard(
         info = finish_dataset(plan, out)
     print_summary(console, info, total - done, time.monotonic() - start_s)
     return info
+
+
+def verify(out: Path, console: Console) -> bool:
+    """Check a data set and print its faults, one a line; returns whether there are none.
+
+    Raises:
+        UserError: `out` is not a finished data set.
+    """
+    info = open_dataset(out).info
+    num_shards = sum(len(split.shards) for split in info.splits.values())
+    with show_progress(console, "verifying", num_shards, unit="shards") as advance:
+        faults = find_faults(out, advance)
+    for fault in faults:
+        console.print(str(fault), style="red", highlight=False, markup=False, soft_wrap=True)
+    kept = sum(split.num_samples for split in info.splits.values())
+    verdict = f"{len(faults):,} faults" if faults else "no faults"
+    console.print(f"{out}: {verdict} in {num_shards:,} shards, {kept:,} photos", highlight=False, soft_wrap=True)
+    return not faults
 
 
 def check_options(**values: Any) -> ShardOptions:

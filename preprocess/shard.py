@@ -1,8 +1,9 @@
 """One shard: photos in; a tar, its index, a manifest and a commit record out.
 
-The unit of parallel work is a slice, `SLICE_ROWS` consecutive rows of a shard, whose crops wait in `OUT/.work` until the
-shard is put together. Each step may be repeated, or done twice at once, and gives the same bytes; so a killed run loses
-the slices in progress and nothing else. `process_shard` is all of it for one worker that has the plan and the photos.
+The unit of parallel work is a slice, `SLICE_ROWS` consecutive rows of a shard, whose crops wait in `OUT/.work` until
+the shard is put together. Each step may be repeated, or done twice at once, and gives the same bytes; so a killed run
+loses the slices in progress and nothing else. `process_shard` is all of it, for one worker that has the plan and the
+photos.
 """
 
 from __future__ import annotations
@@ -116,15 +117,15 @@ def finish_shard(context: ShardContext, shard: ShardPlan) -> ShardCommit:
     paths = shard_paths(out, shard.split, shard.name)
     written: dict[str, Any] = {}
 
-    def write_tar(file: IO[bytes]) -> None:
+    def write(file: IO[bytes]) -> None:
         members = list(_members(shard.rows, made))
-        offsets = _write_tar(file, members)
+        offsets = write_tar(file, members)
         file.flush()
         written["offsets"] = offsets
         written["idx"] = build_idx(Path(file.name))
         written["sha256"], written["bytes"] = _check_tar(Path(file.name), members, offsets)
 
-    write_atomically(paths["tar"], work, write_tar)
+    write_atomically(paths["tar"], work, write)
     write_atomically(paths["idx"], work, written["idx"])
     manifest = _manifest(shard, made, written["offsets"])
     write_parquet(manifest, paths["manifest"], work)
@@ -175,6 +176,22 @@ def build_idx(tar: Path) -> bytes:
             samples[-1].append(f"{extension} {member.offset_data} {member.size} {member.name}")
     lines = [f"v1.2 {len(samples)}", *(" ".join(sample) for sample in samples)]
     return ("\n".join(lines) + "\n").encode()
+
+
+def write_tar(file: IO[bytes], members: list[tuple[str, int, bytes]]) -> list[int]:
+    """Write an uncompressed USTAR archive without a trace of time or user; returns the offset of each JPEG's data."""
+    offsets = []
+    with tarfile.open(fileobj=file, mode="w:", format=tarfile.USTAR_FORMAT) as archive:
+        for key, label, jpg in members:
+            for extension, content in (("cls", str(label).encode()), ("jpg", jpg)):
+                info = tarfile.TarInfo(f"{key}.{extension}")
+                info.size = len(content)
+                info.mtime = 0
+                info.mode = 0o644
+                if extension == "jpg":
+                    offsets.append(archive.offset + tarfile.BLOCKSIZE)
+                archive.addfile(info, io.BytesIO(content))
+    return offsets
 
 
 def key_of(sample_id: int) -> str:
@@ -240,22 +257,6 @@ def _members(rows: pa.Table, made: pa.Table) -> Iterator[tuple[str, int, bytes]]
     for sample_id, label, jpg in zip(rows["sample_id"], rows["label"], made["jpg"], strict=True):
         if jpg.is_valid:
             yield key_of(sample_id.as_py()), label.as_py(), jpg.as_py()
-
-
-def _write_tar(file: IO[bytes], members: list[tuple[str, int, bytes]]) -> list[int]:
-    """Write an uncompressed USTAR archive without a trace of time or user; returns the offset of each JPEG's data."""
-    offsets = []
-    with tarfile.open(fileobj=file, mode="w:", format=tarfile.USTAR_FORMAT) as archive:
-        for key, label, jpg in members:
-            for extension, content in (("cls", str(label).encode()), ("jpg", jpg)):
-                info = tarfile.TarInfo(f"{key}.{extension}")
-                info.size = len(content)
-                info.mtime = 0
-                info.mode = 0o644
-                if extension == "jpg":
-                    offsets.append(archive.offset + tarfile.BLOCKSIZE)
-                archive.addfile(info, io.BytesIO(content))
-    return offsets
 
 
 def _check_tar(path: Path, members: list[tuple[str, int, bytes]], offsets: list[int]) -> tuple[str, int]:

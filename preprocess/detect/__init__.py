@@ -114,7 +114,7 @@ class Face:
     bbox: npt.NDArray[np.float32]
     """[4] x0, y0, x1, y1; may reach beyond the photo."""
     landmarks: npt.NDArray[np.float32]
-    """[5, 2] x, y: the eye on the image's left, the other eye, nose tip, mouth corner on the image's left, the other."""
+    """[5, 2] x, y: eye, eye, nose tip, mouth corner, mouth corner; of a pair, the image's left first."""
     score: float
     """The detector's confidence, 0 to 1."""
 
@@ -129,7 +129,7 @@ class Face:
 
     @property
     def centre(self) -> npt.NDArray[np.float32]:
-        return (self.bbox[:2] + self.bbox[2:]) / 2
+        return (self.bbox[:2] + self.bbox[2:]) * np.float32(0.5)
 
 
 class Detector(Protocol):

@@ -53,15 +53,14 @@ class Mtcnn:
 
     def _detect_one(self, image: npt.NDArray[np.uint8]) -> list[Face]:
         small, scale = shrink(image, self.max_side_px)
-        boxes, scores = self._propose(small, max(_SMALLEST_FACE_PX, self._min_face_px * scale))
-        boxes, scores = self._refine(small, boxes, scores)
-        boxes, scores, points = self._locate(small, boxes, scores)
+        boxes = self._propose(small, max(_SMALLEST_FACE_PX, self._min_face_px * scale))
+        boxes, scores, points = self._locate(small, self._refine(small, boxes))
         return to_faces(boxes, points, scores, scale)
 
-    def _propose(self, image: npt.NDArray[np.uint8], min_face_px: float) -> tuple[Floats, Floats]:
-        """First network, over a pyramid: candidate boxes [N, 4] and scores [N]."""
+    def _propose(self, image: npt.NDArray[np.uint8], min_face_px: float) -> Floats:
+        """First network, over a pyramid: candidate boxes [N, 4]."""
         height, width = image.shape[:2]
-        rows: list[Floats] = []  # each [n, 9]: box, score, regression
+        rows: list[Floats] = [np.empty((0, 9))]  # each [n, 9]: box, score, regression
         scale = 12.0 / min_face_px
         while min(height, width) * scale >= 12.0:
             size = (int(np.ceil(width * scale)), int(np.ceil(height * scale)))
@@ -79,31 +78,31 @@ class Mtcnn:
             )
             rows.append(found[_suppress(found[:, :4], found[:, 4], 0.5)])
             scale *= _PYRAMID_FACTOR
-        found = np.concatenate(rows) if rows else np.empty((0, 9))
-        found = found[_suppress(found[:, :4], found[:, 4], 0.7)][:_MAX_CANDIDATES]
-        sides = found[:, 2:4] - found[:, :2]
-        boxes = found[:, :4] + found[:, 5:9] * np.tile(sides, 2)
-        return _square(boxes), found[:, 4]
+        candidates = np.concatenate(rows)
+        candidates = candidates[_suppress(candidates[:, :4], candidates[:, 4], 0.7)][:_MAX_CANDIDATES]
+        sides = candidates[:, 2:4] - candidates[:, :2]
+        boxes = candidates[:, :4] + candidates[:, 5:9] * np.tile(sides, 2)
+        return _square(boxes)
 
-    def _refine(self, image: npt.NDArray[np.uint8], boxes: Floats, scores: Floats) -> tuple[Floats, Floats]:
+    def _refine(self, image: npt.NDArray[np.uint8], boxes: Floats) -> Floats:
         """Second network: fewer and better boxes."""
         patches, kept = _cut(image, boxes, 24)
         if len(kept) == 0:
-            return np.empty((0, 4)), np.empty(0)
+            return np.empty((0, 4))
         regression, probabilities = _forward(self._rnet, patches, ["dense_2", "softmax_1"])
         sure = probabilities[:, 1] > _THRESHOLDS[1]
         boxes, scores, regression = boxes[kept][sure], probabilities[sure, 1], regression[sure]
         pick = _suppress(boxes, scores, 0.7)
-        return _square(_calibrate(boxes[pick], regression[pick])), scores[pick]
+        return _square(_calibrate(boxes[pick], regression[pick]))
 
-    def _locate(self, image: npt.NDArray[np.uint8], boxes: Floats, scores: Floats) -> tuple[Floats, Floats, Floats]:
+    def _locate(self, image: npt.NDArray[np.uint8], boxes: Floats) -> tuple[Floats, Floats, Floats]:
         """Third network: final boxes [N, 4], scores [N] and landmarks [N, 5, 2]."""
         patches, kept = _cut(image, boxes, 48)
         if len(kept) == 0:
             return np.empty((0, 4)), np.empty(0), np.empty((0, 5, 2))
         regression, points, probabilities = _forward(self._onet, patches, ["dense_5", "dense_6", "softmax_2"])
         sure = probabilities[:, 1] > _THRESHOLDS[2]
-        boxes, scores = np.fix(boxes[kept][sure]), probabilities[sure, 1]
+        boxes, scores = np.trunc(boxes[kept][sure]), probabilities[sure, 1]
         sides = boxes[:, 2:4] - boxes[:, :2] + 1
         landmarks = points[sure].reshape(-1, 2, 5).transpose(0, 2, 1) * sides[:, None] + boxes[:, None, :2] - 1
         boxes = _calibrate(boxes, regression[sure])
@@ -121,7 +120,7 @@ def _forward(net: Any, images: npt.NDArray[Any], outputs: list[str]) -> list[Flo
 def _cut(
     image: npt.NDArray[np.uint8], boxes: Floats, size_px: int
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-    """Cut boxes [N, 4] out of the image, black beyond its edge: patches [M, size, size, 3], and which boxes they are."""
+    """Cut boxes [N, 4] out of the image, black beyond its edge: patches [M, size, size, 3] and their boxes' numbers."""
     height, width = image.shape[:2]
     patches: list[npt.NDArray[np.float32]] = []
     kept: list[int] = []

@@ -22,7 +22,7 @@ _TOP_K = 5000
 
 
 class YuNet:
-    """See `preprocess.detect.Detector`. It was trained for faces of about 10 to 300 px, hence the smaller side limit."""
+    """See `preprocess.detect.Detector`. It was trained for faces of 10 to 300 px, hence the side limit."""
 
     max_side_px = 640
 

@@ -20,7 +20,8 @@ def list_folder(root: Path) -> tuple[pa.Table, list[str]]:
     """Photos below `root` as a table with `LISTING_SCHEMA`, in the order of their path's bytes.
 
     The identity is the first folder below the root; deeper folders belong to it. Hidden files and files whose suffix is
-    not a photo's are passed over and counted in the sentences returned. Dangling links stay in the list and become rejects when they are read.
+    not a photo's are passed over and counted in the sentences returned. Dangling links stay in the list and become
+    rejects when they are read.
 
     Raises:
         UserError: a folder cannot be listed.

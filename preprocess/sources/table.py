@@ -1,8 +1,8 @@
 """A list of photos: CSV or Parquet with the columns `path` and `identity`, and optionally `bbox` and `landmarks`.
 
-Paths are absolute or start from the list's folder. `bbox` is x0, y0, x1, y1 in px of the upright photo and says which face
-is meant; `landmarks` are five x, y pairs that are used instead of detection. In CSV the numbers of a cell are separated
-by blanks or semicolons; in Parquet they are lists.
+Paths are absolute or start from the list's folder. `bbox` is x0, y0, x1, y1 in px of the upright photo and says which
+face is meant; `landmarks` are five x, y pairs that are used instead of detection. In CSV the numbers of a cell are
+separated by blanks or semicolons; in Parquet they are lists.
 """
 
 from __future__ import annotations
