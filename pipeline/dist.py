@@ -1,0 +1,149 @@
+"""Ranks, the process group and the collectives that the rest of the project uses.
+
+Everything here also works in a single process without a group, where each collective is the identity. All functions
+but `rank`, `world_size` and `partition` are collective: every rank must call them, in the same order.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any, cast
+
+import torch
+import torch.distributed as c10d
+from torch import Tensor
+
+from pipeline.config.errors import UserError
+
+
+def rank() -> int:
+    """This process's number in the group, 0 without one."""
+    return c10d.get_rank() if c10d.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Number of ranks in the group, 1 without one."""
+    return c10d.get_world_size() if c10d.is_initialized() else 1
+
+
+def initialise(device: str) -> torch.device:
+    """Join the process group that torchrun's environment variables describe; without them there is a single process.
+
+    Args:
+        device: "cuda" (NCCL on the GPU that LOCAL_RANK names, gloo beside it for CPU tensors) or "cpu" (gloo).
+
+    Returns:
+        The device this rank computes on.
+
+    Raises:
+        UserError: "cuda" where this rank has no GPU.
+    """
+    chosen = torch.device(device)
+    if chosen.type == "cuda":
+        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        if local_rank >= torch.cuda.device_count():
+            raise UserError(
+                "device",
+                f"no GPU for local rank {local_rank}, {torch.cuda.device_count()} visible",
+                "one GPU a process",
+                "lower --nproc-per-node, or set device=cpu",
+            )
+        chosen = torch.device("cuda", local_rank)
+        torch.cuda.set_device(chosen)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if chosen.type == "cuda":
+            c10d.init_process_group("cpu:gloo,cuda:nccl", device_id=chosen)
+        else:
+            c10d.init_process_group("gloo")
+    return chosen
+
+
+def shutdown() -> None:
+    """Leave the process group, all ranks together; safe without one.
+
+    The barrier keeps the first to leave from tearing down connections that others still use. Called while an exception
+    is on its way out, it does not wait: the other ranks may be in another collective and never come.
+    """
+    if not c10d.is_initialized():
+        return
+    if sys.exc_info()[0] is None:
+        c10d.barrier()
+    c10d.destroy_process_group()
+
+
+def barrier() -> None:
+    """Wait until every rank is here."""
+    if c10d.is_initialized():
+        c10d.barrier()
+
+
+def partition(num_rows: int, rank: int, world_size: int) -> tuple[int, int]:
+    """First row and end of a rank's part of `num_rows` rows, cut in ceil chunks as DTensor's `Shard(0)` cuts them.
+
+    The last partitions may be shorter or empty. Not collective.
+    """
+    chunk = -(-num_rows // world_size)
+    start = min(rank * chunk, num_rows)
+    return start, min(start + chunk, num_rows)
+
+
+def all_gather_rows(x: Tensor) -> Tensor:
+    """Concatenate the ranks' rows: x [B, ...] of one shape on all ranks gives [world_size · B, ...], in order of ranks.
+
+    Differentiable. The gradient of a rank's rows is the sum over ranks of what each computed for them. So where all
+    ranks compute the same thing from the gathered rows, that is world_size times the gradient of one of them.
+    """
+    if world_size() == 1:
+        return x
+    return cast(Tensor, _AllGatherRows.apply(x))
+
+
+def all_reduce_sum(x: Tensor) -> Tensor:
+    """Sum over ranks, in place, not differentiable; gives `x`."""
+    return _all_reduce(x, c10d.ReduceOp.SUM)
+
+
+def all_reduce_max(x: Tensor) -> Tensor:
+    """Maximum over ranks, in place, not differentiable; gives `x`."""
+    return _all_reduce(x, c10d.ReduceOp.MAX)
+
+
+def all_reduce_scalar_sum(value: float) -> float:
+    """Sum of a number over ranks, in float64."""
+    return float(all_reduce_sum(torch.tensor(value, dtype=torch.float64)))
+
+
+def all_ranks_agree(flag: bool) -> bool:
+    """Whether `flag` is true on every rank."""
+    return all_reduce_scalar_sum(float(not flag)) == 0
+
+
+def broadcast_object(obj: Any, src: int = 0) -> Any:
+    """Rank `src`'s object on all ranks; it must pickle."""
+    if world_size() == 1:
+        return obj
+    box = [obj]
+    c10d.broadcast_object_list(box, src=src)
+    return box[0]
+
+
+def _all_reduce(x: Tensor, operation: Any) -> Tensor:
+    if world_size() > 1:
+        c10d.all_reduce(x.detach(), op=operation)
+    return x
+
+
+class _AllGatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        gathered = x.new_empty((world_size() * x.shape[0], *x.shape[1:]))
+        c10d.all_gather_single(gathered, x.contiguous())
+        return gathered
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        gradient = gradients[0].contiguous()
+        own = gradient.new_empty((gradient.shape[0] // world_size(), *gradient.shape[1:]))
+        c10d.reduce_scatter_single(own, gradient)
+        return own
