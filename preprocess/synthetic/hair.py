@@ -11,7 +11,18 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from preprocess.synthetic.geometry import Body, Camera, Hit, Window, enlarge, heights, intersect, make_body, normals, profile
+from preprocess.synthetic.geometry import (
+    Body,
+    Camera,
+    Hit,
+    Window,
+    enlarge,
+    heights,
+    intersect,
+    make_body,
+    normals,
+    profile,
+)
 from preprocess.synthetic.head import HEAD_TOP
 from preprocess.synthetic.identity import Identity
 from preprocess.synthetic.rng import Draws, FloatArray, strand_tiles
@@ -25,11 +36,10 @@ _LUMPINESS = (0.02, 0.04, 0.08)  # head units, by kind of hair
 
 @dataclass(frozen=True)
 class Hair:
-    """Two layers, back to front, planar linear colour [3, H, W] with coverage [H, W]."""
+    """Layers of linear colour [3, h, w] with coverage [h, w], in a window of the photo."""
 
     window: Window
-    back: FloatArray
-    back_alpha: FloatArray
+    back: tuple[FloatArray, FloatArray] | None  # behind neck and shoulders, for hair that reaches there
     front: FloatArray
     front_alpha: FloatArray
 
@@ -84,13 +94,14 @@ def render_hair(
     front = light_map * ((0.62 + 0.5 * strands + 0.1 * lumps) * np.clip(0.72 + 0.5 * (boundary - y), 0.55, 1.0))
     front *= colour
     front += (gloss * np.clip(0.6 + 0.6 * strands, 0, 1)) * (0.09 + colour * 0.6)
-    back = light_map * (0.25 + 0.2 * strands)
-    back *= colour
-    back_alpha = outline * np.clip((_lower_end(g) + shaped) * softness + 0.5, 0, 1)
+    back = None
+    if covers_ears(g):
+        behind = outline * np.clip((_lower_end(g) + shaped) * softness + 0.5, 0, 1)
+        back = (light_map * (0.25 + 0.2 * strands) * colour, behind)
     front_alpha = np.minimum(np.clip((boundary + shaped) * softness + 0.5, 0, 1), outline)
     if g.hat:
         _wear_hat(front, front_alpha, y, inside * camera.pixels, turn, g, light_map, strands)
-    return Hair(window, back, back_alpha, front, front_alpha)
+    return Hair(window, back, front, front_alpha)
 
 
 def _wrapped(angle: FloatArray) -> FloatArray:

@@ -93,7 +93,11 @@ def _relief(p: Identity, chart: Chart) -> FloatArray:
     ).astype(np.float32)  # fmt: skip
     ridge = cv2.GaussianBlur(ridge[:, None], (1, 0), sigmaX=1, sigmaY=0.035 * chart.density)[:, 0]
     spread = np.interp(y, [-0.1, 0.2, tip_y], [p.nose_slimness * 1.15, p.nose_slimness * 1.2, p.nose_width * 0.7])
-    nose = ridge[:, None] * np.exp(-((x[None, :] / spread[:, None]) ** 2))
+    drop = 0.07 * np.minimum((x / p.nose_width) ** 2, 1.5)  # the wings end higher than the tip
+    row = (y[:, None] + drop[None, :] * np.clip(y[:, None] / tip_y, 0, 1) - y[0]) * chart.density
+    column = np.zeros_like(row)
+    ridge = cv2.remap(ridge[:, None], column, row, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    nose = ridge * np.exp(-((x[None, :] / spread[:, None]) ** 2))
     wings = 0.13 * _pair(x, y, p.nose_width * 0.78, p.nose_length - 0.055, 0.085, 0.08)
     eyes = -p.socket * _pair(x, y, p.eye_x * 0.95, -0.02, 0.25, 0.15) - 0.06 * _pair(x, y, 0.2, -0.03, 0.1, 0.12)
     eyes += 0.075 * _pair(x, y, p.eye_x, 0.01, p.eye_width * 0.8, 0.1)
@@ -164,7 +168,7 @@ def _paint(p: Identity, chart: Chart, relief: FloatArray) -> np.ndarray:
             wave = line + 0.02 * np.sin(x * (5.0 + k))
             shade -= (p.age - 0.5) * 0.2 * np.exp(-(((y[:, None] - wave) / 0.02) ** 2)) * np.exp(-((x / 0.45) ** 4))
     for side in (-1.0, 1.0):  # nostrils and the shadow beneath the wings
-        shade -= 0.6 * _bump(x, y, side * p.nose_width * 0.5, p.nose_length, 0.07, 0.034)
+        shade -= 0.6 * _bump(x, y, side * p.nose_width * 0.48, p.nose_length - 0.005, 0.06, 0.03)
         shade -= 0.2 * _bump(x, y, side * (p.nose_width + 0.03), p.nose_length - 0.05, 0.035, 0.08)
     shade -= 0.06 * _bump(x, y, 0.0, p.nose_length + 0.05, p.nose_width * 0.8, 0.05)
     if p.freckles:

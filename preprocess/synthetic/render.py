@@ -101,16 +101,18 @@ def _compose(image: FloatArray, head: Head, scene: Scene, camera: Camera, draws:
     size = image.shape[1]
     person, light, groom = head.person, scene.light, scene.grooming
     hair = render_hair(person, groom, camera, size, light, draws)
-    over(hair.window.of(image), hair.back, hair.back_alpha)
+    if hair.back:
+        over(hair.window.of(image), *hair.back)
     _draw_shoulders(image, head, scene, size, draws)
     m = camera.matrix
     key = light.key_direction
     key_in_head = tuple(sum(key[row] * m[row][column] for row in range(3)) for column in range(3))
-    relief = head.relief + max(0.0, scene.expression.smile) * head.smile_relief
+    smile = scene.expression.smile
+    relief = head.relief + smile * head.smile_relief if smile > 0 else head.relief
     reach = max(person.cranium_width, person.cheek_width) + 0.05
     window = camera.window((-reach, HEAD_TOP, -0.3), (reach, person.chin_y, 1.3), size)
     height = (head.chart, np.ascontiguousarray(relief[..., 0]))
-    coarse = intersect(head.body, camera, window, num_steps=6, relief=height)
+    coarse = intersect(head.body, camera, window, num_steps=5, relief=height)
     hit = refine(head.body, camera, window, coarse)
     sampled = head.chart.sample(cv2.merge([relief, _cast_shadow(head, key_in_head)]), hit.x, hit.y)
     displacement, slope_x, slope_y, lit = cv2.split(sampled)

@@ -13,6 +13,7 @@ FloatArray = NDArray[np.floating[Any]]  # float32 in practice; NumPy's stubs wid
 
 _DOMAIN = 0x66616365  # "face": keeps these streams apart from other users of the same seed
 _TILE_PX = 512
+_WARM = np.array([0.9, 0.05, -0.95])
 
 
 class Draws:
@@ -41,10 +42,10 @@ class Draws:
         return int(self.generator.random() * stop)
 
     def colour(self, low: float, high: float, saturation: float) -> tuple[float, float, float]:
-        """Random RGB: a grey level in [low, high) pulled towards a random hue by `saturation`."""
+        """Random RGB: a grey level in [low, high) tinted by `saturation`, more often warm or cool than green or purple."""
         level = self.uniform(low, high)
-        tint = self.generator.uniform(-1.0, 1.0, 3)
-        tint -= tint.mean()
+        warmth = self.uniform(-1.0, 1.0)
+        tint = self.generator.uniform(-0.4, 0.4, 3) + warmth * _WARM
         red, green, blue = (max(0.0, level * (1.0 + saturation * float(t))) for t in tint)
         return red, green, blue
 
