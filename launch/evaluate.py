@@ -1,13 +1,15 @@
 """Measure a trained model on pairs of photos.
 
 \b
-    python launch/evaluate.py --checkpoint build/run --data build/data
-    python launch/evaluate.py --checkpoint build/run --data build/lfw --pairs lfw/pairs.txt --output build/lfw-report
-    python launch/evaluate.py --checkpoint build/run --data lfw --pairs lfw/pairs.txt      # photos not yet aligned
+    python launch/evaluate.py --checkpoint RUN --data build/data
+    python launch/evaluate.py --checkpoint RUN --data build/lfw --pairs pairs.txt
+    python launch/evaluate.py --checkpoint RUN --data photos/lfw --pairs pairs.txt
 
-`--data` is a data set made by `preprocess shard`, or a folder of photos `Name/Name_0001.jpg`, which then go through the
-detector and the aligner that the training data set went through. Without `--pairs`, pairs are drawn from the people
-whom the data set holds out. Writes `evaluation.json`, `report.html` and, when drawn, `pairs.txt`.
+`--data` is a data set made by `preprocess shard`, or a folder of photos
+`Name/Name_0001.jpg` not yet aligned, which then go through the detector and the
+aligner that the training photos went through. Without `--pairs`, pairs are drawn
+from the people whom the data set holds out. Writes `evaluation.json`,
+`report.html` and, when drawn, `pairs.txt`.
 """
 
 from __future__ import annotations
@@ -180,7 +182,7 @@ def _cropper(
 ) -> tuple[Callable[[Path], Crop | Rejected], dict[str, Any], list[str]]:
     """The function from a photo to a crop, what it uses, and how that differs from training."""
     from pipeline.evaluate.photos import Rejected
-    from preprocess.crops import NO_DETECTOR, CropMaker, CropOptions
+    from preprocess.crops import NO_DETECTOR, CropMaker, CropOptions, describe_detector
 
     if detector is None and trained.detector.name == NO_DETECTOR:
         raise UserError(
@@ -193,7 +195,7 @@ def _cropper(
     else:
         options = {**trained.detector.options, "detector": detector, "size_px": crop_px}
         maker = CropMaker(CropOptions.model_validate(options), weights)
-    info = maker.detector_info()
+    info = describe_detector(maker.options, maker.weights_sha256)
     notes = []
     if (info.name, info.weights_sha256) != (trained.detector.name, trained.detector.weights_sha256):
         notes.append(f"Faces were found by {info.name}; the model was trained on those of {trained.detector.name}.")

@@ -1,0 +1,283 @@
+"""The command from a checkpoint to its files, and the report's content."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import sys
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from pipeline import checkpoint
+from pipeline.config.errors import UserError
+from pipeline.config.load import validate_config
+from pipeline.data.manifest import Dataset, open_dataset
+from pipeline.evaluate import charts, report
+from pipeline.evaluate.pairs import Photo, format_pairs, parse_pairs, read_pairs
+from pipeline.evaluate.result import Evaluation
+from pipeline.evaluate.run import environment
+from pipeline.model.backbones import build_backbone
+from tests.datasets import make_dataset
+
+CROP_PX = 32
+EVALUATE = Path(__file__).parents[2] / "launch" / "evaluate.py"
+
+Command = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """Ten people, six photos each: 60 crops of which every two of a person are alike."""
+    root = tmp_path_factory.mktemp("data") / "set"
+    return open_dataset(make_dataset(root, num_samples=60, num_identities=10, crop_px=CROP_PX))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, data: Dataset) -> Path:
+    """A run directory with an untrained checkpoint and a metrics file."""
+    root = tmp_path_factory.mktemp("run")
+    config = validate_config(
+        {
+            "output": str(root),
+            "data": {"path": str(data.root)},
+            "backbone": {"kind": "iresnet", "depth": 18, "width": 0.125, "embedding_dim": 16},
+            "training": {"epochs": 1, "global_batch": 4, "local_batch": 4},
+        }
+    )
+    model = build_backbone(config.backbone, CROP_PX, 0)
+    info = checkpoint.CheckpointInfo(
+        step=7,
+        samples=28,
+        world_size=1,
+        num_classes=10,
+        label_map_sha256="",
+        split="train",
+        config=config.model_dump(mode="json"),
+        dataset=data.info.model_dump(mode="json"),
+        versions={},
+    )
+    tensors = {checkpoint.BACKBONE_PREFIX + name: value for name, value in model.state_dict().items()}
+    checkpoint.save(root / "checkpoints", tensors, info, keep=1)
+    records = [{"step": n, "samples": 4 * n, "loss": 9.0 / n, "lr": 0.1, "grad_norm": 1.0} for n in range(1, 8)]
+    (root / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records) + '{"step": 8, "lo')
+    return root
+
+
+@pytest.fixture
+def evaluate(tmp_path: Path, run: Path, data: Dataset, monkeypatch: pytest.MonkeyPatch) -> Command:
+    """Call `launch/evaluate.py` with options over defaults; gives the output directory."""
+    spec = importlib.util.spec_from_file_location("launch_evaluate", EVALUATE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+
+    def call(*extra: str, **options: object) -> Path:
+        given = {"checkpoint": run, "data": data.root, "output": tmp_path / "out", "device": "cpu", **options}
+        words = [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
+        module.app([*words, *extra], standalone_mode=False)
+        return tmp_path / "out"
+
+    return call
+
+
+class Tags(HTMLParser):
+    """Collects start tags with their attributes, and checks that elements close."""
+
+    VOID = frozenset({"meta", "img", "link", "br"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def check_self_contained(page: str) -> Tags:
+    """No address leads out of the file, nothing is a script, and every element is closed."""
+    tags = Tags()
+    tags.feed(page)
+    assert tags.open == []
+    for tag, attributes in tags.tags:
+        assert tag not in {"script", "link", "iframe", "object"}
+        for name in ("src", "href", "xlink:href"):
+            assert (attributes.get(name) or "data:").startswith("data:")
+    assert "url(" not in page
+    assert "http" not in re.sub(r"http-equiv", "", page)
+    return tags
+
+
+def test_drawn_pairs_to_report(evaluate: Command, run: Path, data: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
+    out = evaluate(split="train")
+    content = json.loads((out / "evaluation.json").read_text())
+    assert Evaluation.model_validate(content).schema_version == 1
+    figures = content["verification"]
+    # 10 people x 15 same pairs.
+    assert (figures["num_same"], figures["num_different"]) == (150, 150)
+    assert len(figures["accuracy"]["per_fold"]) == 10
+    assert figures["accuracy"]["mean"] == pytest.approx(np.mean(figures["accuracy"]["per_fold"]))
+    assert figures["tar_at_far"]["1e-2"]["tar"] is not None
+    assert figures["tar_at_far"]["1e-3"] == {"tar": None, "far": None, "threshold": None, "num_different_needed": 1000}
+    assert figures["missing"] == []
+    assert content["model"]["step"] == 7
+    assert content["model"]["num_samples"] == 28
+    assert content["model"]["dataset"]["digest"] == content["data"]["digest"] == data.info.digest
+    assert content["model"]["num_parameters"] > 1000
+    assert content["notes"] == ["The model was trained on 10 of the 10 people in the pairs."]
+    assert len(read_pairs(out / "pairs.txt").pairs) == 300
+    page = (out / "report.html").read_text()
+    tags = check_self_contained(page)
+    assert sum(tag == "img" for tag, _ in tags.tags) == 48
+    # ROC, histogram, loss, learning rate; no chart for metrics that were not recorded.
+    assert sum(tag == "svg" for tag, _ in tags.tags) == 4
+    assert "Training loss" in page
+    assert f"{100 * figures['accuracy']['mean']:.2f} %" in page
+    assert capsys.readouterr().out.splitlines()[-1] == f"report: {out / 'report.html'}"
+    assert sorted(path.name for path in out.iterdir()) == ["evaluation.json", "pairs.txt", "report.html"]
+
+    # The list that was written gives the same figures again, from the checkpoint itself.
+    (out / "pairs.txt").rename(out.parent / "list.txt")
+    again = evaluate(pairs=out.parent / "list.txt", checkpoint=next((run / "checkpoints").glob("step-*")))
+    assert json.loads((again / "evaluation.json").read_text())["verification"] == figures
+    assert "Training loss" in (again / "report.html").read_text()
+
+
+def test_missing_photos_are_said_loudly(
+    evaluate: Command, data: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = "<script>alert(1)</script>"
+    lines = ["2\t1", "person001\t1\t2", f"person001\t1\t{name}\t3", "person002\t1\t2", "person002\t1\tperson003\t1"]
+    (tmp_path / "list.txt").write_text("\n".join(lines))
+    out = evaluate("--no-flip", pairs=tmp_path / "list.txt")
+    figures = json.loads((out / "evaluation.json").read_text())["verification"]
+    assert (figures["num_pairs"], figures["num_pairs_dropped"], figures["flip"]) == (3, 1, False)
+    assert figures["missing"] == [{"photo": f"{name}_0003", "reason": "not in the data set"}]
+    page = (out / "report.html").read_text()
+    check_self_contained(page)
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;_0003" in page
+    assert "1 of 4 pairs were dropped because 1 photos are missing" in capsys.readouterr().out.replace("\n", " ")
+
+
+def test_names_in_galleries_are_escaped(evaluate: Command, run: Path, tmp_path: Path) -> None:
+    """Folder names come from users: one of them is an attack, another breaks out of an attribute."""
+    rng = np.random.default_rng(0)
+    for name in ("<script>alert(1)<", '"><img src=x onerror=alert(1)>', "[bold]&amp;"):
+        for number in (1, 2):
+            path = tmp_path / "photos" / name / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(path), rng.integers(0, 256, (CROP_PX, CROP_PX, 3), dtype=np.uint8))
+    names = sorted(path.name for path in (tmp_path / "photos").iterdir())
+    pairs = ["2\t1", f"{names[0]}\t1\t2", f"{names[0]}\t1\t{names[1]}\t1", f"{names[1]}\t1\t2"]
+    (tmp_path / "list.txt").write_text("\n".join([*pairs, f"{names[2]}\t1\t{names[1]}\t2"]))
+    out = evaluate(data=tmp_path / "photos", pairs=tmp_path / "list.txt", detector="none")
+    page = (out / "report.html").read_text()
+    tags = check_self_contained(page)
+    assert all("onerror" not in attributes for _, attributes in tags.tags)
+    assert "&lt;script&gt;alert(1)&lt;_0001" in page
+    assert json.loads((out / "evaluation.json").read_text())["data"]["kind"] == "photos"
+
+
+def test_one_block_is_dealt_into_folds(evaluate: Command, tmp_path: Path) -> None:
+    same = [f"person{n:03d}\t2\t3" for n in range(10)]
+    different = [f"person{n:03d}\t2\tperson{(n + 1) % 10:03d}\t3" for n in range(10)]
+    (tmp_path / "list.txt").write_text("\n".join(["10", *same, *different]))
+    content = json.loads((evaluate(pairs=tmp_path / "list.txt") / "evaluation.json").read_text())
+    assert [fold["num_pairs"] for fold in content["verification"]["accuracy"]["folds"]] == [2] * 10
+    assert "one block; 20 of its 20 pairs were dealt into ten folds" in content["notes"][0]
+
+
+def test_users_mistakes(evaluate: Command, tmp_path: Path) -> None:
+    pairs = tmp_path / "list.txt"
+    pairs.write_text("2\t1\n" + "x\t1\t2\nx\t1\ty\t1\n" * 2)
+    (tmp_path / "photos" / "x").mkdir(parents=True)
+    (tmp_path / "photos" / "x" / "1.jpg").write_bytes(b"no photo")
+    (tmp_path / "begun" / "commits").mkdir(parents=True)
+    other = make_dataset(tmp_path / "other", num_samples=8, num_identities=2, crop_px=48)
+    for options, message in (
+        ({"data": tmp_path / "none"}, "none: no such directory"),
+        ({"data": tmp_path / "begun"}, "dataset.json is missing"),
+        ({"data": other}, r"crops of 48 px; expected 32 px, as the model was trained on"),
+        ({"checkpoint": tmp_path}, "no checkpoint in it"),
+        ({"pairs": tmp_path / "none.txt"}, "none.txt: unreadable"),
+        ({"pairs": pairs}, "none of 4 pairs has both photos"),
+        ({"pairs": pairs, "split": "train"}, "--split: given with --pairs"),
+        ({"split": None}, "no split 'val' to draw pairs from; it has train"),
+        ({"data": tmp_path / "photos"}, "not a data set, and no --pairs"),
+        ({"data": tmp_path / "photos", "pairs": pairs}, "--detector: missing, and the training photos came already"),
+        ({"data": tmp_path / "photos", "pairs": pairs, "detector": "none"}, r"x_0001 \(not_an_image\)"),
+        ({"detector": "mtcnn", "pairs": pairs}, "--detector: given with a data set"),
+    ):
+        with pytest.raises(UserError, match=message):
+            evaluate(**options)
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match="--device: cuda, but this machine offers none"):
+            evaluate(device="cuda")
+
+
+def test_metrics_that_are_missing_or_cut_short(tmp_path: Path) -> None:
+    assert report.read_metrics(tmp_path / "metrics.jsonl") == []
+    assert report.training_curves([]) == []
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "loss": 2.0}\nnoise\n[1]\n{"step": 2, "loss": NaN}\n{"step": 3, "loss": 1.0}\n{"st')
+    records = report.read_metrics(path)
+    assert [record["step"] for record in records] == [1, 2, 3]
+    curves = report.training_curves(records)
+    assert [(curve.title, curve.last) for curve in curves] == [("Training loss", "1")]
+    many = report.training_curves([{"step": n, "loss": 1.0} for n in range(1, 50_000)])
+    assert len(many[0].svg) < 12_000
+
+
+def test_chart_points_fall_where_they_should() -> None:
+    x, y = charts.Axis(0.0, 10.0, [(0.0, "0")], "x"), charts.Axis(0.0, 1.0, [(0.0, "0")], "y<")
+    svg = str(charts.chart("t<", x, y, [charts.Series("plain", [0.0, 5.0, 10.0], [0.0, 0.5, 2.0])]))
+    left, right, top, bottom = 66, charts.WIDTH - 12, 14, charts.HEIGHT - 46
+    middle = f"{(left + right) / 2:g} {(top + bottom) / 2:g}"
+    assert f'd="M{left} {bottom}L{middle}L{right} {top}"' in svg
+    assert "y&lt;" in svg
+    assert "t<" not in svg.replace("<title>", "").replace("</t", "").replace("<text", "").replace("t&lt;", "")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0"), (1234567, "1.235M"), (12000, "12k"), (0.25, "0.25"), (2.1e-7, "2.1e-7"), (1e-5, "1e-5"), (999, "999")],
+)
+def test_short_numbers(value: float, text: str) -> None:
+    assert charts.number(value) == text
+
+
+@pytest.mark.parametrize("values", [[], [0.0], [3.0, 3.0], [-1.0, 2.0], [1e-9, 2e-9], [0.0, 1e7]])
+def test_axes_hold_their_values(values: list[float]) -> None:
+    axis = charts.linear_axis(values, "x")
+    assert axis.low < axis.high
+    assert all(axis.low <= value <= axis.high for value in values)
+    assert 2 <= len(axis.ticks) <= 12
+
+
+def test_list_round_trip_through_awkward_names() -> None:
+    text = "1\t1\n[red]é x\t1\t2\n[red]é x\t1\ty\t1\n"
+    assert format_pairs(parse_pairs(text, "p")) == text
+    assert str(Photo("[red]", 3)) == "[red]_0003"
+
+
+def test_environment_names_versions() -> None:
+    found = environment(torch.device("cpu"))
+    assert {"facemill", "python", "torch", "numpy"} <= set(found.versions)
+    assert found.num_cores >= 1
