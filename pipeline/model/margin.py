@@ -69,7 +69,8 @@ class Margin(nn.Module):
         `negative_lse` [N] is log Σ_{j≠y} exp(z_j), −inf where there is a single class. As a softplus it neither
         saturates for hopeless samples nor loses the digits of easy ones.
         """
-        return functional.softplus(negative_lse - target_logit)
+        # softplus(x) becomes x at its threshold; at the default of 20 that would cost float64 half of its digits
+        return functional.softplus(negative_lse - target_logit, threshold=40)
 
     def metrics(self, similarity: Tensor) -> dict[str, Tensor]:
         """More figures to report, each [N]; `similarity` [N] is the target's cosine, without a graph."""

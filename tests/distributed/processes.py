@@ -32,7 +32,7 @@ PRELOADED = [
 
 
 class RankFailure(AssertionError):
-    """A rank raised, died or did not end in time. The message has the rank and its traceback, `error` what it raised."""
+    """A rank raised, died or was late. The message has the rank and its traceback, `error` what it raised."""
 
     def __init__(self, message: str, error: BaseException | None = None) -> None:
         super().__init__(message)
