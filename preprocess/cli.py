@@ -9,6 +9,7 @@ Each command imports its implementation when it runs, so that `--help` is quick.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import typer
@@ -87,11 +88,13 @@ def shard(
         preprocess shard crops.csv data --already-aligned --size 112
     """
     import os
+    import signal
 
     from rich.console import Console
 
     from preprocess import run
 
+    signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))  # ends the workers too
     options = run.check_options(
         crop={
             "detector": "none" if already_aligned else detector,

@@ -7,9 +7,10 @@ import numpy as np
 import numpy.typing as npt
 
 _HEAD_MM = np.array(
-    [[-32.0, -35.0, -28.0], [32.0, -35.0, -28.0], [0.0, 0.0, 0.0], [-25.0, 31.0, -22.0], [25.0, 31.0, -22.0]]
+    [[-32.0, -37.0, -28.0], [32.0, -37.0, -28.0], [0.0, 0.0, 0.0], [-26.5, 37.0, -22.0], [26.5, 37.0, -22.0]]
 )
-"""Eyes, nose tip, mouth corners of an average head; x right, y down, z towards the camera."""
+"""Eyes, nose tip, mouth corners of an average head; x right, y down, z towards the camera.
+In the picture they take the proportions of the crops' template, so that a face on the template looks straight ahead."""
 
 
 def sharpness(crop: npt.NDArray[np.uint8]) -> float:

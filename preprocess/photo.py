@@ -25,6 +25,7 @@ MAX_PHOTO_PX = 100_000_000
 
 PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
+_PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _EXIF_ORIENTATION = 0x0112
 
 
@@ -72,6 +73,10 @@ def decode_photo(data: bytes) -> npt.NDArray[np.uint8]:
         raise Reject("empty_file")
     if not _has_known_magic(data):
         raise Reject("not_an_image")
+    if data.startswith(_PNG_MAGIC):  # Pillow parses a PNG up to its pixels before it tells the size
+        width, height = (int.from_bytes(data[start : start + 4], "big") for start in (16, 20))
+        if width * height > MAX_PHOTO_PX:
+            raise Reject("too_large", width=width, height=height)
     # Decoders warn about harmless oddities in metadata; whether the photo is usable is decided by what is raised.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -130,7 +135,7 @@ def _read_bytes(path: str | os.PathLike[str]) -> bytes:
 def _has_known_magic(data: bytes) -> bool:
     if data[:4] == b"RIFF":
         return data[8:12] == b"WEBP"
-    return data.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"II*\x00", b"MM\x00*"))
+    return data.startswith((b"\xff\xd8\xff", _PNG_MAGIC, b"BM", b"II*\x00", b"MM\x00*"))
 
 
 def _orientation(image: Image.Image) -> int:

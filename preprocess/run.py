@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import time
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from pydantic import ValidationError
@@ -44,7 +42,6 @@ def shard(
     Raises:
         UserError: for everything the user can mend.
     """
-    signal.signal(signal.SIGTERM, _leave)
     _check_places(source, out)
     # Loading the detector here finds bad weights before any work, and gives their hash to the plan.
     options = options.model_copy(update={"weights_sha256": CropMaker(options.crop, weights).weights_sha256})
@@ -177,7 +174,3 @@ def _count_done(plan: Plan, out: Path) -> int:
 def _sweep(out: Path) -> None:
     """Remove what a run left that was killed after it had finished all but its own cleaning up."""
     shutil.rmtree(work_folder(out), ignore_errors=True)
-
-
-def _leave(signum: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + signum)

@@ -30,6 +30,9 @@ class YuNet:
         if not weights.is_file():
             raise UserError(weights, "no such file", "the weights of YuNet (.onnx)")
         self.weights_sha256 = file_sha256(weights)
+        # OpenCV 5 warns on standard error that its new engine ignores the target, which is the CPU all the same.
+        level = cv2.utils.logging.getLogLevel()
+        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
         try:
             self._model = cv2.FaceDetectorYN.create(
                 str(weights), "", (320, 320), _SCORE_THRESHOLD, _NMS_THRESHOLD, _TOP_K
@@ -37,6 +40,8 @@ class YuNet:
             self._model.detect(np.zeros((320, 320, 3), np.uint8))
         except cv2.error:
             raise UserError(weights, "OpenCV cannot run it as a YuNet", "a YuNet .onnx with any input size") from None
+        finally:
+            cv2.utils.logging.setLogLevel(level)
 
     def detect(self, images: Sequence[npt.NDArray[np.uint8]]) -> list[list[Face]]:
         return [self._detect_one(image) for image in images]
