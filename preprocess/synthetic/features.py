@@ -29,8 +29,8 @@ def paint_features(head: Head, scene: Scene, key_direction: tuple[float, ...]) -
 
 def mouth_corner(person: Identity, expression: Expression) -> tuple[float, float]:
     """(half width, y) of the mouth's corners, head units."""
-    half_width = person.mouth_width * (1.0 + 0.16 * expression.smile - 0.06 * expression.mouth_open)
-    return half_width, person.mouth_y - 0.07 * expression.smile
+    half_width = person.mouth_width * (1.0 + 0.12 * expression.smile - 0.06 * expression.mouth_open)
+    return half_width, person.mouth_y - 0.045 * expression.smile
 
 
 def eye_centre(person: Identity, side: float) -> tuple[float, float]:

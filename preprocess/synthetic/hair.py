@@ -39,7 +39,8 @@ class Hair:
     """Layers of linear colour [3, h, w] with coverage [h, w], in a window of the photo."""
 
     window: Window
-    back: tuple[FloatArray, FloatArray] | None  # behind neck and shoulders, for hair that reaches there
+    back: FloatArray  # behind head, neck and shoulders
+    back_alpha: FloatArray
     front: FloatArray
     front_alpha: FloatArray
 
@@ -94,14 +95,14 @@ def render_hair(
     front = light_map * ((0.62 + 0.5 * strands + 0.1 * lumps) * np.clip(0.72 + 0.5 * (boundary - y), 0.55, 1.0))
     front *= colour
     front += (gloss * np.clip(0.6 + 0.6 * strands, 0, 1)) * (0.09 + colour * 0.6)
-    back = None
-    if covers_ears(g):
-        behind = outline * np.clip((_lower_end(g) + shaped) * softness + 0.5, 0, 1)
-        back = (light_map * (0.25 + 0.2 * strands) * colour, behind)
+    behind_end = _lower_end(g) if covers_ears(g) else 0.1  # cropped hair ends above the ears
+    back = light_map * (0.25 + 0.2 * strands)
+    back *= colour
+    back_alpha = outline * np.clip((behind_end + shaped) * softness + 0.5, 0, 1)
     front_alpha = np.minimum(np.clip((boundary + shaped) * softness + 0.5, 0, 1), outline)
     if g.hat:
         _wear_hat(front, front_alpha, y, inside * camera.pixels, turn, g, light_map, strands)
-    return Hair(window, back, front, front_alpha)
+    return Hair(window, back, back_alpha, front, front_alpha)
 
 
 def _wrapped(angle: FloatArray) -> FloatArray:

@@ -97,11 +97,11 @@ def sample_identity(seed: int, identity: int) -> Identity:
     grey = max(0.0, age - 0.7) * 3.0 * d.uniform() ** 0.5
     hair = tuple(h + (g - h) * min(0.9, grey) for h, g in zip(hair, (176, 174, 172), strict=True))  # type: ignore[assignment]
     iris = _IRIS_COLOURS[d.integer(2 if melanin > 0.55 else len(_IRIS_COLOURS))]
-    nose_length = d.normal(0.66, 0.065)
+    nose_length = d.normal(0.655, 0.06)
     mouth_y = nose_length + d.normal(0.34, 0.05)
     moles = tuple((d.uniform(-0.75, 0.75), d.uniform(-0.7, 1.3), d.uniform(0.016, 0.032)) for _ in range(d.integer(4)))
     return Identity(
-        eye_x=d.normal(0.455, 0.04),
+        eye_x=d.normal(0.466, 0.04),
         eye_width=d.normal(0.212, 0.02),
         eye_open=d.normal(0.088, 0.015),
         eye_tilt=d.normal(0.05, 0.07),
@@ -129,15 +129,15 @@ def sample_identity(seed: int, identity: int) -> Identity:
         lower_lip=d.normal(0.10 + 0.03 * melanin, 0.022),
         cupid=d.uniform(),
         lip_redness=d.uniform(),
-        chin_y=mouth_y + d.normal(0.58, 0.06),
+        chin_y=mouth_y + d.normal(0.55, 0.055),
         chin_width=d.normal(0.5 if male else 0.42, 0.06),
         chin_forward=d.normal(0.02, 0.04),
         jaw_width=d.normal(0.83 if male else 0.77, 0.06),
-        cheek_width=d.normal(0.99, 0.04),
+        cheek_width=d.normal(0.975, 0.04),
         cranium_width=d.normal(1.05, 0.035),
         cheekbone=d.normal(0.07, 0.03),
         cheek_hollow=d.normal(0.03, 0.03),
-        hairline_y=d.normal(-0.98, 0.07) - (0.12 * age if male else 0.0),
+        hairline_y=d.normal(-0.95, 0.07) - (0.12 * age if male else 0.0),
         temples=d.uniform(0.0, 0.2) + (0.15 * age if male else 0.0),
         ear_size=d.normal(0.33, 0.03),
         neck_width=d.normal(0.72 if male else 0.6, 0.04),

@@ -101,8 +101,7 @@ def _compose(image: FloatArray, head: Head, scene: Scene, camera: Camera, draws:
     size = image.shape[1]
     person, light, groom = head.person, scene.light, scene.grooming
     hair = render_hair(person, groom, camera, size, light, draws)
-    if hair.back:
-        over(hair.window.of(image), *hair.back)
+    over(hair.window.of(image), hair.back, hair.back_alpha)
     _draw_shoulders(image, head, scene, size, draws)
     m = camera.matrix
     key = light.key_direction
