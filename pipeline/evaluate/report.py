@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -68,6 +69,7 @@ def render_report(
     """Fill the template; every text is escaped, names of people and paths included."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["short"] = number
+    environment.filters["one_option_a_line"] = one_option_a_line
     template = environment.from_string(resources.files(__package__).joinpath(TEMPLATE).read_text(encoding="utf-8"))
     figures = evaluation.verification
     return template.render(
@@ -80,6 +82,16 @@ def render_report(
         curves=curves,
         config=_flatten(evaluation.model.config),
     )
+
+
+def one_option_a_line(command: str) -> str:
+    """A shell command with its options on lines of their own, to be read and copied."""
+    lines: list[list[str]] = [[]]
+    for word in shlex.split(command):
+        if word.startswith("--"):
+            lines.append([])
+        lines[-1].append(word)
+    return " \\\n    ".join(shlex.join(line) for line in lines)
 
 
 def roc_chart(figures: Verification) -> Markup:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import shlex
 import sys
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -269,6 +270,13 @@ def test_axes_hold_their_values(values: list[float]) -> None:
     assert axis.low < axis.high
     assert all(axis.low <= value <= axis.high for value in values)
     assert 2 <= len(axis.ticks) <= 12
+
+
+def test_command_is_the_same_on_several_lines() -> None:
+    command = shlex.join(["python", "launch/evaluate.py", "--data", "my photos", "--pairs", "a'b --c.txt", "--no-flip"])
+    lines = report.one_option_a_line(command)
+    assert lines.count("\n") == 3
+    assert shlex.split(lines.replace("\\\n", "")) == shlex.split(command)
 
 
 def test_list_round_trip_through_awkward_names() -> None:
