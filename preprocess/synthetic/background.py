@@ -33,13 +33,13 @@ def _paper(d: Draws) -> FloatArray:
     axis = np.linspace(-1, 1, _CANVAS, dtype=np.float32)
     cx, cy = d.uniform(-0.7, 0.7), d.uniform(-0.7, 0.5)
     pool = np.exp(-((axis[None, :] - cx) ** 2 + (axis[:, None] - cy) ** 2) / d.uniform(0.5, 2.5))
-    return _tinted(base, pool - 0.5, d.uniform(0.1, 0.5)) + 0.03 * d.field(_CANVAS, _CANVAS, 5, 3)
+    return _tinted(base, pool - 0.5, d.uniform(0.1, 0.5)) + 0.03 * d.field((_CANVAS, _CANVAS), 5, 3)
 
 
 def _wall(d: Draws) -> FloatArray:
     """A plain or stained wall, light falling off to one side, sometimes with a skirting, a picture or a corner."""
-    canvas = _tinted(d.colour(0.35, 0.9, 0.1), d.field(_CANVAS, _CANVAS, 2), d.uniform(0.05, 0.25))
-    canvas *= 1 + 0.05 * d.field(_CANVAS, _CANVAS, 14)[..., None]
+    canvas = _tinted(d.colour(0.35, 0.9, 0.1), d.field((_CANVAS, _CANVAS), 2), d.uniform(0.05, 0.25))
+    canvas *= 1 + 0.05 * d.field((_CANVAS, _CANVAS), 14)[..., None]
     if d.chance(0.5):
         column = d.integer(_CANVAS)
         canvas[:, column:] *= d.uniform(0.65, 0.95)
@@ -56,7 +56,7 @@ def _box(d: Draws, canvas: FloatArray, colour: tuple[float, float, float]) -> No
 
 def _room(d: Draws) -> FloatArray:
     """An interior: wall, a window or lamp, furniture and shelves."""
-    canvas = _tinted(d.colour(0.25, 0.75, 0.13), d.field(_CANVAS, _CANVAS, 3), 0.25)
+    canvas = _tinted(d.colour(0.25, 0.75, 0.13), d.field((_CANVAS, _CANVAS), 3), 0.25)
     for _ in range(2 + d.integer(6)):
         _box(d, canvas, d.colour(0.06, 0.7, 0.22))
     if d.chance(0.5):  # shelves or blinds
@@ -67,16 +67,18 @@ def _room(d: Draws) -> FloatArray:
             cv2.rectangle(canvas, (left, y), (right, y + thickness), tone, -1)
     if d.chance(0.6):  # window or lamp
         _box(d, canvas, d.colour(0.95, 1.1, 0.08))
-    return canvas * (1 + 0.06 * d.field(_CANVAS, _CANVAS, 20)[..., None])
+    return canvas * (1 + 0.06 * d.field((_CANVAS, _CANVAS), 20)[..., None])
 
 
 def _foliage(d: Draws) -> FloatArray:
     """Greenery with gaps of sky, darker towards the ground."""
     leaf = np.array([d.uniform(0.25, 0.5), d.uniform(0.36, 0.55), d.uniform(0.2, 0.4)], np.float32)
-    noise = d.field(_CANVAS, _CANVAS, 6) + 0.7 * d.field(_CANVAS, _CANVAS, 15) + 0.5 * d.field(_CANVAS, _CANVAS, 30)
+    noise = (
+        d.field((_CANVAS, _CANVAS), 6) + 0.7 * d.field((_CANVAS, _CANVAS), 15) + 0.5 * d.field((_CANVAS, _CANVAS), 30)
+    )
     canvas = leaf * (0.85 + 0.35 * noise[..., None])
     down = np.linspace(1, 0, _CANVAS, dtype=np.float32)[:, None]
-    sky = np.clip((d.field(_CANVAS, _CANVAS, 7) + 2.2 * down - d.uniform(1.2, 2.2)) * 3, 0, 1)[..., None]
+    sky = np.clip((d.field((_CANVAS, _CANVAS), 7) + 2.2 * down - d.uniform(1.2, 2.2)) * 3, 0, 1)[..., None]
     canvas += sky * (np.array(d.colour(0.75, 1.05, 0.08), np.float32) - canvas)
     return np.maximum(canvas, 0.03)
 
@@ -98,12 +100,12 @@ def _street(d: Draws) -> FloatArray:
         x += width
     ground = _CANVAS - 6 - d.integer(20)
     canvas[ground:] = d.colour(0.25, 0.6, 0.1)
-    return canvas * (1 + 0.1 * d.field(_CANVAS, _CANVAS, 12)[..., None])
+    return canvas * (1 + 0.1 * d.field((_CANVAS, _CANVAS), 12)[..., None])
 
 
 def _bokeh(d: Draws) -> FloatArray:
     """Dusk or indoors with discs of light."""
-    canvas = _tinted(d.colour(0.1, 0.45, 0.25), d.field(_CANVAS, _CANVAS, 3), 0.5)
+    canvas = _tinted(d.colour(0.1, 0.45, 0.25), d.field((_CANVAS, _CANVAS), 3), 0.5)
     for _ in range(4 + d.integer(14)):
         disc = np.zeros_like(canvas)
         centre = (d.integer(_CANVAS), d.integer(_CANVAS))

@@ -17,9 +17,8 @@ def run_synth(
     console = Console(stderr=True)
     total = num_identities * photos_per_identity
     if not console.is_terminal:
-        console.print(
-            f"rendering {total:,} photos of {num_identities:,} identities with {workers} workers", soft_wrap=True
-        )
+        staff = "1 worker" if workers == 1 else f"{workers} workers"
+        console.print(f"rendering {total:,} photos of {num_identities:,} identities with {staff}", soft_wrap=True)
     columns = (
         TextColumn("rendering"),
         BarColumn(),

@@ -87,7 +87,7 @@ def render_hair(
     y, inside, turn, boundary, along, across, gloss, *lights = enlarge(fields, window)
     light_map = np.stack(lights)
     strands = cv2.remap(strand_tiles()[g.hair_kind], across, along, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
-    lumps = draws.field(*y.shape, 9)
+    lumps = draws.field(y.shape, 9)
     softness = camera.pixels * 0.16
     shaped = (0.05 + 0.1 * g.fringe) * strands + 0.06 * lumps - y
     outline = np.clip(0.5 + (inside + 0.035 * strands + _LUMPINESS[g.hair_kind] * lumps) * (0.5 * camera.pixels), 0, 1)

@@ -86,11 +86,10 @@ def _pair(x: FloatArray, y: FloatArray, cx: float, cy: float, sx: float, sy: flo
 def _relief(p: Identity, chart: Chart) -> FloatArray:
     x, y = chart.axes()
     tip_y = p.nose_length - 0.09
-    ridge = np.interp(
-        y,
-        [-0.32, -0.04, 0.5 * tip_y, tip_y - 0.02, tip_y + 0.05, p.nose_length + 0.07],
-        [0.0, p.bridge_height, 0.5 * (p.bridge_height + p.nose_height) + p.nose_hump, p.nose_height, p.nose_height * 0.86, 0.0],
-    ).astype(np.float32)  # fmt: skip
+    middle = 0.5 * (p.bridge_height + p.nose_height) + p.nose_hump
+    knots_y = [-0.32, -0.04, 0.5 * tip_y, tip_y - 0.02, tip_y + 0.05, p.nose_length + 0.07]
+    knots_z = [0.0, p.bridge_height, middle, p.nose_height, p.nose_height * 0.86, 0.0]
+    ridge = np.interp(y, knots_y, knots_z).astype(np.float32)
     ridge = cv2.GaussianBlur(ridge[:, None], (1, 0), sigmaX=1, sigmaY=0.035 * chart.density)[:, 0]
     spread = np.interp(y, [-0.1, 0.2, tip_y], [p.nose_slimness * 1.15, p.nose_slimness * 1.2, p.nose_width * 0.7])
     drop = 0.07 * np.minimum((x / p.nose_width) ** 2, 1.5)  # the wings end higher than the tip

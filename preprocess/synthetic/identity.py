@@ -95,7 +95,7 @@ def sample_identity(seed: int, identity: int) -> Identity:
     male = d.chance(0.5)
     hair = _HAIR_COLOURS[d.integer(3 if melanin > 0.55 else len(_HAIR_COLOURS))]
     grey = max(0.0, age - 0.7) * 3.0 * d.uniform() ** 0.5
-    hair = tuple(h + (g - h) * min(0.9, grey) for h, g in zip(hair, (176, 174, 172), strict=True))  # type: ignore[assignment]
+    hair = tuple(h + (g - h) * min(0.9, grey) for h, g in zip(hair, (176, 174, 172), strict=True))
     iris = _IRIS_COLOURS[d.integer(2 if melanin > 0.55 else len(_IRIS_COLOURS))]
     nose_length = d.normal(0.655, 0.06)
     mouth_y = nose_length + d.normal(0.34, 0.05)

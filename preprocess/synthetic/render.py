@@ -224,8 +224,8 @@ def _draw_shoulders(image: FloatArray, head: Head, scene: Scene, size: int, d: D
     window = Window(0, min(top, size - 2) // 2 * 2, size // 2 * 2, size // 2 * 2)
     coarse = intersect(body, camera, window, num_steps=2)
     lights = illuminate(normals(body, coarse, camera.matrix), scene.light, True)
-    x, y, inside, *lights = enlarge([coarse.x, coarse.y, coarse.inside, *lights], window)
-    light_map = np.stack(lights)
+    x, y, inside, *planes = enlarge([coarse.x, coarse.y, coarse.inside, *lights], window)
+    light_map = np.stack(planes)
     below = np.clip((y - (p.chin_y - 0.35)) / 0.75, 0, 1)
     skin = linear(p.skin) * np.array([1.0, 0.93, 0.9], np.float32)[:, None, None] * light_map
     skin *= 0.38 + 0.62 * below * below
@@ -234,7 +234,7 @@ def _draw_shoulders(image: FloatArray, head: Head, scene: Scene, size: int, d: D
     second = np.array(d.colour(0.08, 0.85, 0.3), np.float32)
     pattern = _cloth_pattern(d, x, y)
     tone = (cloth[:, None, None] + pattern * (second - cloth)[:, None, None]) ** 2
-    folds = 1 + 0.13 * d.field(*x.shape, 6) - 0.3 * np.exp(-(((y - neckline - 0.04) / 0.03) ** 2))
+    folds = 1 + 0.13 * d.field(x.shape, 6) - 0.3 * np.exp(-(((y - neckline - 0.04) / 0.03) ** 2))
     dressed = np.clip((y - neckline) * camera.pixels + 0.5, 0, 1)
     over(skin, (tone * light_map * folds).astype(np.float32), dressed)
     over(window.of(image), skin, np.clip(0.5 + inside * camera.pixels, 0, 1))

@@ -42,18 +42,18 @@ class Draws:
         return int(self.generator.random() * stop)
 
     def colour(self, low: float, high: float, saturation: float) -> tuple[float, float, float]:
-        """Random RGB: a grey level in [low, high) tinted by `saturation`, more often warm or cool than green or purple."""
+        """Random RGB: a grey level in [low, high) tinted by `saturation`, rather warm or cool than green or purple."""
         level = self.uniform(low, high)
         warmth = self.uniform(-1.0, 1.0)
         tint = self.generator.uniform(-0.4, 0.4, 3) + warmth * _WARM
         red, green, blue = (max(0.0, level * (1.0 + saturation * float(t))) for t in tint)
         return red, green, blue
 
-    def field(self, height: int, width: int, cells: int, channels: int = 1) -> FloatArray:
-        """Smooth noise [height, width(, channels)] in about [-1, 1] with `cells` bumps across."""
+    def field(self, size: tuple[int, ...], cells: int, channels: int = 1) -> FloatArray:
+        """Smooth noise [height, width(, channels)] of the given size in about [-1, 1], `cells` bumps across."""
         shape = (cells + 1, cells + 1) if channels == 1 else (cells + 1, cells + 1, channels)
         coarse = self.generator.uniform(-1.0, 1.0, shape).astype(np.float32)
-        return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+        return cv2.resize(coarse, (size[1], size[0]), interpolation=cv2.INTER_CUBIC)
 
 
 @lru_cache(maxsize=2)

@@ -9,8 +9,10 @@ import cv2
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
 
 from pipeline.config.errors import UserError
+from preprocess.cli import app
 from preprocess.synthetic import photo_truth, render_photo, write_photos
 from preprocess.synthetic.rng import Draws
 
@@ -170,3 +172,14 @@ def test_other_settings_or_strangers_are_refused(tmp_path: Path) -> None:
         _write(stranger / "holiday.jpg")
     with pytest.raises(UserError, match="--photos"):
         _write(tmp_path / "new", photos=0)
+
+
+def test_command_writes_photos_and_says_so(tmp_path: Path) -> None:
+    out = tmp_path / "photos"
+    options = ["--identities", "2", "--photos", "2", "--size", "64", "--workers", "1"]
+    result = CliRunner().invoke(app, ["synth", str(out), *options])
+    assert result.exit_code == 0, result.output
+    assert "4 photos of 2 identities" in result.output
+    assert len(list(out.glob("person-*/*.jpg"))) == 4
+    again = CliRunner().invoke(app, ["synth", str(out), *options])
+    assert "0 rendered now" in again.output
