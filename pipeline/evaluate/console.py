@@ -26,7 +26,10 @@ def embedding_progress(total: int) -> Iterator[Callable[[int], None]]:
         TextColumn("ETA"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    console = Console(stderr=True)
+    if not console.is_terminal:  # there the bar appears only when it is full
+        console.print(f"embedding {total:,} photos", highlight=False)
+    with Progress(*columns, console=console) as progress:
         task = progress.add_task("embedding", total=total, rate="")
 
         def advance(count: int) -> None:
