@@ -9,6 +9,7 @@ side by side. Coordinates count from one, as in the Matlab original the weights 
 from __future__ import annotations
 
 import importlib.util
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -61,11 +62,13 @@ class Mtcnn:
         """First network, over a pyramid: candidate boxes [N, 4]."""
         height, width = image.shape[:2]
         rows: list[Floats] = [np.empty((0, 9))]  # each [n, 9]: box, score, regression
-        scale = 12.0 / min_face_px
-        while min(height, width) * scale >= 12.0:
+        for level in itertools.count():
+            scale = 12.0 / min_face_px * _PYRAMID_FACTOR**level
+            if min(height, width) * scale < 12.0:
+                break
             size = (int(np.ceil(width * scale)), int(np.ceil(height * scale)))
-            level = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-            regression, scores = _forward(self._pnet, level[None], ["conv2d_4", "softmax"])
+            resized = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+            regression, scores = _forward(self._pnet, resized[None], ["conv2d_4", "softmax"])
             x, y = np.nonzero(scores[0, :, :, 1] >= _THRESHOLDS[0])
             corner = np.stack([x, y], 1)
             found = np.hstack(
@@ -77,12 +80,11 @@ class Mtcnn:
                 ]
             )
             rows.append(found[_suppress(found[:, :4], found[:, 4], 0.5)])
-            scale *= _PYRAMID_FACTOR
         candidates = np.concatenate(rows)
         candidates = candidates[_suppress(candidates[:, :4], candidates[:, 4], 0.7)][:_MAX_CANDIDATES]
         sides = candidates[:, 2:4] - candidates[:, :2]
         boxes = candidates[:, :4] + candidates[:, 5:9] * np.tile(sides, 2)
-        return _square(boxes)
+        return np.trunc(_square(boxes))
 
     def _refine(self, image: npt.NDArray[np.uint8], boxes: Floats) -> Floats:
         """Second network: fewer and better boxes."""

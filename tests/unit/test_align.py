@@ -11,7 +11,9 @@ from preprocess.align import align, similarity, template
 from preprocess.measure import _HEAD_MM, head_pose, phash, sharpness
 
 
-def transform(points: npt.NDArray[np.float64], angle_deg: float, scale: float, shift: tuple[float, float]) -> npt.NDArray:
+def transform(
+    points: npt.NDArray[np.float64], angle_deg: float, scale: float, shift: tuple[float, float]
+) -> npt.NDArray:
     angle = np.radians(angle_deg)
     rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     return scale * points @ rotation.T + shift

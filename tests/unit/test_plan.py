@@ -76,8 +76,11 @@ def test_a_shard_mixes_identities() -> None:
 
 def test_seed_decides_who_validates() -> None:
     chosen = [
-        {row["identity"] for row in build_plan(listing(), ShardOptions(val_identities=0.5, seed=seed)).rows.to_pylist()
-         if row["split"] == "val"}
+        {
+            row["identity"]
+            for row in build_plan(listing(), ShardOptions(val_identities=0.5, seed=seed)).rows.to_pylist()
+            if row["split"] == "val"
+        }
         for seed in (0, 1)
     ]
     assert chosen[0] != chosen[1]

@@ -103,7 +103,7 @@ def test_folder_without_permission(tmp_path: Path) -> None:
 
 def test_csv(tmp_path: Path) -> None:
     path = tmp_path / "list.csv"
-    path.write_text("path,identity,bbox,extra\nz.jpg,007,1 2 3 4,x\n/abs/y.jpg,Ann,,x\na.jpg,\"Ann, B\",1;2;3;4.5,x\n")
+    path.write_text('path,identity,bbox,extra\nz.jpg,007,1 2 3 4,x\n/abs/y.jpg,Ann,,x\na.jpg,"Ann, B",1;2;3;4.5,x\n')
     root, table, notes = read_source(path)
     assert root == tmp_path
     assert notes == ["columns not used: extra"]
