@@ -141,8 +141,8 @@ def _cast_shadow(head: Head, key: tuple[float, ...]) -> FloatArray:
     density = head.chart.density * 0.25
     height, width = surface.shape
     blocked = np.zeros_like(surface)
-    for step in range(1, 9):
-        reach = 0.07 * step
+    for step in range(1, 7):
+        reach = 0.09 * step
         shift = np.array([[1, 0, -key[0] * reach * density], [0, 1, -key[1] * reach * density]], np.float64)
         moved = cv2.warpAffine(surface, shift, (width, height), borderMode=cv2.BORDER_REPLICATE)
         moved -= surface
@@ -224,33 +224,29 @@ def _draw_shoulders(image: FloatArray, head: Head, scene: Scene, size: int, d: D
     window = Window(0, min(top, size - 2) // 2 * 2, size // 2 * 2, size // 2 * 2)
     coarse = intersect(body, camera, window, num_steps=2)
     lights = illuminate(normals(body, coarse, camera.matrix), scene.light, True)
-    x, y, inside, *planes = enlarge([coarse.x, coarse.y, coarse.inside, *lights], window)
-    light_map = np.stack(planes)
-    below = np.clip((y - (p.chin_y - 0.35)) / 0.75, 0, 1)
-    skin = linear(p.skin) * np.array([1.0, 0.93, 0.9], np.float32)[:, None, None] * light_map
-    skin *= 0.38 + 0.62 * below * below
-    neckline = 1.95 + d.uniform(-0.15, 0.1) + d.uniform(0.0, 0.6) * np.clip(1 - np.abs(x) / 0.7, 0, 1)
-    cloth = np.array(d.colour(0.08, 0.85, 0.3), np.float32)
-    second = np.array(d.colour(0.08, 0.85, 0.3), np.float32)
-    pattern = _cloth_pattern(d, x, y)
-    tone = (cloth[:, None, None] + pattern * (second - cloth)[:, None, None]) ** 2
-    folds = 1 + 0.13 * d.field(x.shape, 6) - 0.3 * np.exp(-(((y - neckline - 0.04) / 0.03) ** 2))
-    dressed = np.clip((y - neckline) * camera.pixels + 0.5, 0, 1)
-    over(skin, (tone * light_map * folds).astype(np.float32), dressed)
-    over(window.of(image), skin, np.clip(0.5 + inside * camera.pixels, 0, 1))
+    below_chin = np.clip((coarse.y - (p.chin_y - 0.35)) / 0.75, 0, 1)
+    skin = linear(p.skin) * np.array([1.0, 0.93, 0.9], np.float32)[:, None, None] * lights
+    skin *= 0.38 + 0.62 * below_chin * below_chin
+    neckline = 1.95 + d.uniform(-0.15, 0.1) + d.uniform(0.0, 0.6) * np.clip(1 - np.abs(coarse.x) / 0.7, 0, 1)
+    under = coarse.y - neckline  # positive on the cloth
+    lights *= 1 + 0.13 * d.field(under.shape, 6) - 0.3 * np.exp(-(((under - 0.04) / 0.03) ** 2))
+    cloth = _cloth(d, coarse)
+    fields = enlarge([coarse.inside, under, *skin, *(lights * cloth)], window)
+    inside, under, person, dress = fields[0], fields[1], np.stack(fields[2:5]), np.stack(fields[5:])
+    over(person, dress, np.clip(under * camera.pixels + 0.5, 0, 1))
+    over(window.of(image), person, np.clip(0.5 + inside * camera.pixels, 0, 1))
 
 
-def _cloth_pattern(d: Draws, x: FloatArray, y: FloatArray) -> FloatArray:
-    """Share [H, W] of a cloth's second colour: stripes, checks or none."""
-    kind = d.integer(6)
-    stripe = d.uniform(8.0, 26.0)
-    if kind == 0:
-        return (0.5 + 0.5 * np.sign(np.sin(x * stripe))).astype(np.float32)
-    if kind == 1:
-        return (0.5 + 0.5 * np.sign(np.sin(y * stripe))).astype(np.float32)
-    if kind == 2:
-        return (0.25 * (2 + np.sign(np.sin(x * stripe)) + np.sign(np.sin(y * stripe)))).astype(np.float32)
-    return np.zeros_like(x)
+def _cloth(d: Draws, hit: Hit) -> FloatArray:
+    """Linear colour [3, h, w] of a garment: plain, striped or checked."""
+    first, second = (np.array(d.colour(0.08, 0.85, 0.3), np.float32)[:, None, None] for _ in range(2))
+    kind, stripe = d.integer(6), d.uniform(8.0, 20.0)
+    if kind > 2:
+        return first * first
+    stripes = [0.5 + 0.5 * np.clip(4 * np.sin(v * stripe), -1, 1) for v in (hit.x, hit.y)]
+    share = 0.5 * (stripes[0] + stripes[1]) if kind == 2 else stripes[kind]
+    colour = first + share * (second - first)
+    return colour * colour
 
 
 def _truth(head: Head, scene: Scene, camera: Camera, size_px: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

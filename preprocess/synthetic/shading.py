@@ -70,7 +70,11 @@ def develop(image: FloatArray, scene: Scene, draws: Draws) -> np.ndarray:
     axis = np.linspace(-1.0, 1.0, size, dtype=np.float32) ** 2
     falloff = 1.0 - (0.5 * scene.vignette) * (axis[:, None] + axis[None, :])
     picture *= falloff[..., None] * gain
-    picture = np.sqrt(picture / (1.0 + 0.22 * picture)) * (255.0 * 1.05)
+    shoulder = picture * 0.22  # bright parts saturate softly
+    shoulder += 1.0
+    picture /= shoulder
+    np.sqrt(picture, out=picture)
+    picture *= 255.0 * 1.05
     tile = grain_tile(size)
     row, column = draws.integer(tile.shape[0] - size), draws.integer(tile.shape[1] - size)
     grain = tile[row : row + size, column : column + size]
