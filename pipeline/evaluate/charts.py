@@ -61,10 +61,10 @@ def linear_axis(values: Sequence[float], label: str, *, from_zero: bool = False)
 
 
 def log_axis(low: float, label: str) -> Axis:
-    """A logarithmic axis of whole decades up to 1."""
-    decades = max(1, math.ceil(-math.log10(low) - 1e-9))
+    """A logarithmic axis from `low` to 1 with a tick at each decade."""
+    decades = math.floor(-math.log10(low) + 1e-9)
     ticks = [(10.0**-k, f"1e-{k}" if k else "1") for k in range(decades, -1, -1)]
-    return Axis(10.0**-decades, 1.0, ticks, label, log=True)
+    return Axis(low, 1.0, ticks, label, log=True)
 
 
 def percent_axis(low: float, high: float, interval: float, label: str) -> Axis:

@@ -95,10 +95,10 @@ def one_option_a_line(command: str) -> str:
 
 
 def roc_chart(figures: Verification) -> Markup:
-    """TAR over FAR, the latter on a logarithmic axis down to one false accept."""
+    """TAR over FAR, the latter on a logarithmic axis that ends at one false accept: below it nothing was measured."""
     x = log_axis(1.0 / max(figures.num_different, 10), "false accept rate (FAR)")
     y = percent_axis(0.0, 1.0, 0.2, "true accept rate, %")
-    chance = [10.0 ** (k / 20) for k in range(round(20 * np.log10(x.low)), 1)]
+    chance = np.geomspace(x.low, 1.0, 80).tolist()
     series = [
         Series("chance", chance, chance),
         Series("plain", figures.roc.far, figures.roc.tar, step=True, filled=True),

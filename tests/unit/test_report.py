@@ -279,6 +279,13 @@ def test_command_is_the_same_on_several_lines() -> None:
     assert shlex.split(lines.replace("\\\n", "")) == shlex.split(command)
 
 
+def test_roc_axis_ends_at_one_false_accept() -> None:
+    axis = charts.log_axis(1 / 3000, "FAR")
+    assert [tick[1] for tick in axis.ticks] == ["1e-3", "1e-2", "1e-1", "1"]
+    assert (axis.place(1 / 3000), axis.place(0.0), axis.place(1.0)) == (0.0, 0.0, 1.0)
+    assert len(charts.log_axis(1e-4, "FAR").ticks) == 5
+
+
 def test_list_round_trip_through_awkward_names() -> None:
     text = "1\t1\n[red]é x\t1\t2\n[red]é x\t1\ty\t1\n"
     assert format_pairs(parse_pairs(text, "p")) == text
