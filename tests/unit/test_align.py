@@ -72,7 +72,7 @@ def test_landmarks_land_on_the_template(size: int, angle: float, scale: float) -
 
 def test_outside_the_photo_is_black() -> None:
     photo = np.full((60, 60, 3), 200, np.uint8)
-    crop = align(photo, template(112) + [0, 0], 112)
+    crop = align(photo, template(112), 112)
     assert (crop[80:, 80:] == 0).all()
     assert (crop[:50, :50] == 200).all()
 

@@ -75,7 +75,7 @@ def test_mtcnn_beside_the_wheels_own_code(photos: list[Pixels]) -> None:
             # The peer mixes up the first network's regressions on scales with a single hit: boxes differ at times.
             np.testing.assert_allclose(one.bbox, [x, y, x + width, y + height], atol=6)
             # It also cuts off fractions of a pixel.
-            np.testing.assert_allclose(one.landmarks, list(other["keypoints"].values()), atol=2)
+            assert np.abs(one.landmarks - list(other["keypoints"].values())).mean() < 1.2
             assert one.score == pytest.approx(other["confidence"], abs=0.02)
             num_faces += 1
     assert num_faces >= 8

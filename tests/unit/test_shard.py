@@ -239,7 +239,7 @@ def test_unfinished_is_not_a_dataset(made: tuple[Path, Path, Plan], tmp_path: Pa
     photos, _, plan = made
     save_plan(plan, tmp_path)
     process_shard(plan, 0, photos, tmp_path, CropMaker(OPTIONS.crop))
-    with pytest.raises(UserError, match="shard train-000001 is not finished"):
+    with pytest.raises(UserError, match=r"shard train-000001 is not finished"):
         finish_dataset(plan, tmp_path)
-    with pytest.raises(UserError, match="dataset.json is missing"):
+    with pytest.raises(UserError, match=r"dataset\.json is missing"):
         open_dataset(tmp_path)

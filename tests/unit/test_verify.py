@@ -142,5 +142,5 @@ def test_faults_of_several_shards_are_all_named(out: Path) -> None:
 
 
 def test_not_a_dataset(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="dataset.json is missing"):
+    with pytest.raises(UserError, match=r"dataset\.json is missing"):
         faults(tmp_path)

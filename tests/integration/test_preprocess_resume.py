@@ -1,0 +1,230 @@
+"""`preprocess shard` as a user runs it: killed at any instant it goes on, and all bytes are those of a run left alone."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from tests.unit.test_shard import tree, write_photos
+
+OPTIONS = ("--already-aligned", "--size", "64", "--samples-per-shard", "150", "--val-identities", "0.2")
+
+
+def command(photos: Path, out: Path, *options: str) -> list[str]:
+    return [sys.executable, "-m", "preprocess.cli", "shard", str(photos), str(out), *OPTIONS, *options]
+
+
+def run(photos: Path, out: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    return subprocess.run(
+        command(photos, out, *options), capture_output=True, text=True, timeout=100, env=environment, check=False
+    )
+
+
+def start(photos: Path, out: Path) -> subprocess.Popen[str]:
+    """In a process group of its own, as a terminal would."""
+    return subprocess.Popen(
+        command(photos, out, "--workers", "2"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def workers_of(pid: int) -> list[int]:
+    """The pool's processes."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
+def wait_until_gone(pids: list[int]) -> None:
+    for _ in range(100):
+        if not any(Path(f"/proc/{pid}").exists() and "Z" not in _state(pid) for pid in pids):
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"still running: {pids}")
+
+
+def _state(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except FileNotFoundError:
+        return "Z"
+
+
+def wait_for_slices(out: Path, process: subprocess.Popen[str], at_least: int = 2) -> None:
+    """Until the run is well under way."""
+    for _ in range(1000):
+        if len(list(out.glob(".work/*/*.arrow"))) + len(list(out.glob("commits/*"))) >= at_least:
+            return
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    raise AssertionError("no slice was made")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A few hundred pictures, large enough that a run lasts about two seconds, and bad files among them."""
+    root = tmp_path_factory.mktemp("resume") / "photos"
+    write_photos(root, photos=5)
+    rng = np.random.default_rng(0)
+    for number in range(400):
+        coarse = rng.integers(0, 255, (20, 20, 3), dtype=np.uint8)
+        picture = cv2.resize(coarse, (500, 500), interpolation=cv2.INTER_CUBIC)
+        cv2.imwrite(str(root / f"person {number % 5}" / f"large-{number}.jpg"), picture)
+    return root
+
+
+@pytest.fixture(scope="module")
+def expected(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    out = tmp_path_factory.mktemp("expected") / "out"
+    done = run(photos, out, "--workers", "1")
+    assert done.returncode == 0, done.stderr
+    assert "photos found" in done.stdout
+    assert "rejected: not_an_image" in done.stdout
+    return tree(out)
+
+
+def test_any_number_of_workers_writes_the_same_bytes(photos: Path, expected: dict[str, bytes], tmp_path: Path) -> None:
+    assert run(photos, tmp_path / "out", "--workers", "3").returncode == 0
+    assert tree(tmp_path / "out") == expected
+
+
+def test_sigkill_at_random_instants(photos: Path, expected: dict[str, bytes], tmp_path: Path) -> None:
+    rng = random.Random(7)
+    num_killed = 0
+    for _ in range(8):
+        process = start(photos, tmp_path / "out")
+        try:
+            process.wait(timeout=rng.uniform(0.5, 2.5))
+        except subprocess.TimeoutExpired:
+            num_killed += 1
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    assert run(photos, tmp_path / "out").returncode == 0
+    assert tree(tmp_path / "out") == expected
+    assert num_killed >= 1
+
+
+def test_workers_leave_when_the_parent_is_killed(photos: Path, expected: dict[str, bytes], tmp_path: Path) -> None:
+    process = start(photos, tmp_path / "out")
+    wait_for_slices(tmp_path / "out", process)
+    workers = workers_of(process.pid)
+    assert len(workers) == 2
+    process.kill()
+    process.communicate()
+    wait_until_gone(workers)
+    assert run(photos, tmp_path / "out").returncode == 0
+    assert tree(tmp_path / "out") == expected
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted_politely(
+    photos: Path, expected: dict[str, bytes], tmp_path: Path, signum: signal.Signals, code: int
+) -> None:
+    process = start(photos, tmp_path / "out")
+    wait_for_slices(tmp_path / "out", process)
+    workers = workers_of(process.pid)
+    os.killpg(process.pid, signum) if signum == signal.SIGINT else process.send_signal(signum)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == code, errors
+    assert "Traceback" not in errors
+    wait_until_gone(workers)
+    again = run(photos, tmp_path / "out")
+    assert "going on:" in again.stdout
+    assert tree(tmp_path / "out") == expected
+
+
+def test_a_killed_worker_is_said_and_mended(photos: Path, expected: dict[str, bytes], tmp_path: Path) -> None:
+    process = start(photos, tmp_path / "out")
+    wait_for_slices(tmp_path / "out", process)
+    os.kill(workers_of(process.pid)[0], signal.SIGKILL)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 2
+    assert "a worker process died" in errors
+    assert "Traceback" not in errors
+    assert run(photos, tmp_path / "out").returncode == 0
+    assert tree(tmp_path / "out") == expected
+
+
+def test_a_second_run_at_the_same_time_is_refused(photos: Path, tmp_path: Path) -> None:
+    process = start(photos, tmp_path / "out")
+    wait_for_slices(tmp_path / "out", process, at_least=1)
+    process.send_signal(signal.SIGSTOP)
+    try:
+        second = run(photos, tmp_path / "out")
+    finally:
+        process.kill()
+        process.communicate()
+    assert second.returncode == 2
+    assert "another run is working on it" in second.stderr
+
+
+def test_repeating_and_changing(photos: Path, expected: dict[str, bytes], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for name, content in expected.items():
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_bytes(content)
+    again = run(photos, out)
+    assert (again.returncode, "is finished already" in again.stdout) == (0, True)
+    other = run(photos, out, "--quality", "80")
+    assert other.returncode == 2
+    assert other.stderr.count("\n") == 1
+    assert "was begun with --quality = 95; expected 80" in other.stderr
+    shard = "train/train-000001"
+    (out / f"{shard}.tar").unlink()
+    assert run(photos, out).returncode == 0
+    assert tree(out) == expected
+
+
+@pytest.mark.parametrize(
+    ("arrange", "options", "found"),
+    [
+        ("", ("nowhere", "out"), "nowhere: no such file or folder"),
+        ("empty", ("empty", "out"), "empty: no photos"),
+        ("foreign", ("foreign", "foreign2"), "is not empty and not a data set"),
+        ("foreign", ("foreign", "foreign/out"), "lies inside the photos' folder"),
+        ("foreign", ("foreign", "out", "--size", "7"), "--size: 7; expected greater than or equal to 16"),
+        ("foreign", ("foreign", "out", "--face", "nearest"), "--face: 'nearest'; expected 'largest'"),
+        ("foreign", ("foreign", "out", "--already-aligned"), "no usable photo in the split 'train' (1 corrupt)"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path: Path, arrange: str, options: tuple[str, ...], found: str) -> None:
+    (tmp_path / "empty").mkdir()
+    for folder in ("foreign/a", "foreign2"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "photo.jpg").write_bytes(b"\xff\xd8\xff and no more")
+    source, out, *rest = options
+    line = [sys.executable, "-m", "preprocess.cli", "shard", source, out, "--workers", "1", *rest]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=60, cwd=tmp_path, check=False)
+    assert done.returncode == 2
+    assert found in done.stderr
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_verify_and_stats_commands(expected: dict[str, bytes], tmp_path: Path) -> None:
+    for name, content in expected.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+
+    def call(name: str) -> subprocess.CompletedProcess[str]:
+        line = [sys.executable, "-m", "preprocess.cli", name, str(tmp_path)]
+        return subprocess.run(line, capture_output=True, text=True, timeout=60, check=False)
+
+    assert (call("verify").returncode, "no faults" in call("verify").stdout) == (0, True)
+    assert "not_an_image" in call("stats").stdout
+    (tmp_path / "train" / "train-000000.idx").unlink()
+    faulty = call("verify")
+    assert faulty.returncode == 1
+    assert "train-000000: idx missing or unreadable" in faulty.stdout
