@@ -230,11 +230,10 @@ def _draw_shoulders(image: FloatArray, head: Head, scene: Scene, size: int, d: D
     neckline = 1.95 + d.uniform(-0.15, 0.1) + d.uniform(0.0, 0.6) * np.clip(1 - np.abs(coarse.x) / 0.7, 0, 1)
     under = coarse.y - neckline  # positive on the cloth
     lights *= 1 + 0.13 * d.field(under.shape, 6) - 0.3 * np.exp(-(((under - 0.04) / 0.03) ** 2))
-    cloth = _cloth(d, coarse)
-    fields = enlarge([coarse.inside, under, *skin, *(lights * cloth)], window)
-    inside, under, person, dress = fields[0], fields[1], np.stack(fields[2:5]), np.stack(fields[5:])
-    over(person, dress, np.clip(under * camera.pixels + 0.5, 0, 1))
-    over(window.of(image), person, np.clip(0.5 + inside * camera.pixels, 0, 1))
+    fields = enlarge([coarse.inside, under, *skin, *(lights * _cloth(d, coarse))], window)
+    layer = np.stack(fields[2:5])
+    over(layer, np.stack(fields[5:]), np.clip(fields[1] * camera.pixels + 0.5, 0, 1))
+    over(window.of(image), layer, np.clip(fields[0] * camera.pixels + 0.5, 0, 1))
 
 
 def _cloth(d: Draws, hit: Hit) -> FloatArray:
