@@ -109,7 +109,11 @@ def shard(
         seed=seed,
         licence=licence,
     )
-    run.shard(source, out, options, weights, workers or os.cpu_count() or 1, Console())
+    try:
+        run.shard(source, out, options, weights, workers or os.cpu_count() or 1, Console())
+    except KeyboardInterrupt:  # typer would leave without a word
+        typer.echo("interrupted; the same command goes on where it stopped", err=True)
+        raise typer.Exit(130) from None
 
 
 @app.command()
