@@ -18,8 +18,8 @@ from pipeline.model.head import Head, HeadOutput, register_head
 from pipeline.model.margin import Margin, build_margin
 
 INITIAL_STD = 0.01
-BLOCK_BYTES_CPU = 8 * 2**20
-"""Of a block on a CPU: a few megabytes stay in its cache between one elementwise pass and the next."""
+BLOCK_BYTES_CPU = 2**20
+"""Of a block on a CPU: it stays in a core's cache between two passes; measured, 16 MiB takes a quarter longer."""
 BLOCK_BYTES_GPU = 128 * 2**20
 """Of a block on a GPU: large enough for full matrix products."""
 
@@ -119,7 +119,7 @@ class MarginSoftmaxHead(Head):
         if margin.is_cosine:
             queries = embeddings * (scale / norm.clamp(min=MIN_NORM))[:, None]
         columns = labels - self.first_class
-        columns = torch.where(valid & (columns < len(self.class_centres)), columns, -1)
+        columns = torch.where(columns < len(self.class_centres), columns, -1)
         target = target_product(queries, self.class_centres, self.bias, columns, margin.is_cosine)
         similarity = target / scale
         transform = margin.negative_transform(similarity, norm.detach(), valid, step)
