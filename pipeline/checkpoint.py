@@ -177,6 +177,15 @@ def load_into(path: Path, tensors: Mapping[str, Tensor]) -> None:
         dcp.load(dict(tensors), storage_reader=dcp.FileSystemReader(path), no_dist=dist.world_size() == 1)
 
 
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a checkpoint, whole, on the CPU. A single process's affair."""
+    metadata = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+    tensors = {name: torch.empty(m.size, dtype=m.properties.dtype) for name, m in metadata.items()}
+    with _quiet():
+        dcp.load(tensors, storage_reader=dcp.FileSystemReader(path), no_dist=True)
+    return tensors
+
+
 def load_backbone(path: Path, device: torch.device) -> LoadedBackbone:
     """Load a backbone for embedding from a run directory, a `checkpoints` directory or one checkpoint.
 

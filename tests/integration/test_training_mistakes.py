@@ -18,13 +18,13 @@ pytestmark = pytest.mark.timeout(240)
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_dataset(tmp_path_factory.mktemp("data"), num_samples=60, num_identities=5, crop_px=training.CROP_PX)
+    return make_dataset(tmp_path_factory.mktemp("data"), num_samples=100, num_identities=5, crop_px=training.CROP_PX)
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
     directory = tmp_path_factory.mktemp("trained")
-    recipe = training.write_recipe(directory / "recipe.yaml", data, directory / "run", epochs=1)
+    recipe = training.write_recipe(directory / "recipe.yaml", data, directory / "run", epochs=2)
     training.run(recipe, 1)
     return directory / "run"
 

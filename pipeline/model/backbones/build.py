@@ -25,7 +25,7 @@ class FaceModel(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         # (x / 255 − 0.5) / 0.5, the normalisation of InsightFace's models
         pixels = images.to(torch.float32).sub(127.5).div(127.5)
-        return self.backbone(pixels).float()
+        return self.backbone(pixels.contiguous(memory_format=torch.channels_last)).float()
 
 
 def build_backbone(config: BackboneConfig, crop_px: int, seed: int) -> FaceModel:
