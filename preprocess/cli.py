@@ -67,8 +67,11 @@ def shard(
     samples_per_shard: int = typer.Option(16384, help="Photos in a shard, at most."),
     val_identities: float = typer.Option(0.0, help="Share of the identities that goes to the split val."),
     seed: int = typer.Option(0, help="Of the shuffle and the split."),
-    already_aligned: bool = typer.Option(False, help="The photos are square, aligned crops: resize them only."),
+    already_aligned: bool = typer.Option(
+        False, "--already-aligned", help="The photos are square, aligned crops: resize them only."
+    ),
     licence: str = typer.Option("", help="Licence of the photos, for dataset.json and the card."),
+    max_rejects: float = typer.Option(1.0, help="Share of rejects beyond which the data set is left unfinished."),
     workers: int = typer.Option(0, help="Processes; 0 for one a core."),
 ) -> None:
     """Find, align and crop faces, and write them as shards with a manifest.
@@ -110,7 +113,7 @@ def shard(
         licence=licence,
     )
     try:
-        run.shard(source, out, options, weights, workers or os.cpu_count() or 1, Console())
+        run.shard(source, out, options, weights, workers or os.cpu_count() or 1, max_rejects, Console())
     except KeyboardInterrupt:  # typer would leave without a word
         typer.echo("interrupted; the same command goes on where it stopped", err=True)
         raise typer.Exit(130) from None

@@ -15,7 +15,7 @@ from rich.table import Table
 from pipeline.config.errors import UserError
 from pipeline.data.manifest import DatasetInfo, open_dataset
 from preprocess.crops import CropMaker
-from preprocess.dataset import finish_dataset
+from preprocess.dataset import finish_dataset, read_commits
 from preprocess.drivers.local import exclusive, run_local
 from preprocess.plan import (
     Plan,
@@ -35,9 +35,17 @@ from preprocess.verify import find_faults
 
 
 def shard(
-    source: Path, out: Path, options: ShardOptions, weights: Path | None, num_workers: int, console: Console
+    source: Path,
+    out: Path,
+    options: ShardOptions,
+    weights: Path | None,
+    num_workers: int,
+    max_rejects: float,
+    console: Console,
 ) -> DatasetInfo:
     """Turn photos into a data set, or go on with one that was begun by the same command.
+
+    `max_rejects` is the share of rejects beyond which all shards are made but the data set is not finished.
 
     Raises:
         UserError: for everything the user can mend.
@@ -74,6 +82,7 @@ def shard(
                 remaining[0] -= min(count, remaining[0])
 
             run_local(plan, root, out, weights, num_workers, on_photos)
+        _check_rejects(plan, out, max_rejects)
         info = finish_dataset(plan, out)
     print_summary(console, info, total - done, time.monotonic() - start_s)
     return info
@@ -137,6 +146,17 @@ def print_summary(console: Console, info: DatasetInfo, num_made: int, seconds_s:
     table.add_row("photos/s", f"{num_made / max(seconds_s, 1e-3):,.1f}")
     table.add_row("digest", info.digest[:16])
     console.print(table)
+
+
+def _check_rejects(plan: Plan, out: Path, max_rejects: float) -> None:
+    share = sum(commit.num_rejected for commit in read_commits(plan, out)) / len(plan.rows)
+    if share > max_rejects:
+        raise UserError(
+            out,
+            f"{share:.1%} of the photos were rejected",
+            f"at most {max_rejects:.1%} (--max-rejects)",
+            f"look at {out / 'rejects'}, then repeat the command with a larger --max-rejects to accept them",
+        )
 
 
 def _counts(info: DatasetInfo) -> str:

@@ -1,4 +1,4 @@
-"""`preprocess shard` as a user runs it: killed at any instant it goes on, and its bytes are those of a run left alone."""
+"""`preprocess shard` as a user runs it: killed at any instant it goes on, with the bytes of a run left alone."""
 
 from __future__ import annotations
 
@@ -182,8 +182,12 @@ def test_repeating_and_changing(photos: Path, expected: dict[str, bytes], tmp_pa
     assert other.returncode == 2
     assert other.stderr.count("\n") == 1
     assert "was begun with --quality = 95; expected 80" in other.stderr
-    shard = "train/train-000001"
-    (out / f"{shard}.tar").unlink()
+    (out / "train" / "train-000001.tar").unlink()
+    (out / "dataset.json").unlink()
+    few = run(photos, out, "--max-rejects", "0.001")
+    assert few.returncode == 2
+    assert "of the photos were rejected; expected at most 0.1% (--max-rejects)" in few.stderr
+    assert not (out / "dataset.json").exists()
     assert run(photos, out).returncode == 0
     assert tree(out) == expected
 
