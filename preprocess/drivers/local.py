@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import multiprocessing
 import os
 import signal
@@ -21,6 +22,8 @@ from preprocess.crops import CropMaker, CropOptions
 from preprocess.plan import Plan, ShardPlan
 from preprocess.shard import ShardContext, finish_shard, num_slices, process_slice, read_commit, slice_rows
 
+logger = logging.getLogger(__name__)
+
 OnPhotos = Callable[[int], None]
 
 _maker: CropMaker | None = None  # of this worker process; loading a detector's networks once takes long enough
@@ -38,7 +41,7 @@ def run_local(plan: Plan, root: Path, out: Path, weights: Path | None, num_worke
         on_photos: told how many photos have been dealt with since it was last told.
 
     Raises:
-        UserError: a worker process died.
+        UserError: a worker process died, or the data set cannot be written.
     """
     context = ShardContext(root, out, plan.options, plan.hash)
     todo = [number for number in range(plan.num_shards) if read_commit(out, plan.shard(number), plan.hash) is None]
@@ -53,6 +56,12 @@ def run_local(plan: Plan, root: Path, out: Path, weights: Path | None, num_worke
                 "a worker process died (killed, or out of memory)",
                 remedy="repeat the same command, it goes on where it stopped; fewer --workers need less memory",
             ) from None
+        except OSError as error:  # photos that cannot be read are rejects: this is about writing
+            raise UserError(
+                out,
+                f"cannot be written ({error.strerror})",
+                remedy="mend it and repeat the same command, it goes on where it stopped",
+            ) from None
 
 
 @contextmanager
@@ -66,8 +75,10 @@ def exclusive(out: Path) -> Iterator[None]:
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise UserError(out, "another run is working on it", remedy="wait for it, or stop it") from None
+        except OSError as error:  # some network file systems have no locks; two runs would only waste work
+            logger.warning("%s cannot be locked (%s): start one run at a time", out, error.strerror)
         yield
     finally:
         os.close(handle)

@@ -193,18 +193,20 @@ def test_repeating_and_changing(photos: Path, expected: dict[str, bytes], tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("arrange", "options", "found"),
+    ("options", "found"),
     [
-        ("", ("nowhere", "out"), "nowhere: no such file or folder"),
-        ("empty", ("empty", "out"), "empty: no photos"),
-        ("foreign", ("foreign", "foreign2"), "is not empty and not a data set"),
-        ("foreign", ("foreign", "foreign/out"), "lies inside the photos' folder"),
-        ("foreign", ("foreign", "out", "--size", "7"), "--size: 7; expected greater than or equal to 16"),
-        ("foreign", ("foreign", "out", "--face", "nearest"), "--face: 'nearest'; expected 'largest'"),
-        ("foreign", ("foreign", "out", "--already-aligned"), "no usable photo in the split 'train' (1 corrupt)"),
+        (("nowhere", "out"), "nowhere: no such file or folder"),
+        (("empty", "out"), "empty: no photos"),
+        (("foreign", "foreign2"), "is not empty and not a data set"),
+        (("foreign", "foreign/out"), "lies inside the photos' folder"),
+        (("foreign", "foreign2/photo.jpg"), "is a file"),
+        (("foreign", "foreign2/photo.jpg/out"), "cannot be made (Not a directory)"),
+        (("foreign", "out", "--size", "7"), "--size: 7; expected greater than or equal to 16"),
+        (("foreign", "out", "--face", "nearest"), "--face: 'nearest'; expected 'largest'"),
+        (("foreign", "out", "--already-aligned"), "no usable photo in the split 'train' (1 corrupt)"),
     ],
 )
-def test_mistakes_are_one_line(tmp_path: Path, arrange: str, options: tuple[str, ...], found: str) -> None:
+def test_mistakes_are_one_line(tmp_path: Path, options: tuple[str, ...], found: str) -> None:
     (tmp_path / "empty").mkdir()
     for folder in ("foreign/a", "foreign2"):
         (tmp_path / folder).mkdir(parents=True)

@@ -214,4 +214,4 @@ def test_detectors_agree_on_real_photos() -> None:
         assert other is not None
         eyes = float(np.linalg.norm(one.landmarks[0] - one.landmarks[1]))
         distances.append(np.abs(one.landmarks - other.landmarks).mean() / eyes)
-    assert np.median(distances) < 0.12
+    assert np.median(distances) < 0.07
