@@ -33,7 +33,7 @@ demo: $(STAMP) ## Photos to a verified model in 5 minutes; DATA=DIR takes your o
 	  if [ -e $(DEMO)/source ]; then echo "$(DEMO) was made from other photos: starting afresh"; fi; \
 	  rm -rf $(DEMO)/data $(DEMO)/run $(DEMO)/evaluation; echo '$(PHOTOS)' > $(DEMO)/source; fi
 	@if [ -z '$(DATA)' ]; then echo "== 1/4 render photos of synthetic people"; \
-	  $(BIN)/preprocess synth $(DEMO)/photos --identities 120 --photos 24; fi
+	  $(BIN)/preprocess synth $(DEMO)/photos --identities 200 --photos 20; fi
 	@echo "== 2/4 detect, align and shard"
 	@$(BIN)/preprocess shard '$(PHOTOS)' $(DEMO)/data --size 64 --samples-per-shard 1024 --val-identities 0.2
 	@echo "== 3/4 train on $(RANKS) processes"

@@ -25,6 +25,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
@@ -180,7 +181,11 @@ def load_into(path: Path, tensors: Mapping[str, Tensor]) -> None:
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """All tensors of a checkpoint, whole, on the CPU. A single process's affair."""
     metadata = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
-    tensors = {name: torch.empty(m.size, dtype=m.properties.dtype) for name, m in metadata.items()}
+    tensors = {
+        name: torch.empty(stored.size, dtype=stored.properties.dtype)
+        for name, stored in metadata.items()
+        if isinstance(stored, TensorStorageMetadata)
+    }
     with _quiet():
         dcp.load(tensors, storage_reader=dcp.FileSystemReader(path), no_dist=True)
     return tensors

@@ -19,8 +19,8 @@ REPOSITORY = Path(__file__).parents[2]
 CROP_PX = 32
 
 
-# With larger steps so small a network multiplies rounding errors by 3 to 10 a step at the start: a relative change of
-# 1e-7 in the initial weights of a single process moves the losses by 1e-2 within ten steps. With these rates, a scale of
+# With larger steps so small a network multiplies rounding errors by 3 to 10 a step: a relative change of
+# 1e-7 in the initial weights of one process moves the losses by 1e-2 within ten steps. With these rates, a scale of
 # 8 and batch norm over 16 crops it moves them by less than 1e-5 in 25 steps, while the loss falls from 3.8 to 0.8.
 SGD = {"backbone": {"kind": "sgd", "lr": 1e-4}, "head": {"kind": "sgd", "lr": 1e-4}}
 ADAMW = {"backbone": {"kind": "adamw", "lr": 1e-3}, "head": {"kind": "adamw", "lr": 1e-3}}
