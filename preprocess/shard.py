@@ -31,7 +31,7 @@ from preprocess.photo import encode_jpeg, make_thumbnail
 from preprocess.plan import Plan, ShardOptions, ShardPlan
 from preprocess.storage import work_folder, write_atomically, write_parquet
 
-SLICE_ROWS = 64
+SLICE_ROWS = 32
 _MEASURED = (
     *("sample_id", "source_sha256", "width", "height", "det_score", "bbox", "landmarks"),
     *("sharpness", "yaw", "pitch", "roll", "phash", "reject_reason"),
