@@ -10,12 +10,13 @@ A run that stands in `output` is resumed, on any number of ranks. SIGTERM or Ctr
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pipeline.config.errors import UserError, run_command
+from pipeline.config.errors import EXIT_PREEMPTED, UserError, run_command
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
 
@@ -45,7 +46,9 @@ def main(
         return
     from pipeline.engine.trainer import train
 
-    train(plan)
+    result = train(plan)
+    if not result.is_finished and "RANK" not in os.environ:
+        raise SystemExit(EXIT_PREEMPTED)  # under torchrun the supervisor says it: there it would count as a crash
 
 
 if __name__ == "__main__":

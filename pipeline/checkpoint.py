@@ -25,6 +25,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
@@ -52,6 +53,8 @@ class CheckpointInfo(BaseModel):
     """Optimizer updates done."""
     samples: int
     """Samples consumed: the position in the stream, and all that a resume needs to go on."""
+    num_bad_samples: int
+    """Of these, how many could not be read."""
     world_size: int
     """Ranks that wrote it; any number may read it."""
     num_classes: int
@@ -148,14 +151,14 @@ def save(directory: Path, tensors: Mapping[str, Tensor], info: CheckpointInfo, k
     if dist.rank() == 0:
         _write_synced(temporary / DESCRIPTION, json.dumps(info.model_dump(mode="json"), indent=1, sort_keys=True))
         _sync_directory(temporary)
-        if final.exists():  # the same step saved again after a resume: the old one stays valid until the swap
-            shutil.rmtree(final)
+        if final.exists():  # left by a run that went further than the checkpoint this one began from
+            os.rename(final, final.with_name(final.name + ".old.tmp"))
         os.rename(temporary, final)
         _sync_directory(directory)
         _write_synced(directory / (LATEST + ".tmp"), final.name + "\n")
         os.replace(directory / (LATEST + ".tmp"), directory / LATEST)
         _sync_directory(directory)
-        _prune(directory, keep)
+        _prune(directory, final, keep)
     dist.barrier()
     return final
 
@@ -166,7 +169,7 @@ def load_into(path: Path, tensors: Mapping[str, Tensor]) -> None:
     Raises:
         UserError: a tensor is missing or has another shape: the checkpoint belongs to another model.
     """
-    metadata = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+    metadata = _read_metadata(path)
     for name, tensor in tensors.items():
         stored = metadata.get(name)
         if stored is None:
@@ -174,20 +177,18 @@ def load_into(path: Path, tensors: Mapping[str, Tensor]) -> None:
         size = getattr(stored, "size", None)
         if size is not None and tuple(size) != tuple(tensor.shape):
             raise UserError(path, f"{name!r} has shape {tuple(size)}", f"{tuple(tensor.shape)}")
-    with _quiet():
-        dcp.load(dict(tensors), storage_reader=dcp.FileSystemReader(path), no_dist=dist.world_size() == 1)
+    _read_into(path, dict(tensors), no_dist=dist.world_size() == 1)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """All tensors of a checkpoint, whole, on the CPU. A single process's affair."""
-    metadata = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+    metadata = _read_metadata(path)
     tensors = {
         name: torch.empty(stored.size, dtype=stored.properties.dtype)
         for name, stored in metadata.items()
         if isinstance(stored, TensorStorageMetadata)
     }
-    with _quiet():
-        dcp.load(tensors, storage_reader=dcp.FileSystemReader(path), no_dist=True)
+    _read_into(path, tensors, no_dist=True)
     return tensors
 
 
@@ -202,8 +203,8 @@ def load_backbone(path: Path, device: torch.device) -> LoadedBackbone:
     crop_px = int(info.dataset["crop"]["size_px"])
     model = build_backbone(config.backbone, crop_px, config.seed)
     tensors = {BACKBONE_PREFIX + name: value for name, value in model.state_dict().items()}
-    with _quiet():
-        dcp.load(tensors, storage_reader=dcp.FileSystemReader(checkpoint), no_dist=True)
+    _read_metadata(checkpoint)
+    _read_into(checkpoint, tensors, no_dist=True)
     model.load_state_dict({name.removeprefix(BACKBONE_PREFIX): value for name, value in tensors.items()})
     return LoadedBackbone(
         module=model.to(device).eval(),
@@ -231,12 +232,35 @@ def _find(path: Path) -> Path:
     raise UserError(path, found_text, "a run directory or a checkpoint `step-N`", "train one with launch/train.py")
 
 
-def _prune(directory: Path, keep: int) -> None:
+def _prune(directory: Path, newest: Path, keep: int) -> None:
+    """Keep `newest` and the ones before it. Later steps are another run's future, left when this one began earlier."""
     finished = sorted(p for p in directory.glob("step-*") if p.suffix != ".tmp")
-    for path in finished[:-keep]:
+    kept = [path for path in finished if path.name <= newest.name][-keep:]
+    for path in {*finished, *directory.glob("step-*.tmp")} - set(kept):
         shutil.rmtree(path, ignore_errors=True)
-    for path in directory.glob("step-*.tmp"):
-        shutil.rmtree(path, ignore_errors=True)
+
+
+def _read_metadata(path: Path) -> dict[str, Any]:
+    """What a checkpoint holds, by name.
+
+    Raises:
+        UserError: the index is missing or damaged.
+    """
+    try:
+        return dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+    except Exception as error:  # whatever unpickling a damaged file may raise
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(path, f"damaged ({reason})", "a whole checkpoint", "point `latest` at another one") from error
+
+
+def _read_into(path: Path, tensors: dict[str, Tensor], no_dist: bool) -> None:
+    try:
+        with _quiet():
+            dcp.load(tensors, storage_reader=dcp.FileSystemReader(path), no_dist=no_dist)
+    except (CheckpointException, OSError, RuntimeError, EOFError) as error:
+        raise UserError(
+            path, "its tensors cannot be read", "a whole checkpoint", "point `latest` at another one"
+        ) from (error)
 
 
 def _write_synced(path: Path, text: str) -> None:

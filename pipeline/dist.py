@@ -69,6 +69,8 @@ def shutdown() -> None:
         return
     if sys.exc_info()[0] is None:
         c10d.barrier()
+    elif torch.cuda.is_initialized():
+        return  # NCCL would wait for peers that sit in a collective; the process leaves without it, see `run_command`
     c10d.destroy_process_group()
 
 
@@ -138,12 +140,15 @@ class _AllGatherRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         gathered = x.new_empty((world_size() * x.shape[0], *x.shape[1:]))
-        c10d.all_gather_single(gathered, x.contiguous())
+        # torch 2.14 renamed this collective and the one below and warns at the old names; older ones have only those
+        gather = getattr(c10d, "all_gather_single", None) or c10d.all_gather_into_tensor
+        gather(gathered, x.contiguous())
         return gathered
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         gradient = gradients[0].contiguous()
         own = gradient.new_empty((gradient.shape[0] // world_size(), *gradient.shape[1:]))
-        c10d.reduce_scatter_single(own, gradient)
+        reduce_scatter = getattr(c10d, "reduce_scatter_single", None) or c10d.reduce_scatter_tensor
+        reduce_scatter(own, gradient)
         return own

@@ -19,9 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from pipeline.config.errors import EXIT_USER_ERROR, STATUS_FILE_VARIABLE, UserError, run_command
+from pipeline.config.errors import EXIT_PREEMPTED, EXIT_USER_ERROR, STATUS_FILE_VARIABLE, UserError, run_command
 
-EXIT_PREEMPTED = 75  # EX_TEMPFAIL: try again
 EXIT_CRASHED = 1
 EXIT_CODES = {"finished": 0, "preempted": EXIT_PREEMPTED, "user_error": EXIT_USER_ERROR}
 
@@ -38,27 +37,39 @@ def supervise(command: Sequence[str]) -> int:
     check = subprocess.run([sys.executable, *command[script:], "--check"], check=False, stdout=subprocess.DEVNULL)
     if check.returncode:
         return check.returncode
-    with tempfile.TemporaryDirectory() as directory:
-        status_file = Path(directory) / "status.json"
-        process = subprocess.Popen(command, env={**os.environ, STATUS_FILE_VARIABLE: str(status_file)})
+    process: subprocess.Popen[bytes] | None = None
+    is_asked_to_stop = False
 
-        def forward(signum: int, frame: FrameType | None) -> None:
+    def forward(signum: int, frame: FrameType | None) -> None:
+        nonlocal is_asked_to_stop
+        is_asked_to_stop = True
+        if process is not None:
             process.send_signal(signum)
 
-        previous = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            code = process.wait()
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-        return _translate(code, status_file)
+    # before the process exists: a signal in between would leave it running alone
+    previous = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        with tempfile.TemporaryDirectory() as directory:
+            status_file = Path(directory) / "status.json"
+            try:
+                process = subprocess.Popen(command, env={**os.environ, STATUS_FILE_VARIABLE: str(status_file)})
+            except FileNotFoundError:
+                raise UserError(command[0], "no such program", remedy="is the virtual environment active?") from None
+            if is_asked_to_stop:
+                process.terminate()
+            process.wait()
+            return _translate(status_file, is_asked_to_stop)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
-def _translate(code: int, status_file: Path) -> int:
+def _translate(status_file: Path, is_asked_to_stop: bool) -> int:
     try:
         state = json.loads(status_file.read_text())["state"]
     except (OSError, ValueError, KeyError):
-        return code if code == 0 else EXIT_CRASHED
+        # a run that is stopped before it has begun has nothing to save: repeating the command is right
+        return EXIT_PREEMPTED if is_asked_to_stop else EXIT_CRASHED
     return EXIT_CODES.get(state, EXIT_CRASHED)
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
 EXIT_USER_ERROR = 2
+EXIT_PREEMPTED = 75  # EX_TEMPFAIL: asked to stop, saved; try again
 STATUS_FILE_VARIABLE = "FACEMILL_STATUS_FILE"
 """Names the file through which a run tells `pipeline.supervise` how it ended: torchrun swallows exit codes."""
 
@@ -53,7 +55,24 @@ def report_status(state: str, **details: object) -> None:
 
 
 def run_command(main: Callable[[], None]) -> None:
-    """Run a command line's `main`, turning `UserError` into one line and exit code 2, Ctrl-C into exit code 130."""
+    """Run a command line's `main`, turning `UserError` into one line and exit code 2, Ctrl-C into exit code 130.
+
+    A rank of a distributed run that fails leaves at once, without exit handlers: a handler that drains collectives
+    would wait for ranks that wait for this one.
+    """
+    try:
+        _run(main)
+    except BaseException as error:
+        if "RANK" not in os.environ or (isinstance(error, SystemExit) and not error.code):
+            raise
+        if not isinstance(error, SystemExit):
+            traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1)
+
+
+def _run(main: Callable[[], None]) -> None:
     try:
         main()
     except UserError as error:

@@ -23,7 +23,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         UserError: unreadable file, bad YAML, an unknown key (with the nearest known one), or a value out of range.
     """
     tree = read_yaml(Path(path))
-    for override in overrides:
+    # a union's member is chosen first, wherever it stands: choosing it later would drop the fields set before
+    for override in sorted(overrides, key=lambda text: not text.partition("=")[0].endswith(".kind")):
         apply_override(tree, override)
     return validate_config(tree, where=str(path))
 

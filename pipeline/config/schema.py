@@ -17,7 +17,7 @@ from pipeline.config.decoder import CpuDecoder, DaliDecoder
 class Section(BaseModel):
     """Base of all sections: frozen, unknown keys refused, docstrings under fields become their descriptions."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class DataConfig(Section):
@@ -145,7 +145,7 @@ class AdamWConfig(Section):
     kind: Literal["adamw"] = "adamw"
     lr: float = Field(1e-3, gt=0)
     """Peak learning rate."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     """Decay rates of the two moments."""
     weight_decay: float = Field(0.05, ge=0)
     """Decoupled decay; never on norms' parameters and biases."""
@@ -194,8 +194,9 @@ class TrainingConfig(Section):
     """Passes over the split; rounded to whole global batches, at least one."""
     global_batch: int = Field(ge=1)
     """Samples of an optimizer step over all ranks: what the science depends on."""
-    local_batch: int = Field(ge=1)
-    """Samples of a micro-batch: what the memory allows, and the group of batch norm. Divides `global_batch`."""
+    local_batch: int = Field(ge=2)
+    """Samples of a micro-batch: what the memory allows, and the group of batch norm, hence two at least. Divides
+    `global_batch`."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of the backbone's products; the head computes in fp32 whatever stands here."""
 
@@ -235,7 +236,7 @@ class Config(Section):
 
     output: Path
     """Directory of the run: configuration, metrics and checkpoints. A run that stands there is resumed."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
     """Of the order, the augmentation, the initial weights and all other draws."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where to compute; a missing GPU is an error."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -199,8 +200,7 @@ class SplitIndex:
         """The manifest's kept rows of this split, row i being row i of the index; `columns` None for all."""
         wanted = None if columns is None else sorted({*columns, "status"})
         tables = [
-            pq.read_table(shard_paths(self.root, self.split, path.stem)["manifest"], columns=wanted)
-            for path in self.shards
+            _read_manifest(shard_paths(self.root, self.split, path.stem)["manifest"], wanted) for path in self.shards
         ]
         table = pa.concat_tables(tables)
         table = table.filter(pa.compute.equal(table["status"], STATUS_KEPT))
@@ -265,9 +265,17 @@ def open_dataset(path: str | os.PathLike[str]) -> Dataset:
         if version != FORMAT_VERSION:
             raise UserError(description, f"format version {version}", f"version {FORMAT_VERSION}")
         info = DatasetInfo.model_validate(content)
-    except (ValueError, ValidationError) as error:
+    except (OSError, ValueError, ValidationError) as error:
         raise UserError(description, f"not a data set description ({str(error).splitlines()[0]})") from error
     return Dataset(root=root, info=info)
+
+
+def _read_manifest(path: Path, columns: Sequence[str] | None) -> pa.Table:
+    try:
+        return pq.read_table(path, columns=columns)
+    except (OSError, pa.ArrowInvalid) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(path, f"unreadable manifest ({reason})", remedy="preprocess verify DATA") from error
 
 
 def _as_numpy(column: pa.ChunkedArray, dtype: type) -> npt.NDArray[Any]:
@@ -288,7 +296,8 @@ def _open_index(dataset: Dataset) -> pa.Table:
         except (pa.ArrowInvalid, OSError, ValueError):
             pass  # truncated or foreign: it is derived data, so it is made again below
     table = _build_index(dataset)
-    temporary = path.with_name(f".index.arrow.{os.getpid()}.tmp")
+    # ranks on several machines may build it at once, and their process numbers may be equal
+    temporary = path.with_name(f".index.arrow.{uuid.uuid4().hex}.tmp")
     try:
         with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table)
@@ -307,11 +316,7 @@ def _build_index(dataset: Dataset) -> pa.Table:
         tables = []
         for number, shard in enumerate(dataset.info.splits[split].shards):
             path = shard_paths(dataset.root, split, shard)["manifest"]
-            try:
-                table = pq.read_table(path, columns=wanted)
-            except (OSError, pa.ArrowInvalid) as error:
-                reason = str(error).splitlines()[0]
-                raise UserError(path, f"unreadable manifest ({reason})", remedy="preprocess verify DATA") from error
+            table = _read_manifest(path, wanted)
             table = table.filter(pa.compute.equal(table["status"], STATUS_KEPT)).drop_columns(["status"])
             tables.append(table.append_column("shard", pa.array(np.full(len(table), number, np.int32))))
         if not tables:

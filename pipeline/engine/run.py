@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ import torch
 import yaml
 
 from pipeline import checkpoint
+from pipeline.config.decoder import DaliDecoder
 from pipeline.config.errors import UserError
 from pipeline.config.schema import Config
 from pipeline.data.manifest import Dataset, SplitIndex, label_map_sha256, open_dataset
 from pipeline.data.step_plan import check_batches
+from pipeline.model.backbones import build_backbone
 
 CONFIG_FILE = "config.yaml"
 CHECKPOINTS = "checkpoints"
@@ -64,16 +67,29 @@ def plan_run(config: Config) -> RunPlan:
         raise UserError("device", "cuda is not available here", "a GPU", "set device=cpu")
     dataset = open_dataset(config.data.path)
     split = dataset.split(config.data.split)
+    _check_output(config.output)
+    _check_decoder(config)
+    with torch.device("meta"):  # builds and checks the network without spending memory or time on it
+        build_backbone(config.backbone, dataset.info.crop.size_px, config.seed)
     training = config.training
     check_batches(len(split), training.global_batch, training.local_batch)
     label_map = label_map_sha256(split.identities())
     num_steps = max(1, round(training.epochs * len(split) / training.global_batch))
-    found = checkpoint.latest_checkpoint(config.output / CHECKPOINTS)
-    resume = None
-    if found is not None:
-        info = checkpoint.read_info(found)
-        resume = Resume(found, info, _check_resume(found, info, config, dataset, label_map))
-    return RunPlan(config, dataset, split, label_map, num_steps * training.global_batch, resume)
+    return refresh_resume(RunPlan(config, dataset, split, label_map, num_steps * training.global_batch, None))
+
+
+def refresh_resume(plan: RunPlan) -> RunPlan:
+    """The same plan, going on from the newest checkpoint that stands there now.
+
+    Raises:
+        UserError: the checkpoint is of another model, data set or order.
+    """
+    found = checkpoint.latest_checkpoint(plan.checkpoints)
+    if found is None:
+        return replace(plan, resume=None)
+    info = checkpoint.read_info(found)
+    changes = _check_resume(found, info, plan.config, plan.dataset, plan.label_map)
+    return replace(plan, resume=Resume(found, info, changes))
 
 
 def write_config(config: Config) -> None:
@@ -89,6 +105,20 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def _check_output(output: Path) -> None:
+    existing = next(path for path in (output, *output.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise UserError(output, f"{existing} is a file", "a directory, or nothing yet", "set output=DIR")
+    if not os.access(existing, os.W_OK):
+        raise UserError(output, f"{existing} is not writable", remedy="set output=DIR")
+
+
+def _check_decoder(config: Config) -> None:
+    decoder = config.data.decoder
+    if isinstance(decoder, DaliDecoder) and decoder.device == "gpu" and config.device != "cuda":
+        raise UserError("data.decoder.device", "gpu, while device is cpu", "device=cuda", "or data.decoder.device=cpu")
 
 
 def _check_resume(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -27,7 +28,8 @@ from pipeline.data.loader import Loader, StepBatch
 from pipeline.engine import optim
 from pipeline.engine.batch_norm import RunningStatistics
 from pipeline.engine.ddp import DDPBackend
-from pipeline.engine.run import RunPlan, write_config
+from pipeline.engine.lock import exclusive, leave_with_launcher
+from pipeline.engine.run import RunPlan, refresh_resume, write_config
 from pipeline.model.backbones import build_backbone
 from pipeline.model.head import build_head
 from pipeline.monitor import Monitor
@@ -50,9 +52,12 @@ class TrainResult:
 
 def train(plan: RunPlan) -> TrainResult:
     """Train as planned, from scratch or from the newest checkpoint. Collective on all ranks."""
+    leave_with_launcher()
     device = dist.initialise(plan.config.device)
     try:
-        return Trainer(plan, device).run()
+        with exclusive(plan.config.output):
+            # the run that held the lock until now may have saved a later checkpoint than the one planned for
+            return Trainer(refresh_resume(plan), device).run()
     finally:
         dist.shutdown()
 
@@ -84,8 +89,8 @@ class Trainer:
         config, plan = self.config, self.plan
         is_writer = dist.rank() == 0
         if is_writer:
-            config.output.mkdir(parents=True, exist_ok=True)
             write_config(config)
+            self._trim_bad_samples()
         loader = Loader(
             plan.split,
             seed=config.seed,
@@ -125,7 +130,7 @@ class Trainer:
                 if stop:
                     break
         is_finished = self.samples >= plan.total_samples
-        if is_writer:
+        if int(os.environ.get("LOCAL_RANK", "0")) == 0:  # each node has a supervisor of its own
             report_status("finished" if is_finished else "preempted", step=self.step, samples=self.samples)
         return TrainResult(self.step, self.samples, is_finished)
 
@@ -204,6 +209,13 @@ class Trainer:
                 for sample in batch.bad_samples:
                     file.write(json.dumps({"position": batch.step_position, **vars(sample)}, default=str) + "\n")
 
+    def _trim_bad_samples(self) -> None:
+        """Drop the ledger's lines of steps that will be done again, so that none stands there twice."""
+        path = self.config.output / BAD_SAMPLES_FILE
+        if path.is_file():
+            lines = [line for line in path.read_text().splitlines() if json.loads(line)["position"] < self.samples]
+            path.write_text("".join(line + "\n" for line in lines))
+
     def _settle(self) -> None:
         """One dummy forward and backward. DDP lays its buckets out anew after the first backward pass, which changes
         the order of sums; without this a resumed run would differ from the run that never stopped."""
@@ -238,6 +250,7 @@ class Trainer:
         info = checkpoint.CheckpointInfo(
             step=self.step,
             samples=self.samples,
+            num_bad_samples=self._num_bad_samples,
             world_size=dist.world_size(),
             num_classes=self.plan.split.num_labels,
             label_map_sha256=self.plan.label_map,
@@ -253,7 +266,8 @@ class Trainer:
         self.backend.prime_optimizer()
         optim.prime_optimizer(self.head_optimizer)
         checkpoint.load_into(self.plan.resume.path, self._tensors())
-        self.step, self.samples = self.plan.resume.info.step, self.plan.resume.info.samples
+        info = self.plan.resume.info
+        self.step, self.samples, self._num_bad_samples = info.step, info.samples, info.num_bad_samples
 
     def _is_save_due(self, saved_at: int) -> bool:
         every = max(1, round(self.config.checkpoint.every_epochs * len(self.plan.split)))

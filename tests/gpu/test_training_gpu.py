@@ -1,4 +1,4 @@
-"""Training on a GPU: the head against the CPU's float64, and a run that resumes bit for bit."""
+"""Training on a GPU: the head against the CPU's float64, and runs that learn."""
 
 from __future__ import annotations
 

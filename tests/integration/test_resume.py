@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import random
 import shutil
 import signal
 from pathlib import Path
@@ -10,6 +12,9 @@ import pytest
 import torch
 
 from pipeline.checkpoint import latest_checkpoint, load_backbone, read_info, read_tensors
+from pipeline.config.errors import UserError
+from pipeline.data.manifest import open_dataset
+from pipeline.engine.lock import exclusive
 from tests.datasets import make_dataset
 from tests.integration import training
 
@@ -19,9 +24,15 @@ NUM_STEPS = 38  # six epochs of 400 in batches of 64
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_dataset(
+    """One of the photos is damaged, so that a masked slot and its count are part of every comparison."""
+    root = make_dataset(
         tmp_path_factory.mktemp("data"), num_samples=NUM_SAMPLES, num_identities=13, crop_px=training.CROP_PX
     )
+    split = open_dataset(root).split("train")
+    with open(split.shards[split.shard[5]], "r+b") as tar:
+        tar.seek(int(split.jpg_offset[5]) + 200)
+        tar.write(b"damage")
+    return root
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +63,56 @@ def test_killed_run_goes_on_bit_for_bit(
     assert "resumed at step" in text
     assert "nothing lost, nothing repeated" in text
     assert training.losses(output) == training.losses(undisturbed[ranks])
+    assert training.metric(output, "bad_samples") == training.metric(undisturbed[ranks], "bad_samples")
+    assert len((output / "bad_samples.jsonl").read_text().splitlines()) == 6, "once an epoch"
+    _assert_equal_checkpoints(output, undisturbed[ranks])
+
+
+def test_a_killed_launcher_takes_its_ranks_along(tmp_path: Path, data: Path, undisturbed: dict[int, Path]) -> None:
+    output = tmp_path / "run"
+    recipe = training.write_recipe(tmp_path / "recipe.yaml", data, output)
+    training.kill_at_step(recipe, 2, output, 3, signal.SIGKILL, only_launcher=True)
+    assert "resumed at step" in training.run(recipe, 2)  # waits until the ranks of the first have left
+    assert training.losses(output) == training.losses(undisturbed[2])
+    _assert_equal_checkpoints(output, undisturbed[2])
+
+
+def test_sigterm_saves_and_the_supervisor_says_so(tmp_path: Path, data: Path) -> None:
+    output = tmp_path / "run"
+    recipe = training.write_recipe(tmp_path / "recipe.yaml", data, output)
+    overrides = ["checkpoint.every_epochs=1000"]
+    process = training.start(recipe, 2, overrides, supervised=True)
+    training.wait_for_step(process, output, 5)
+    process.send_signal(signal.SIGTERM)
+    text = training.finish(process)
+    assert process.returncode == 75, text
+    newest = latest_checkpoint(output / "checkpoints")
+    assert newest is not None, text
+    assert 5 <= read_info(newest).step < NUM_STEPS
+
+
+def test_two_runs_do_not_share_a_directory(tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    output.mkdir()
+    with open(output / ".lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="another run writes here"):
+            exclusive(output, wait_s=0.1).__enter__()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(8))
+def test_killed_at_any_instant_again_and_again(
+    tmp_path: Path, data: Path, undisturbed: dict[int, Path], seed: int
+) -> None:
+    draw = random.Random(seed)
+    ranks = draw.choice([1, 2, 4])
+    output = tmp_path / "run"
+    recipe = training.write_recipe(tmp_path / "recipe.yaml", data, output)
+    for step in sorted(draw.sample(range(1, NUM_STEPS - 2), 3)):
+        training.kill_at_step(recipe, ranks, output, step, signal.SIGKILL, delay_s=draw.uniform(0, 0.1))
+    training.run(recipe, ranks)
+    assert training.losses(output) == training.losses(undisturbed[ranks])
     _assert_equal_checkpoints(output, undisturbed[ranks])
 
 
@@ -62,6 +123,7 @@ def test_killed_run_goes_on_bit_for_bit_with_adamw(tmp_path: Path, data: Path) -
     ]
     training.run(recipes[0], 2)
     training.kill_at_step(recipes[1], 2, tmp_path / "killed", 6, signal.SIGKILL)
+    assert max(training.losses(tmp_path / "killed")) < max(training.losses(tmp_path / "undisturbed"))
     assert "resumed at step" in training.run(recipes[1], 2)
     assert training.losses(tmp_path / "killed") == training.losses(tmp_path / "undisturbed")
     _assert_equal_checkpoints(tmp_path / "killed", tmp_path / "undisturbed")

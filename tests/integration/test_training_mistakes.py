@@ -43,10 +43,16 @@ def refusal(recipe: Path, *overrides: str) -> str:
 
 
 def test_mistakes_that_are_found_before_the_start(tmp_path: Path, data: Path) -> None:
+    odd_crops = make_dataset(tmp_path / "odd", num_samples=70, num_identities=5, crop_px=40)
     recipe = training.write_recipe(tmp_path / "recipe.yaml", data, tmp_path / "run")
     assert "no such directory" in refusal(recipe, "data.path=nowhere")
     assert "one of train" in refusal(recipe, "data.split=test")
     assert "fewer samples than one global batch" in refusal(recipe, "training.global_batch=400")
+    assert "multiple of 16" in refusal(recipe, f"data.path={odd_crops}")
+    assert "did you mean 'resnet18'" in refusal(recipe, "backbone.kind=torchvision", "backbone.name=resnet81")
+    assert "device=cuda" in refusal(recipe, "data.decoder.kind=dali", "data.decoder.device=gpu")
+    (tmp_path / "file").touch()
+    assert "is a file" in refusal(recipe, f"output={tmp_path / 'file' / 'run'}")
     (tmp_path / "unfinished" / "commits").mkdir(parents=True)
     assert "repeat the same `preprocess shard` command" in refusal(recipe, f"data.path={tmp_path / 'unfinished'}")
     if not torch.cuda.is_available():
@@ -73,6 +79,15 @@ def test_a_checkpoint_that_does_not_fit(tmp_path: Path, data: Path, trained: Pat
     assert "which is not there" in refusal(recipe)
 
 
+def test_a_manifest_that_is_gone_is_named(tmp_path: Path, data: Path) -> None:
+    copied = tmp_path / "data"
+    shutil.copytree(data, copied)
+    recipe = training.write_recipe(tmp_path / "recipe.yaml", copied, tmp_path / "run")
+    plan_run(load_config(recipe))  # builds the index
+    next((copied / "manifest").glob("*.parquet")).unlink()
+    assert "unreadable manifest" in refusal(recipe)
+
+
 def test_the_supervisor_turns_a_mistake_into_one_line(tmp_path: Path, data: Path) -> None:
     recipe = training.write_recipe(tmp_path / "recipe.yaml", data, tmp_path / "run")
     result = subprocess.run(
@@ -88,9 +103,12 @@ def test_the_supervisor_turns_a_mistake_into_one_line(tmp_path: Path, data: Path
     assert "Traceback" not in result.stderr
 
 
-def test_a_diverging_run_stops_on_all_ranks_and_keeps_its_checkpoint(tmp_path: Path, data: Path) -> None:
-    recipe = training.write_recipe(tmp_path / "recipe.yaml", data, tmp_path / "run")
+def test_a_diverging_run_stops_on_all_ranks_and_keeps_its_checkpoint(tmp_path: Path, data: Path, trained: Path) -> None:
+    shutil.copytree(trained, tmp_path / "run")
+    before = latest_checkpoint(tmp_path / "run" / "checkpoints")
+    recipe = training.write_recipe(tmp_path / "recipe.yaml", data, tmp_path / "run", epochs=8)
     overrides = ["optim.backbone.kind=sgd", "optim.backbone.lr=1e30", "optim.clip_backbone_norm=null"]
+    overrides.append("checkpoint.every_epochs=1000")
     result = subprocess.run(
         [sys.executable, "-m", "pipeline.supervise", "--", *training.command(recipe, 2, overrides)],
         capture_output=True,
@@ -100,6 +118,7 @@ def test_a_diverging_run_stops_on_all_ranks_and_keeps_its_checkpoint(tmp_path: P
     )
     assert result.returncode == 2, result.stderr
     assert "finite numbers" in result.stderr
+    assert latest_checkpoint(tmp_path / "run" / "checkpoints") == before
 
 
 def test_a_data_set_that_rots_stops_the_run_with_its_ledger(tmp_path: Path, data: Path) -> None:

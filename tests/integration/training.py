@@ -53,11 +53,12 @@ def command(recipe: Path, ranks: int, overrides: Sequence[str] = ()) -> list[str
     return [*launcher, *script]
 
 
-def start(recipe: Path, ranks: int, overrides: Sequence[str] = ()) -> subprocess.Popen[str]:
+def start(recipe: Path, ranks: int, overrides: Sequence[str] = (), supervised: bool = False) -> subprocess.Popen[str]:
     """Start a run in a process group of its own, its output captured."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    before = [sys.executable, "-m", "pipeline.supervise", "--"] if supervised else []
     return subprocess.Popen(
-        command(recipe, ranks, overrides),
+        [*before, *command(recipe, ranks, overrides)],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -85,19 +86,25 @@ def run(recipe: Path, ranks: int, overrides: Sequence[str] = ()) -> str:
     return text
 
 
-def kill_at_step(recipe: Path, ranks: int, output: Path, step: int, signum: int) -> str:
+def kill_at_step(
+    recipe: Path, ranks: int, output: Path, step: int, signum: int, delay_s: float = 0.0, only_launcher: bool = False
+) -> str:
     """Start a run and signal it when its metrics reach a step: SIGKILL to all its processes, others to the launcher."""
     process = start(recipe, ranks)
-    deadline = time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < deadline:
-        if max(losses(output), default=0) >= step:
-            if signum == signal.SIGKILL:
-                _kill_tree(process.pid)
-            else:
-                process.send_signal(signum)
-            break
-        time.sleep(0.005)
+    wait_for_step(process, output, step)
+    time.sleep(delay_s)
+    if signum == signal.SIGKILL and not only_launcher:
+        _kill_tree(process.pid)
+    else:
+        process.send_signal(signum)
     return finish(process)
+
+
+def wait_for_step(process: subprocess.Popen[str], output: Path, step: int) -> None:
+    """Wait until the run has recorded a step, or has ended."""
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline and max(losses(output), default=0) < step:
+        time.sleep(0.005)
 
 
 def _kill_tree(pid: int) -> None:
@@ -109,7 +116,12 @@ def _kill_tree(pid: int) -> None:
 
 
 def losses(output: Path) -> dict[int, float]:
-    """Loss of each recorded step; a line that a kill cut short does not count."""
+    """Loss of each recorded step."""
+    return metric(output, "loss")
+
+
+def metric(output: Path, name: str) -> dict[int, float]:
+    """A metric at each recorded step; a line that a kill cut short does not count."""
     path = output / "metrics.jsonl"
     found: dict[int, float] = {}
     if path.is_file():
@@ -119,5 +131,5 @@ def losses(output: Path) -> dict[int, float]:
             except ValueError:
                 continue
             assert record["step"] not in found, "a step stands twice in the metrics"
-            found[record["step"]] = record["loss"]
+            found[record["step"]] = record[name]
     return found

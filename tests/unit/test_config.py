@@ -50,6 +50,13 @@ def test_override_of_kind_drops_the_other_members_fields(tmp_path: Path) -> None
     assert config.optim.backbone == AdamWConfig()
 
 
+@pytest.mark.parametrize("is_kind_first", [True, False])
+def test_overrides_mean_the_same_in_any_order(tmp_path: Path, is_kind_first: bool) -> None:
+    overrides = ["head.margin.kind=cosface", "head.margin.scale=30"]
+    config = load_config(write(tmp_path, MINIMAL), overrides if is_kind_first else overrides[::-1])
+    assert config.head.margin == CosFaceMargin(scale=30)
+
+
 @pytest.mark.parametrize(
     ("override", "where", "said"),
     [
@@ -61,6 +68,9 @@ def test_override_of_kind_drops_the_other_members_fields(tmp_path: Path) -> None
         ("training.epochs=many", "training.epochs", "'many': input should be a valid number"),
         ("training.global_batch=10", "training", "not a multiple of local_batch 4"),
         ("backbone.kind=resnet", "backbone.kind", "'resnet'"),
+        ("training.epochs=.inf", "training.epochs", "inf: input should be a finite number"),
+        ("training.local_batch=1", "training.local_batch", "greater than or equal to 2"),
+        ("seed=100000000000000000000", "seed", "less than 9223372036854775808"),
         ("training.epochs", "training.epochs", "key.path=value"),
         ("output.deeper=1", "output.deeper", "'output' is a value"),
     ],
