@@ -29,6 +29,7 @@ from pipeline.engine import optim
 from pipeline.engine.batch_norm import RunningStatistics
 from pipeline.engine.ddp import DDPBackend
 from pipeline.engine.lock import exclusive, leave_with_launcher
+from pipeline.engine.memory import keep_freed_memory
 from pipeline.engine.run import RunPlan, refresh_resume, write_config
 from pipeline.model.backbones import build_backbone
 from pipeline.model.head import build_head
@@ -53,6 +54,8 @@ class TrainResult:
 def train(plan: RunPlan) -> TrainResult:
     """Train as planned, from scratch or from the newest checkpoint. Collective on all ranks."""
     leave_with_launcher()
+    if plan.config.device == "cpu":
+        keep_freed_memory()
     device = dist.initialise(plan.config.device)
     try:
         with exclusive(plan.config.output):
