@@ -1,8 +1,9 @@
 """Where the photos of a pair list come from: a finished data set, or a folder of unaligned photos.
 
 Both answer the same three questions: which photos of a person are there, why is one missing, and what are its pixels.
-The photo `Name n` is the one called `Name_%04d` after the official scheme. Where no photo of a person is called so,
-n counts the person's photos in the order of their paths, rejected ones included, so that numbers never shift.
+The photo `Name n` is the one called `Name_%04d` after the official scheme where all of the person's photos bear such
+names, each another. Otherwise n counts the person's photos in the order of their paths. Rejected photos count in both
+cases, so that numbers never shift.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ Crop: TypeAlias = npt.NDArray[np.uint8]
 """[H, W, 3] uint8, RGB."""
 
 PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
+_OFFICIAL_NUMBER = re.compile(r"_([0-9]{4,9})\Z")
 _COLUMNS = ("identity", "source", "status", "reject_reason")
 
 
@@ -61,23 +63,17 @@ class PhotoSource(Protocol):
 
 
 def number_photos(identity: str, paths: Iterable[str]) -> dict[int, str]:
-    """Give one person's photos their numbers, as this module's head says.
-
-    Raises:
-        UserError: two photos bear the same official name with different extensions.
-    """
+    """Give one person's photos their numbers, as this module's head says: each photo gets one, none is left out."""
     ordered = sorted(paths)
-    pattern = re.compile(rf"{re.escape(identity)}_(\d{{4,}})")
     named: dict[int, str] = {}
     for path in ordered:
-        match = pattern.fullmatch(PurePosixPath(path).stem)
-        if match is None:
-            continue
-        number = int(match[1])
-        if number in named:
-            raise UserError(path, f"{named[number]} bears the same name", "one photo for each name")
+        stem = PurePosixPath(path).stem
+        match = _OFFICIAL_NUMBER.search(stem)
+        number = int(match[1]) if match else 0
+        if number == 0 or str(Photo(identity, number)) != stem or number in named:
+            return dict(enumerate(ordered, start=1))
         named[number] = path
-    return named or dict(enumerate(ordered, start=1))
+    return named
 
 
 class DatasetPhotos:

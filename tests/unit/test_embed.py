@@ -106,15 +106,26 @@ def test_crops_of_another_size_are_an_error() -> None:
         extract_embeddings(embedder(), Memory(size_px=24), [Photo("a", 1)], batch=1)
 
 
-def test_photos_are_numbered_by_name_or_else_by_order() -> None:
-    assert number_photos("Ann_Lee", ["d/Ann_Lee_0012.png", "d/Ann_Lee_0003.jpg", "d/notes.jpg"]) == {
-        3: "d/Ann_Lee_0003.jpg",
-        12: "d/Ann_Lee_0012.png",
-    }
-    assert number_photos("Ann", ["Ann/b.jpg", "Ann/a.jpg"]) == {1: "Ann/a.jpg", 2: "Ann/b.jpg"}
-    assert number_photos("Ann", ["Ann/Ann_10000.jpg"]) == {10000: "Ann/Ann_10000.jpg"}
-    with pytest.raises(UserError, match="bears the same name"):
-        number_photos("Ann", ["Ann/Ann_0001.jpg", "Ann/Ann_0001.png"])
+@pytest.mark.parametrize(
+    ("identity", "numbered"),
+    [
+        ("Ann_Lee", {3: "d/Ann_Lee_0003.jpg", 12: "d/Ann_Lee_0012.png"}),
+        ("Ann", {10000: "Ann/Ann_10000.jpg"}),
+        ("Ann", {1: "Ann/a.jpg", 2: "Ann/b.jpg"}),
+        # One photo with another name: all are counted, none is lost.
+        ("Ann", {1: "Ann/Ann_0007.jpg", 2: "Ann/holiday.jpg"}),
+        # The same official name twice, in two folders or as two files.
+        ("Ann", {1: "Ann/2019/Ann_0007.jpg", 2: "Ann/2020/Ann_0007.jpg"}),
+        ("Ann", {1: "Ann/Ann_0007.jpg", 2: "Ann/Ann_0007.png"}),
+        # Names that only look official: pair lists count from 1, and `%04d` pads to four digits.
+        ("Ann", {1: "Ann/Ann_0000.jpg"}),
+        ("Ann", {1: "Ann/Ann_00007.jpg"}),
+        ("Ann", {1: "Ann/Bo_0007.jpg"}),
+        ("Ann", {1: "Ann/Ann_٠٠٠٧.jpg"}),  # noqa: RUF001
+    ],
+)
+def test_photos_are_numbered_by_name_or_else_by_order(identity: str, numbered: dict[int, str]) -> None:
+    assert number_photos(identity, reversed(numbered.values())) == numbered
 
 
 def test_dataset_crops_come_from_the_shards(tmp_path: Path) -> None:
