@@ -71,7 +71,7 @@ def shard(
         False, "--already-aligned", help="The photos are square, aligned crops: resize them only."
     ),
     licence: str = typer.Option("", help="Licence of the photos, for dataset.json and the card."),
-    max_rejects: float = typer.Option(1.0, help="Share of rejects beyond which the data set is left unfinished."),
+    max_rejects: float = typer.Option(0.5, help="Share of rejects beyond which the data set is left unfinished."),
     workers: int = typer.Option(0, help="Processes; 0 for one a core."),
 ) -> None:
     """Find, align and crop faces, and write them as shards with a manifest.
@@ -90,7 +90,6 @@ def shard(
 
         preprocess shard crops.csv data --already-aligned --size 112
     """
-    import os
     import signal
 
     from rich.console import Console
@@ -113,7 +112,7 @@ def shard(
         licence=licence,
     )
     try:
-        run.shard(source, out, options, weights, workers or os.cpu_count() or 1, max_rejects, Console())
+        run.shard(source, out, options, weights, workers, max_rejects, Console())
     except KeyboardInterrupt:  # typer would leave without a word
         typer.echo("interrupted; the same command goes on where it stopped", err=True)
         raise typer.Exit(130) from None

@@ -6,6 +6,7 @@ matters: type of file, size on disk, magic bytes, the header's dimensions, and o
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import os
@@ -19,6 +20,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from pipeline.config.errors import UserError
+
 MAX_FILE_BYTES = 256 * 2**20
 MAX_PHOTO_PX = 100_000_000
 """Width times height beyond which a photo is rejected before it is decoded (300 MB as RGB)."""
@@ -27,6 +30,10 @@ PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _EXIF_ORIENTATION = 0x0112
+_PATH_ERRORS = frozenset(
+    {errno.ENOENT, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EISDIR}
+)
+"""What is wrong with one path. Any other error is the disk's, the network's or this machine's, and may pass."""
 
 
 class Reject(Exception):
@@ -50,6 +57,8 @@ def read_photo(path: str | os.PathLike[str]) -> Photo:
 
     Raises:
         Reject: unreadable, not_a_file, empty_file, too_large, not_an_image, truncated or corrupt.
+        UserError: reading failed for a reason that is not the photo's, such as a broken disk or network.
+        MemoryError: there is not enough memory to decode it, which says nothing about the photo.
     """
     data = _read_bytes(path)
     source_sha256 = hashlib.sha256(data).hexdigest()
@@ -68,6 +77,7 @@ def decode_photo(data: bytes) -> npt.NDArray[np.uint8]:
 
     Raises:
         Reject: empty_file, not_an_image, too_large, truncated or corrupt.
+        MemoryError: there is not enough memory.
     """
     if not data:
         raise Reject("empty_file")
@@ -90,7 +100,7 @@ def decode_photo(data: bytes) -> npt.NDArray[np.uint8]:
                 pixels = _to_rgb(image)
         except Image.DecompressionBombError:
             raise Reject("too_large") from None
-        except Reject:
+        except (Reject, MemoryError):
             raise
         except Exception as error:  # decoders raise whatever their parser ran into: all of it means "bad file"
             raise Reject("truncated" if "truncated" in str(error).lower() else "corrupt") from None
@@ -116,8 +126,10 @@ def _read_bytes(path: str | os.PathLike[str]) -> bytes:
     try:
         # O_NONBLOCK: opening a named pipe would otherwise wait for ever for someone to write to it.
         handle = os.open(Path(path), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except (OSError, ValueError):  # ValueError: a NUL in a path from a list
+    except ValueError:  # a NUL in a path from a list
         raise Reject("unreadable") from None
+    except OSError as error:
+        raise _judge(error, path) from None
     try:
         status = os.fstat(handle)
         if not stat.S_ISREG(status.st_mode):
@@ -126,10 +138,20 @@ def _read_bytes(path: str | os.PathLike[str]) -> bytes:
             raise Reject("too_large")
         with open(handle, "rb", closefd=False) as file:
             return file.read(MAX_FILE_BYTES)
-    except OSError:
-        raise Reject("unreadable") from None
+    except OSError as error:
+        raise _judge(error, path) from None
     finally:
         os.close(handle)
+
+
+def _judge(error: OSError, path: str | os.PathLike[str]) -> Reject | UserError:
+    """A reject when the path is to blame; else the run must stop, or a failing disk would pass for bad photos."""
+    if error.errno in _PATH_ERRORS:
+        return Reject("unreadable")
+    if error.errno in (errno.ENXIO, errno.ENODEV):  # a socket, a device without a driver
+        return Reject("not_a_file")
+    found = f"cannot be read ({error.strerror or error})"
+    return UserError(path, found, remedy="mend it and repeat the same command, it goes on where it stopped")
 
 
 def _has_known_magic(data: bytes) -> bool:
@@ -141,6 +163,8 @@ def _has_known_magic(data: bytes) -> bool:
 def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(_EXIF_ORIENTATION, 1))
+    except MemoryError:
+        raise
     except Exception:  # a broken EXIF block says nothing about the pixels
         return 1
 

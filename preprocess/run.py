@@ -45,12 +45,19 @@ def shard(
 ) -> DatasetInfo:
     """Turn photos into a data set, or go on with one that was begun by the same command.
 
-    `max_rejects` is the share of rejects beyond which all shards are made but the data set is not finished.
+    `num_workers` 0 means one a core. `max_rejects` is the share of rejects beyond which all shards are made but the
+    data set is not finished.
 
     Raises:
         UserError: for everything the user can mend.
     """
     _check_places(source, out)
+    if num_workers < 0:
+        raise UserError("--workers", str(num_workers), "a number of processes, or 0 for one a core")
+    if not 0.0 <= max_rejects <= 1.0:  # also refuses nan
+        raise UserError("--max-rejects", str(max_rejects), "a share, 0 to 1")
+    num_workers = num_workers or os.cpu_count() or 1
+    identity_folders = source.is_dir()
     # Loading the detector here finds bad weights before any work, and gives their hash to the plan.
     options = options.model_copy(update={"weights_sha256": CropMaker(options.crop, weights).weights_sha256})
     root, listing, notes = read_source(source)
@@ -84,7 +91,7 @@ def shard(
                 advance(min(count, remaining[0]))
                 remaining[0] -= min(count, remaining[0])
 
-            run_local(plan, root, out, weights, num_workers, on_photos)
+            run_local(plan, root, out, weights, num_workers, on_photos, identity_folders=identity_folders)
         _check_rejects(plan, out, max_rejects)
         info = finish_dataset(plan, out)
     print_summary(console, info, total - done, time.monotonic() - start_s)
@@ -153,7 +160,7 @@ def print_summary(console: Console, info: DatasetInfo, num_made: int, seconds_s:
 
 def _check_rejects(plan: Plan, out: Path, max_rejects: float) -> None:
     share = sum(commit.num_rejected for commit in read_commits(plan, out)) / len(plan.rows)
-    if share > max_rejects:
+    if max_rejects < share < 1:  # without a single photo `finish_dataset` says more
         raise UserError(
             out,
             f"{share:.1%} of the photos were rejected",

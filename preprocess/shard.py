@@ -20,9 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+import cv2
 import numpy as np
 import pyarrow as pa
 
+from pipeline.config.errors import UserError
 from pipeline.data.manifest import MANIFEST_SCHEMA, STATUS_KEPT, STATUS_REJECTED, ShardCommit, shard_paths
 from preprocess.crops import CropMaker, CropResult
 from preprocess.ledger import write_ledger
@@ -54,11 +56,19 @@ class ShardContext:
     out: Path
     options: ShardOptions
     plan_hash: str
+    identity_folders: bool
+    """Whether sources begin with their identity's folder below `root`, as those of a list need not."""
 
 
-def process_shard(plan: Plan, number: int, root: Path, out: Path, maker: CropMaker) -> ShardCommit:
-    """Make shard `number` of the plan, or do nothing when it is committed already."""
-    context = ShardContext(root, out, plan.options, plan.hash)
+def process_shard(
+    plan: Plan, number: int, root: Path, out: Path, maker: CropMaker, identity_folders: bool = False
+) -> ShardCommit:
+    """Make shard `number` of the plan, or do nothing when it is committed already.
+
+    Raises:
+        UserError: the photos cannot be read, or are no longer there.
+    """
+    context = ShardContext(root, out, plan.options, plan.hash, identity_folders)
     shard = plan.shard(number)
     done = read_commit(context.out, shard, plan.hash)
     if done is not None:
@@ -85,11 +95,17 @@ def slice_path(out: Path, shard_name: str, index: int) -> Path:
 
 
 def process_slice(context: ShardContext, shard_name: str, index: int, rows: pa.Table, maker: CropMaker) -> None:
-    """Make the crops of a slice, unless they wait already."""
+    """Make the crops of a slice, unless they wait already.
+
+    Raises:
+        UserError: the photos cannot be read, or are no longer there.
+        MemoryError: there is not enough memory for a photo.
+    """
     path = slice_path(context.out, shard_name, index)
     if _read_slice(path, context.plan_hash, rows) is not None:
         return
     made = [_process_row(context, row, maker) for row in rows.to_pylist()]
+    _check_source(context, rows, made)
     table = pa.Table.from_pylist(made, schema=SLICE_SCHEMA.with_metadata({"plan": context.plan_hash}))
 
     def write(file: IO[bytes]) -> None:
@@ -205,7 +221,12 @@ def _process_row(context: ShardContext, row: dict[str, Any], maker: CropMaker) -
         return {**_nothing(row), "reject_reason": row["problem"]}
     bbox = None if row["bbox"] is None else np.array(row["bbox"], np.float32)
     landmarks = None if row["landmarks"] is None else np.array(row["landmarks"], np.float32).reshape(5, 2)
-    result = maker.make(os.path.join(context.root, row["source"]), bbox, landmarks)
+    try:
+        result = maker.make(os.path.join(context.root, row["source"]), bbox, landmarks)
+    except cv2.error as error:
+        if error.code == cv2.Error.StsNoMem:
+            raise MemoryError(str(error)) from None
+        raise
     made = {
         **_nothing(row),
         "source_sha256": result.source_sha256,
@@ -220,6 +241,33 @@ def _process_row(context: ShardContext, row: dict[str, Any], maker: CropMaker) -
     made["sharpness"] = sharpness(result.crop)
     made["phash"] = phash(result.crop)
     return {**made, **_describe_face(result)}
+
+
+def _check_source(context: ShardContext, rows: pa.Table, made: list[dict[str, Any]]) -> None:
+    """Tell photos that are missing from a source that is missing: an unmounted disk must not become rejects.
+
+    Raises:
+        UserError: the source's folder, or the identity's, cannot be listed any more.
+    """
+    columns = (rows[name].to_pylist() for name in ("source", "problem"))
+    missing = [
+        source
+        for source, problem, row in zip(*columns, made, strict=True)
+        if row["reject_reason"] == "unreadable" and not problem
+    ]
+    folders = {str(context.root) for _ in missing}
+    if context.identity_folders:
+        folders |= {os.path.join(context.root, source.split("/", 1)[0]) for source in missing}
+    for folder in sorted(folders):
+        try:
+            with os.scandir(folder) as entries:
+                next(entries, None)
+        except OSError as error:
+            raise UserError(
+                folder,
+                f"cannot be listed any more ({error.strerror}); was it unmounted, moved or deleted?",
+                remedy="mend it and repeat the same command, it goes on where it stopped",
+            ) from None
 
 
 def _nothing(row: dict[str, Any]) -> dict[str, Any]:

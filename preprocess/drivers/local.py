@@ -29,7 +29,16 @@ OnPhotos = Callable[[int], None]
 _maker: CropMaker | None = None  # of this worker process; loading a detector's networks once takes long enough
 
 
-def run_local(plan: Plan, root: Path, out: Path, weights: Path | None, num_workers: int, on_photos: OnPhotos) -> None:
+def run_local(
+    plan: Plan,
+    root: Path,
+    out: Path,
+    weights: Path | None,
+    num_workers: int,
+    on_photos: OnPhotos,
+    *,
+    identity_folders: bool,
+) -> None:
     """Make all shards that are not committed yet.
 
     Args:
@@ -39,11 +48,12 @@ def run_local(plan: Plan, root: Path, out: Path, weights: Path | None, num_worke
         weights: the detector's weight file, if it needs one.
         num_workers: processes.
         on_photos: told how many photos have been dealt with since it was last told.
+        identity_folders: whether sources begin with their identity's folder below `root`.
 
     Raises:
-        UserError: a worker process died, or the data set cannot be written.
+        UserError: a worker process died or lacks memory, the source is gone, or the data set cannot be written.
     """
-    context = ShardContext(root, out, plan.options, plan.hash)
+    context = ShardContext(root, out, plan.options, plan.hash, identity_folders)
     todo = [number for number in range(plan.num_shards) if read_commit(out, plan.shard(number), plan.hash) is None]
     if not todo:
         return
@@ -56,7 +66,13 @@ def run_local(plan: Plan, root: Path, out: Path, weights: Path | None, num_worke
                 "a worker process died (killed, or out of memory)",
                 remedy="repeat the same command, it goes on where it stopped; fewer --workers need less memory",
             ) from None
-        except OSError as error:  # photos that cannot be read are rejects: this is about writing
+        except MemoryError:
+            raise UserError(
+                out,
+                "not enough memory for a photo",
+                remedy="repeat the same command with fewer --workers, it goes on where it stopped",
+            ) from None
+        except OSError as error:  # photos that cannot be read are rejects or a UserError: this is about writing
             raise UserError(
                 out,
                 f"cannot be written ({error.strerror})",

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
+import re
+import socket
 import struct
 import zlib
 from pathlib import Path
@@ -13,6 +16,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
+from pipeline.config.errors import UserError
 from preprocess.photo import MAX_PHOTO_PX, Reject, decode_photo, encode_jpeg, make_thumbnail, read_photo
 
 Pixels = npt.NDArray[np.uint8]
@@ -176,6 +180,39 @@ def test_paths_that_cannot_be_read(tmp_path: Path) -> None:
         with pytest.raises(Reject) as caught:
             read_photo(path)
         assert caught.value.reason == word, path
+
+
+def test_a_socket_is_not_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # a socket's path must be short
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind("socket.jpg")
+        with pytest.raises(Reject, match="not_a_file"):
+            read_photo("socket.jpg")
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.EMFILE, errno.ESTALE, errno.ENOMEM])
+def test_a_failing_disk_is_no_reject(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    def fail(*_: object) -> int:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "open", fail)
+    with pytest.raises(UserError, match=re.escape(f"cannot be read ({os.strerror(code)})")):
+        read_photo(tmp_path / "a.jpg")
+
+
+def test_a_read_that_fails_is_no_reject() -> None:
+    with pytest.raises(UserError, match="cannot be read"):
+        read_photo("/proc/self/mem")  # a regular file; reading its first byte gives EIO
+
+
+def test_lack_of_memory_is_no_reject(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Image.Image, "load", fail)
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", fail)
+    with pytest.raises(MemoryError):
+        decode_photo(encode_jpeg(picture(), 95))
 
 
 def test_a_reject_that_was_read_keeps_its_hash_and_size(tmp_path: Path) -> None:

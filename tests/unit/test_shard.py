@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -204,7 +205,7 @@ def test_interrupted_at_every_file(
 
 def test_damaged_slice_is_made_again(made: tuple[Path, Path, Plan], tmp_path: Path) -> None:
     photos, out, plan = made
-    context = shard_module.ShardContext(photos, tmp_path, plan.options, plan.hash)
+    context = shard_module.ShardContext(photos, tmp_path, plan.options, plan.hash, identity_folders=True)
     shard, maker = plan.shard(0), CropMaker(OPTIONS.crop)
     rows = shard_module.slice_rows(shard, 0)
     shard_module.process_slice(context, shard.name, 0, rows, maker)
@@ -243,3 +244,44 @@ def test_unfinished_is_not_a_dataset(made: tuple[Path, Path, Plan], tmp_path: Pa
         finish_dataset(plan, tmp_path)
     with pytest.raises(UserError, match=r"dataset\.json is missing"):
         open_dataset(tmp_path)
+
+
+@pytest.mark.parametrize("gone", ["the root", "an identity"])
+def test_a_source_that_vanishes_is_no_reject(made: tuple[Path, Path, Plan], tmp_path: Path, gone: str) -> None:
+    """Renamed between two slices, the run stops with nothing written, and goes on when it is back."""
+    _, out, _ = made
+    photos = tmp_path / "photos"
+    shutil.copytree(made[0], photos, symlinks=True)
+    (photos / "person 0" / "loop").unlink()
+    (photos / "person 0" / "loop").symlink_to(photos)
+    plan = build_plan(read_source(photos)[1], OPTIONS)
+    data, maker = tmp_path / "out", CropMaker(OPTIONS.crop)
+    where = photos if gone == "the root" else photos / plan.rows["identity"][0].as_py()
+    where.rename(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=r"cannot be listed any more \(No such file or directory\); was it unmounted"):
+        process_shard(plan, 0, photos, data, maker, identity_folders=True)
+    assert tree(data) == {}
+    (tmp_path / "elsewhere").rename(where)
+    process_shard(plan, 0, photos, data, maker, identity_folders=True)
+    name = "train/train-000000.tar"
+    assert (data / name).read_bytes() == (out / name).read_bytes()
+
+
+def test_a_list_may_name_folders_that_are_not_there(tmp_path: Path) -> None:
+    write_photos(tmp_path / "photos", num_identities=1, photos=2)
+    (tmp_path / "photos" / "list.csv").write_text("path,identity\nperson 0/0.jpg,a\ngone/1.jpg,a\n")
+    make(tmp_path / "photos" / "list.csv", tmp_path / "out", OPTIONS.model_copy(update={"val_identities": 0.0}))
+    assert [row["reject_reason"] for row in manifest(tmp_path / "out")].count("unreadable") == 1
+
+
+def test_lack_of_memory_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_photos(tmp_path / "photos", num_identities=2, photos=2)
+    error = cv2.error("no memory")
+    error.code = cv2.Error.StsNoMem
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(CropMaker, "make", fail)
+    with pytest.raises(MemoryError):
+        make(tmp_path / "photos", tmp_path / "out")
