@@ -146,7 +146,8 @@ def _open_data(
     data: Path, loaded: LoadedBackbone, detector: str | None, weights: Path | None, draws_pairs: bool
 ) -> TestSet:
     from pipeline.data.manifest import DatasetInfo, open_dataset
-    from pipeline.evaluate.photos import DatasetPhotos, FolderPhotos
+    from pipeline.evaluate.photos import DatasetPhotos, FolderPhotos, ListedPhoto
+    from preprocess.sources import read_source
 
     trained = DatasetInfo.model_validate(loaded.dataset)
     # A directory with commits is a data set that is not finished yet: opening it says so.
@@ -167,14 +168,20 @@ def _open_data(
         photos = DatasetPhotos(dataset, sorted(dataset.info.splits))
         notes = _difference_notes(dataset.info, trained)
         return TestSet(photos, dataset, dataset.info.detector.model_dump(mode="json"), notes)
-    if not data.exists():
-        raise UserError(data, "no such directory", "a data set, or a folder of folders of photos")
+    if not data.is_dir():
+        found = "not a directory" if data.exists() else "no such directory"
+        raise UserError(data, found, "a data set, or a folder of folders of photos")
     if draws_pairs:
         raise UserError(
             data, "not a data set, and no --pairs", "a pair list", "--pairs FILE, or preprocess shard first"
         )
     crop, used, notes = _cropper(trained, loaded.crop_px, detector, weights)
-    return TestSet(FolderPhotos(data, crop), None, used, notes)
+    _, table, passed_over = read_source(data)
+    listing = (
+        ListedPhoto(*row) for row in zip(*(table[name].to_pylist() for name in ListedPhoto._fields), strict=True)
+    )
+    notes += [f"In the folder of photos, {sentence}." for sentence in passed_over]
+    return TestSet(FolderPhotos(data, listing, crop), None, used, notes)
 
 
 def _cropper(

@@ -31,7 +31,6 @@ from pipeline.evaluate.pairs import Photo
 Crop: TypeAlias = npt.NDArray[np.uint8]
 """[H, W, 3] uint8, RGB."""
 
-PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 _OFFICIAL_NUMBER = re.compile(r"_([0-9]{4,9})\Z")
 _COLUMNS = ("identity", "source", "status", "reject_reason")
 
@@ -41,6 +40,16 @@ class Rejected:
     """Why a photo that exists has no crop."""
 
     reason: str
+
+
+class ListedPhoto(NamedTuple):
+    """A photo of a folder, listed as `preprocess shard` lists it."""
+
+    identity: str
+    source: str
+    """Relative to the folder, with "/"."""
+    problem: str
+    """Why it cannot be used, where that is known without reading it; else empty."""
 
 
 class _Place(NamedTuple):
@@ -129,34 +138,32 @@ class DatasetPhotos:
 
 
 class FolderPhotos:
-    """Unaligned photos in `ROOT/Name/*.jpg`, cropped by a function that is handed in."""
+    """Photos of a folder that are not aligned yet, cropped by a function that is handed in."""
 
-    def __init__(self, root: Path, crop: Callable[[Path], Crop | Rejected]) -> None:
-        """List the folders.
-
-        Raises:
-            UserError: no such directory, or no photo in it.
-        """
-        if not root.is_dir():
-            raise UserError(root, "no such directory", "a data set, or a folder of folders of photos")
-        self._crop = crop
-        self._paths: dict[Photo, Path] = {}
-        for folder in sorted(path for path in root.iterdir() if path.is_dir()):
-            names = [path.name for path in folder.iterdir() if path.suffix.lower() in PHOTO_SUFFIXES and path.is_file()]
-            for number, name in number_photos(folder.name, names).items():
-                self._paths[Photo(folder.name, number)] = folder / name
-        if not self._paths:
-            raise UserError(root, "no photos", "NAME/NAME_0001.jpg and so on")
+    def __init__(self, root: Path, listing: Iterable[ListedPhoto], crop: Callable[[Path], Crop | Rejected]) -> None:
+        """Number the photos below `root`; `listing` must be the one that sharding uses, or numbers would differ."""
+        self._root, self._crop = root, crop
+        people: dict[str, dict[str, ListedPhoto]] = defaultdict(dict)
+        for listed in listing:
+            people[listed.identity][listed.source] = listed
+        self._listed = {
+            Photo(identity, number): by_source[source]
+            for identity, by_source in people.items()
+            for number, source in number_photos(identity, by_source).items()
+        }
 
     def numbers(self) -> Mapping[str, list[int]]:
         found: dict[str, list[int]] = defaultdict(list)
-        for photo in self._paths:
-            found[photo.identity].append(photo.number)
+        for photo, listed in self._listed.items():
+            if not listed.problem:
+                found[photo.identity].append(photo.number)
         return found
 
     def load(self, photo: Photo) -> Crop | Rejected:
-        path = self._paths.get(photo)
-        return Rejected("no such file") if path is None else self._crop(path)
+        listed = self._listed.get(photo)
+        if listed is None:
+            return Rejected("no such file")
+        return Rejected(listed.problem) if listed.problem else self._crop(self._root / listed.source)
 
 
 def _read_manifest(path: Path) -> pa.Table:

@@ -16,7 +16,7 @@ from pipeline.config.errors import UserError
 from pipeline.data.manifest import STATUS_KEPT, open_dataset, shard_paths
 from pipeline.evaluate.embed import Embedder, extract_embeddings
 from pipeline.evaluate.pairs import Photo, parse_pairs
-from pipeline.evaluate.photos import Crop, DatasetPhotos, FolderPhotos, Rejected, number_photos
+from pipeline.evaluate.photos import Crop, DatasetPhotos, FolderPhotos, ListedPhoto, Rejected, number_photos
 from pipeline.evaluate.run import coverage_notes, score_pairs
 from tests.datasets import make_dataset
 
@@ -167,18 +167,24 @@ def test_a_damaged_photo_is_counted_with_its_reason(tmp_path: Path) -> None:
 
 
 def test_folder_of_unaligned_photos(tmp_path: Path) -> None:
-    for name in ("Ann/Ann_0001.jpg", "Ann/Ann_0002.PNG", "Bo/x.jpg", "Bo/readme.txt"):
-        path = tmp_path / "photos" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"")
-    crop = np.zeros((CROP_PX, CROP_PX, 3), np.uint8)
-    photos = FolderPhotos(tmp_path / "photos", lambda path: crop if path.stem == "Ann_0001" else Rejected("no_face"))
+    listing = [
+        ListedPhoto("Ann", "Ann/Ann_0001.jpg", ""),
+        ListedPhoto("Ann", "Ann/Ann_0002.PNG", ""),
+        ListedPhoto("Ann", "Ann/Ann_0003.jpg", "bad_name"),
+        ListedPhoto("Bo", "Bo/2019/x.jpg", ""),
+    ]
+    pixels = np.zeros((CROP_PX, CROP_PX, 3), np.uint8)
+    cropped: list[Path] = []
+
+    def crop(path: Path) -> Crop | Rejected:
+        cropped.append(path.relative_to(tmp_path))
+        return pixels if path.stem == "Ann_0001" else Rejected("no_face")
+
+    photos = FolderPhotos(tmp_path, listing, crop)
     assert photos.numbers() == {"Ann": [1, 2], "Bo": [1]}
-    assert photos.load(Photo("Ann", 1)) is crop
+    assert photos.load(Photo("Ann", 1)) is pixels
     assert photos.load(Photo("Ann", 2)) == Rejected("no_face")
-    assert photos.load(Photo("Ann", 3)) == Rejected("no such file")
-    with pytest.raises(UserError, match="no such directory"):
-        FolderPhotos(tmp_path / "none", lambda path: crop)
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="no photos"):
-        FolderPhotos(tmp_path / "empty", lambda path: crop)
+    assert photos.load(Photo("Ann", 3)) == Rejected("bad_name")
+    assert photos.load(Photo("Ann", 4)) == Rejected("no such file")
+    assert photos.load(Photo("Bo", 1)) == Rejected("no_face")
+    assert cropped == [Path("Ann/Ann_0001.jpg"), Path("Ann/Ann_0002.PNG"), Path("Bo/2019/x.jpg")]

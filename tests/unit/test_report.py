@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from pipeline import checkpoint
 from pipeline.config.errors import UserError
@@ -25,6 +26,7 @@ from pipeline.evaluate.pairs import Photo, format_pairs, parse_pairs, read_pairs
 from pipeline.evaluate.result import Evaluation
 from pipeline.evaluate.run import environment
 from pipeline.model.backbones import build_backbone
+from preprocess.run import check_options, shard
 from tests.datasets import make_dataset
 
 CROP_PX = 32
@@ -56,6 +58,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, data: Dataset) -> Path:
     info = checkpoint.CheckpointInfo(
         step=7,
         samples=28,
+        num_bad_samples=0,
         world_size=1,
         num_classes=10,
         label_map_sha256="",
@@ -196,6 +199,38 @@ def test_names_in_galleries_are_escaped(evaluate: Command, run: Path, tmp_path: 
     assert json.loads((out / "evaluation.json").read_text())["data"]["kind"] == "photos"
 
 
+def test_a_folder_and_its_shards_number_photos_alike(evaluate: Command, tmp_path: Path) -> None:
+    """Hidden files, other files, deeper folders, links that lead nowhere and damaged photos shift no number."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "photos"
+    for name in ("Ann/b.png", "Ann/2019/a.png", "Ann/z.png", "Bo/Bo_0003.png", "Bo/Bo_0001.png"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.full((CROP_PX, CROP_PX, 3), rng.integers(0, 256, 3), dtype=np.uint8)  # JPEG keeps even colours
+        cv2.imwrite(str(folder / name), pixels)
+    (folder / "Ann" / "._b.png").write_bytes(b"hidden")
+    (folder / "Ann" / "a.txt").write_bytes(b"no photo")
+    (folder / "Ann" / "aa.png").write_bytes(b"damaged")
+    (folder / "Ann" / "a.png").symlink_to("nowhere.png")
+    (tmp_path / "list.txt").write_text("2\t1\nAnn\t1\t4\nAnn\t5\tBo\t3\nBo\t1\t3\nAnn\t2\tBo\t1\n")
+    crop = {"detector": "none", "size_px": CROP_PX, "face": "largest", "min_score": 0.7, "min_face_px": 20}
+    options = check_options(crop=crop, quality=95, samples_per_shard=4, val_identities=0.5, seed=0, licence="")
+    shard(folder, tmp_path / "shards", options, None, 1, 1.0, Console(quiet=True))
+
+    found = [
+        json.loads((evaluate(pairs=tmp_path / "list.txt", **given) / "evaluation.json").read_text())
+        for given in ({"data": folder, "detector": "none"}, {"data": tmp_path / "shards"})
+    ]
+    assert found[0]["notes"][1:] == [
+        "In the folder of photos, passed over 1 files: hidden.",
+        "In the folder of photos, passed over 1 files: not a photo's suffix.",
+    ]
+    for content in found:
+        assert content["verification"]["missing"] == [{"photo": "Ann_0002", "reason": "unreadable"}]
+        assert content["data"]["num_photos"] == 5
+    thresholds = [content["verification"]["best_threshold"]["squared_distance"] for content in found]
+    assert thresholds[0] == pytest.approx(thresholds[1], abs=0.03)
+
+
 def test_one_block_is_dealt_into_folds(evaluate: Command, tmp_path: Path) -> None:
     same = [f"person{n:03d}\t2\t3" for n in range(10)]
     different = [f"person{n:03d}\t2\tperson{(n + 1) % 10:03d}\t3" for n in range(10)]
@@ -214,6 +249,7 @@ def test_users_mistakes(evaluate: Command, tmp_path: Path) -> None:
     other = make_dataset(tmp_path / "other", num_samples=8, num_identities=2, crop_px=48)
     for options, message in (
         ({"data": tmp_path / "none"}, "none: no such directory"),
+        ({"data": pairs}, "list.txt: not a directory; expected a data set"),
         ({"data": tmp_path / "begun"}, "dataset.json is missing"),
         ({"data": other}, r"crops of 48 px; expected 32 px, as the model was trained on"),
         ({"checkpoint": tmp_path}, "no checkpoint in it"),
