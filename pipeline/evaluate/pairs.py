@@ -8,13 +8,16 @@ with one number is the format of LFW's development lists: one block of same pair
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from functools import cache
+from itertools import combinations, islice
+from math import isqrt
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from pipeline.config.errors import UserError
 
@@ -22,6 +25,10 @@ NUM_FOLDS = 10
 
 _PHOTOS_PER_IDENTITY = 64
 """At most this many photos of an identity enter same pairs: 2,016 pairs, so that nobody dominates a list."""
+
+
+_Numbers: TypeAlias = Callable[[str], Sequence[int]]
+"""From an identity to the numbers of its photos, in order."""
 
 
 class Photo(NamedTuple):
@@ -169,8 +176,10 @@ def draw_pairs(photos: Mapping[str, Sequence[int]], where: object, seed: int = 0
         )
     # RandomState, not Generator: its stream is frozen, so the same seed draws the same pairs with any numpy version.
     random = np.random.RandomState(seed)
-    same = _same_pairs({name: sorted(photos[name]) for name in names}, random)
-    different = _different_pairs([(name, sorted(photos[name])) for name in names if photos[name]], random)
+    # Only the people who are drawn are looked at: memory follows `limit`, not the data set.
+    numbers = cache(lambda name: sorted(photos[name]))
+    same = _same_pairs([name for name, n in zip(names, num_photos, strict=True) if n > 1], numbers, random)
+    different = _different_pairs([name for name in names if photos[name]], numbers, num_photos[num_photos > 0], random)
     chosen = [next(same) for _ in range(num_pairs)] + [next(different) for _ in range(num_pairs)]
     return deal_into_folds(chosen)
 
@@ -182,42 +191,71 @@ def write_pairs(path: Path, pairs: PairList) -> None:
     os.replace(temporary, path)
 
 
-def _same_pairs(photos: Mapping[str, Sequence[int]], random: np.random.RandomState) -> Iterator[Pair]:
+def _same_pairs(names: Sequence[str], numbers: _Numbers, random: np.random.RandomState) -> Iterator[Pair]:
     """All same pairs, one of each identity a round; the order of identities changes each round."""
-    queues: dict[str, list[tuple[int, int]]] = {}
-    for name, numbers in photos.items():
-        chosen = [numbers[i] for i in random.permutation(len(numbers))[:_PHOTOS_PER_IDENTITY]]
-        choices = list(combinations(sorted(chosen), 2))
-        if choices:
-            queues[name] = [choices[i] for i in random.permutation(len(choices))]
-    while queues:
-        names = list(queues)
+    begun: dict[str, Iterator[Pair]] = {}
+    while names:
+        used_up = set()
         for i in random.permutation(len(names)):
-            left, right = queues[names[i]].pop()
-            yield Pair(Photo(names[i], left), Photo(names[i], right), 0)
-        queues = {name: queue for name, queue in queues.items() if queue}
+            name = names[i]
+            if name not in begun:
+                begun[name] = _pairs_of(name, numbers(name), random)
+            pair = next(begun[name], None)
+            if pair is None:
+                used_up.add(name)
+            else:
+                yield pair
+        names = [name for name in names if name not in used_up]
 
 
-def _different_pairs(photos: Sequence[tuple[str, Sequence[int]]], random: np.random.RandomState) -> Iterator[Pair]:
+def _pairs_of(name: str, numbers: Sequence[int], random: np.random.RandomState) -> Iterator[Pair]:
+    """The same pairs of one identity's photos, at most `_PHOTOS_PER_IDENTITY` of these, in random order."""
+    chosen = sorted(numbers[i] for i in islice(_shuffled(len(numbers), random), _PHOTOS_PER_IDENTITY))
+    for place in _shuffled(len(chosen) * (len(chosen) - 1) // 2, random):
+        # Places count (0, 1), (0, 2), (1, 2), (0, 3) …: j (j - 1) / 2 of them come before the first that ends in j.
+        j = (1 + isqrt(1 + 8 * place)) // 2
+        yield Pair(Photo(name, chosen[place - j * (j - 1) // 2]), Photo(name, chosen[j]), 0)
+
+
+def _shuffled(count: int, random: np.random.RandomState) -> Iterator[int]:
+    """0 … count - 1 in random order: Fisher and Yates's shuffle that keeps only the places it has touched."""
+    moved: dict[int, int] = {}
+    for i in range(count):
+        j = int(random.randint(i, count))
+        here = moved.pop(i, i)
+        if j == i:
+            yield here
+        else:
+            yield moved.get(j, j)
+            moved[j] = here
+
+
+def _different_pairs(
+    names: Sequence[str], numbers: _Numbers, counts: npt.NDArray[np.int64], random: np.random.RandomState
+) -> Iterator[Pair]:
     """All different pairs: drawn by chance, repeats thrown away, until half are gone; then the shuffled rest."""
-    counts = np.array([len(numbers) for _, numbers in photos], np.int64)
+
+    def pair(draw: tuple[int, int, int, int]) -> Pair:
+        a, i, b, j = draw
+        return Pair(Photo(names[a], numbers(names[a])[i]), Photo(names[b], numbers(names[b])[j]), 0)
+
     total = int((counts.sum() ** 2 - (counts**2).sum()) // 2)
     seen: set[tuple[int, int, int, int]] = set()
     while len(seen) < total // 2:
-        a, b = _two(random, len(photos))
+        a, b = _two(random, len(names))
         draw = (a, int(random.randint(counts[a])), b, int(random.randint(counts[b])))
         if draw not in seen:
             seen.add(draw)
-            yield _pair(photos, draw)
+            yield pair(draw)
     rest = [
         draw
-        for a, b in combinations(range(len(photos)), 2)
+        for a, b in combinations(range(len(names)), 2)
         for i in range(counts[a])
         for j in range(counts[b])
         if (draw := (a, i, b, j)) not in seen
     ]
     for place in random.permutation(len(rest)):
-        yield _pair(photos, rest[place])
+        yield pair(rest[place])
 
 
 def _two(random: np.random.RandomState, count: int) -> tuple[int, int]:
@@ -226,11 +264,6 @@ def _two(random: np.random.RandomState, count: int) -> tuple[int, int]:
         a, b = (int(x) for x in random.randint(count, size=2))
         if a != b:
             return min(a, b), max(a, b)
-
-
-def _pair(photos: Sequence[tuple[str, Sequence[int]]], draw: tuple[int, int, int, int]) -> Pair:
-    a, i, b, j = draw
-    return Pair(Photo(photos[a][0], photos[a][1][i]), Photo(photos[b][0], photos[b][1][j]), 0)
 
 
 def _fields(line: str) -> list[str]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,6 +19,7 @@ from pipeline.evaluate.pairs import (
     Pair,
     PairList,
     Photo,
+    _pairs_of,
     deal_into_folds,
     draw_pairs,
     format_pairs,
@@ -135,8 +138,32 @@ def test_identities_take_turns_and_the_stream_is_frozen() -> None:
     assert all(len({pair.left.identity for pair in drawn.pairs if pair.fold == fold}) > 3 for fold in range(10))
     # A list that was drawn once must be drawn again on any machine: pinned.
     text = format_pairs(drawn)
-    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "f8ad2632aeb41523", text
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "79cb9b909515fb1f", text
     assert draw_pairs(photos, "data", 1, 60) != drawn
+
+
+def test_drawing_from_many_people_takes_little_memory() -> None:
+    photos = {f"p{number:05d}": list(range(1, 65)) for number in range(5000)} | {"many": list(range(1, 10**6))}
+    tracemalloc.start()
+    try:
+        drawn = draw_pairs(photos, "data")
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(drawn.pairs) == 6000
+    assert len({pair.left.identity for pair in drawn.pairs if pair.same}) == 3000
+    # All same pairs of these people would take 0.6 GB.
+    assert peak_bytes < 20e6, peak_bytes
+
+
+def test_every_same_pair_of_a_person_is_reached_and_equally_likely() -> None:
+    first: Counter[tuple[int, int]] = Counter()
+    for seed in range(2000):
+        drawn = list(_pairs_of("a", [1, 2, 5, 7], np.random.RandomState(seed)))
+        assert len({(pair.left.number, pair.right.number) for pair in drawn}) == len(drawn) == 6
+        first[drawn[0].left.number, drawn[0].right.number] += 1
+    assert set(first) == {(1, 2), (1, 5), (1, 7), (2, 5), (2, 7), (5, 7)}
+    assert all(250 < count < 420 for count in first.values())  # 333 expected, five standard deviations
 
 
 def test_written_list_reads_back(tmp_path: Path) -> None:
