@@ -81,9 +81,8 @@ class Missing(_Frozen):
 class Verification(_Frozen):
     """Everything measured on pairs."""
 
-    protocol: Literal["10-fold, unshuffled, squared distance < threshold of 0 to 4 by 0.01"] = (
-        "10-fold, unshuffled, squared distance < threshold of 0 to 4 by 0.01"
-    )
+    protocol: str
+    """How the accuracy was measured, with the number of folds that have pairs."""
     flip: bool
     """Whether the mirror image's embedding was added."""
     num_pairs: int

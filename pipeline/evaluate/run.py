@@ -67,6 +67,7 @@ def measure(scored: ScoredPairs, flip: bool) -> result.Verification:
     histogram = verification.score_histogram(scored.distances, scored.same)
     thin = _thin(roc)
     return result.Verification(
+        protocol=f"{len(folds.fold)}-fold, unshuffled, squared distance < threshold of 0 to 4 by 0.01",
         flip=flip,
         num_pairs=len(scored.pairs),
         num_same=roc.num_same,

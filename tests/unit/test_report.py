@@ -199,6 +199,25 @@ def test_names_in_galleries_are_escaped(evaluate: Command, run: Path, tmp_path: 
     assert json.loads((out / "evaluation.json").read_text())["data"]["kind"] == "photos"
 
 
+@pytest.mark.parametrize("num_folds", [3, 2])
+def test_the_number_of_folds_is_that_of_the_folds_with_pairs(
+    evaluate: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str], num_folds: int
+) -> None:
+    """Of three folds, the last needs photos that are not there in one of the cases."""
+    last = "person003" if num_folds == 3 else "nobody"
+    folds = [f"{name}\t1\t2\n{name}\t1\tperson009\t1" for name in ("person001", "person002", last)]
+    (tmp_path / "list.txt").write_text("\n".join(["3\t1", *folds]))
+    out = evaluate(pairs=tmp_path / "list.txt")
+    figures = json.loads((out / "evaluation.json").read_text())["verification"]
+    assert len(figures["accuracy"]["folds"]) == num_folds
+    assert figures["protocol"] == f"{num_folds}-fold, unshuffled, squared distance < threshold of 0 to 4 by 0.01"
+    page = (out / "report.html").read_text()
+    assert f"The mean of {num_folds} parts" in page
+    assert f"<footer>{num_folds}-fold, unshuffled" in page
+    assert "10-fold" not in page
+    assert f"accuracy, {num_folds} folds" in capsys.readouterr().out
+
+
 def test_a_folder_and_its_shards_number_photos_alike(evaluate: Command, tmp_path: Path) -> None:
     """Hidden files, other files, deeper folders, links that lead nowhere and damaged photos shift no number."""
     rng = np.random.default_rng(0)
