@@ -39,7 +39,7 @@ def finish_dataset(plan: Plan, out: Path) -> DatasetInfo:
         UserError: shards are missing, or no photo at all was usable.
     """
     commits = read_commits(plan, out)
-    info = _describe(plan, out, commits)
+    info = describe(plan, out, commits)
     if info.splits[commits[0].split].num_samples == 0:
         counts = ", ".join(f"{count:,} {reason}" for reason, count in info.reject_counts.items())
         found = f"no usable photo in the split {commits[0].split!r} ({counts})"
@@ -78,7 +78,8 @@ def instruction_set() -> str:
     return f"{platform.machine()}: {' '.join(cv2.getCPUFeaturesLine().split())}"
 
 
-def _describe(plan: Plan, out: Path, commits: list[ShardCommit]) -> DatasetInfo:
+def describe(plan: Plan, out: Path, commits: list[ShardCommit]) -> DatasetInfo:
+    """What `dataset.json` says, from the plan, the commit records and the manifests."""
     splits: dict[str, SplitInfo] = {}
     rejects: Counter[str] = Counter()
     for split in dict.fromkeys(commit.split for commit in commits):

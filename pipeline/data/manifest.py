@@ -285,17 +285,26 @@ def _as_numpy(column: pa.ChunkedArray, dtype: type) -> npt.NDArray[Any]:
     return column.chunk(0).to_numpy(zero_copy_only=True)
 
 
+def read_index(dataset: Dataset) -> pa.Table | None:
+    """`index.arrow` as it stands, memory-mapped; None when it is missing, truncated, foreign or of another digest.
+
+    It is derived data: with None, readers make it again. Its content is not compared with the manifests here.
+    """
+    path = dataset.root / "index.arrow"
+    try:
+        table = pa.ipc.open_file(pa.memory_map(str(path), "r")).read_all()
+        metadata = json.loads((table.schema.metadata or {}).get(b"facemill", b"{}"))
+    except (pa.ArrowException, OSError, ValueError):
+        return None
+    return table if isinstance(metadata, dict) and metadata.get("digest") == dataset.info.digest else None
+
+
 def _open_index(dataset: Dataset) -> pa.Table:
     path = dataset.root / "index.arrow"
-    if path.is_file():
-        try:
-            table = pa.ipc.open_file(pa.memory_map(str(path), "r")).read_all()
-            metadata = json.loads((table.schema.metadata or {}).get(b"facemill", b"{}"))
-            if metadata.get("digest") == dataset.info.digest:
-                return table
-        except (pa.ArrowInvalid, OSError, ValueError):
-            pass  # truncated or foreign: it is derived data, so it is made again below
-    table = _build_index(dataset)
+    found = read_index(dataset)
+    if found is not None:
+        return found
+    table = build_index(dataset)
     # ranks on several machines may build it at once, and their process numbers may be equal
     temporary = path.with_name(f".index.arrow.{uuid.uuid4().hex}.tmp")
     try:
@@ -307,7 +316,12 @@ def _open_index(dataset: Dataset) -> pa.Table:
     return pa.ipc.open_file(pa.memory_map(str(path), "r")).read_all()
 
 
-def _build_index(dataset: Dataset) -> pa.Table:
+def build_index(dataset: Dataset) -> pa.Table:
+    """The content of `index.arrow` from the manifests: `INDEX_SCHEMA`, and in the metadata each split's range of rows.
+
+    Raises:
+        UserError: a manifest is missing or unreadable, or `dataset.json` counts other samples or identities.
+    """
     wanted = ["status", "jpg_offset", "jpg_size", "jpg_crc32", "label", "sample_id"]
     parts: list[pa.Table] = []
     ranges: dict[str, tuple[int, int]] = {}

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.config.errors import UserError
+from pipeline.data.manifest import ShardCommit, dataset_digest, open_dataset
 from preprocess.verify import Fault, find_faults
 from tests.unit.test_shard import make, write_photos
 
@@ -133,6 +134,117 @@ def test_commit_that_was_tampered_with(out: Path) -> None:
         "tar is sound but its sha256 is not the commit record's",
         "the digest is not that of the commit records",
     ]
+
+
+def test_edited_plan_hash(out: Path) -> None:
+    commit = json.loads((out / COMMIT).read_text())
+    (out / COMMIT).write_text(json.dumps(commit | {"plan_hash": "0" * 64}))
+    assert [str(f) for f in faults(out)] == ["train-000000: the commit record's plan_hash is not that of plan.parquet"]
+
+
+def test_ruined_plan(out: Path) -> None:
+    (out / "plan.parquet").write_bytes(b"PAR1")
+    assert [f.shard for f in faults(out)] == ["plan.parquet"]
+
+
+def test_count_that_was_changed_in_both_records(out: Path) -> None:
+    commit, info = json.loads((out / COMMIT).read_text()), json.loads((out / "dataset.json").read_text())
+    commit["num_rejected"] += 1
+    info["splits"]["train"]["num_rejected"] += 1
+    (out / COMMIT).write_text(json.dumps(commit))
+    (out / "dataset.json").write_text(json.dumps(info))
+    assert [f.shard for f in faults(out)] == ["train-000000"]
+    assert "the commit record counts" in str(faults(out)[0])
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("seed", 1),
+        ("licence", "other"),
+        ("label_map_sha256", "0" * 64),
+        ("reject_counts", {}),
+        ("codec", {"format": "jpeg", "quality": 94}),
+        ("crop", {"size_px": 32, "template": [0.0] * 10}),
+        ("detector", {"name": "mtcnn", "weights_sha256": "", "options": {}}),
+        ("versions", {}),
+    ],
+)
+def test_edited_description(out: Path, field: str, value: object) -> None:
+    info = json.loads((out / "dataset.json").read_text())
+    (out / "dataset.json").write_text(json.dumps(info | {field: value}))
+    [fault] = faults(out)
+    assert str(fault).startswith(f"dataset.json: {field} is {value!r}, expected ")
+
+
+def test_edited_identities_and_shards(out: Path) -> None:
+    info = json.loads((out / "dataset.json").read_text())
+    info["splits"]["train"]["num_identities"] -= 1
+    (out / "dataset.json").write_text(json.dumps(info))
+    [fault] = faults(out)
+    assert str(fault).startswith("dataset.json: splits.train.num_identities is 2, expected 3")
+    del info["splits"]["val"]
+    info["digest"] = dataset_digest([ShardCommit.model_validate_json((out / COMMIT).read_text())])
+    (out / "dataset.json").write_text(json.dumps(info))
+    assert faults(out)[0].what == "splits: val/val-000000 is missing"
+
+
+def test_edited_index(out: Path) -> None:
+    index = open_dataset(out).split("train")
+    place = (out / "index.arrow").read_bytes().index(index.label.tobytes())
+    flip(out / "index.arrow", place)
+    assert [(f.shard, f.what[:27]) for f in faults(out)] == [("index.arrow", "differs from the manifests;")]
+
+
+@pytest.mark.parametrize("content", [None, b"", b"ARROW1 nonsense"])
+def test_an_index_that_is_made_again_is_no_fault(out: Path, content: bytes | None) -> None:
+    (out / "index.arrow").unlink()
+    if content is not None:
+        (out / "index.arrow").write_bytes(content)
+    assert faults(out) == []
+
+
+@pytest.mark.parametrize("name", ["train/train-000009.tar", "manifest/x", "commits/train-000009.json", "val/old.idx"])
+def test_file_that_does_not_belong(out: Path, name: str) -> None:
+    (out / name).touch()
+    assert [str(f) for f in faults(out)] == [f"{name}: does not belong to the data set"]
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("jpg_offset", 2**62),
+        ("jpg_offset", -5),
+        ("jpg_offset", 0),
+        ("jpg_offset", None),
+        ("jpg_size", 2**62),
+        ("jpg_size", -1),
+        ("jpg_size", None),
+        ("jpg_crc32", None),
+        ("label", None),
+        ("key", None),
+        ("key", "k" * 300),
+        ("status", None),
+    ],
+)
+def test_garbage_in_a_manifest(out: Path, column: str, value: object) -> None:
+    table = pq.read_table(out / MANIFEST)
+    values = table[column].to_pylist()
+    values[table["status"].to_pylist().index("kept")] = value
+    place = table.schema.get_field_index(column)
+    field = table.schema.field(place)
+    pq.write_table(table.set_column(place, field, pa.array(values, field.type)), out / MANIFEST)
+    flip(out / TAR, (out / TAR).stat().st_size - 1)  # which makes it look between the samples too
+    found = faults(out)
+    assert "manifest changed" in found[0].what
+    assert len(found) >= 2
+    assert all("\n" not in str(fault) for fault in found)
+
+
+def test_tar_that_cannot_be_read(out: Path) -> None:
+    (out / TAR).unlink()
+    (out / TAR).symlink_to("/proc/self/mem")  # a regular file; reading its first byte gives EIO
+    assert "tar cannot be read (Input/output error)" in [f.what for f in faults(out)]
 
 
 def test_faults_of_several_shards_are_all_named(out: Path) -> None:
