@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import shlex
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -87,8 +88,7 @@ def main(
     tests = _open_data(data, loaded, detector, weights, pairs is None)
     pair_list = _choose_pairs(tests, data, pairs, split or "val")
     tests.notes += _overlap_notes(tests, loaded, pair_list)
-    folder = output or run_directory / "evaluation"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = _make_output(output or run_directory / "evaluation")
     if pairs is None:
         write_pairs(folder / "pairs.txt", pair_list)
     pairs_file = pairs or folder / "pairs.txt"
@@ -140,6 +140,17 @@ def _run_directory(checkpoint: Path) -> Path:
         if (path / "checkpoints").is_dir():
             return path
     return checkpoint
+
+
+def _make_output(folder: Path) -> Path:
+    """Make the folder and try it out: better now than when all photos are embedded."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(folder, f"not a folder to write to ({error.strerror})", remedy="--output FOLDER") from None
+    return folder
 
 
 def _open_data(

@@ -7,7 +7,6 @@ with one number is the format of LFW's development lists: one block of same pair
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -20,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.config.errors import UserError
+from pipeline.evaluate.result import write_text
 
 NUM_FOLDS = 10
 
@@ -186,9 +186,7 @@ def draw_pairs(photos: Mapping[str, Sequence[int]], where: object, seed: int = 0
 
 def write_pairs(path: Path, pairs: PairList) -> None:
     """Write a pair list; the final name never bears a partial file."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(format_pairs(pairs), encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, format_pairs(pairs))
 
 
 def _same_pairs(names: Sequence[str], numbers: _Numbers, random: np.random.RandomState) -> Iterator[Pair]:

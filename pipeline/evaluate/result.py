@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
+
+from pipeline.config.errors import UserError
 
 SCHEMA_VERSION = 1
 
@@ -167,7 +170,16 @@ def write_json(path: Path, evaluation: Evaluation) -> None:
 
 
 def write_text(path: Path, content: str) -> None:
-    """Write UTF-8 text under its final name at once."""
+    """Write UTF-8 text under its final name at once.
+
+    Raises:
+        UserError: the system refuses, be it for want of space or of rights.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(content, encoding="utf-8")
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(content, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):  # what could not be written can perhaps not be removed either
+            temporary.unlink()
+        raise UserError(path, f"cannot be written ({error.strerror})", remedy="--output FOLDER") from None

@@ -23,7 +23,7 @@ from pipeline.config.load import validate_config
 from pipeline.data.manifest import Dataset, open_dataset
 from pipeline.evaluate import charts, report
 from pipeline.evaluate.pairs import Photo, format_pairs, parse_pairs, read_pairs
-from pipeline.evaluate.result import Evaluation
+from pipeline.evaluate.result import Evaluation, write_text
 from pipeline.evaluate.run import environment
 from pipeline.model.backbones import build_backbone
 from preprocess.run import check_options, shard
@@ -272,7 +272,10 @@ def test_users_mistakes(evaluate: Command, tmp_path: Path) -> None:
         ({"data": tmp_path / "begun"}, "dataset.json is missing"),
         ({"data": other}, r"crops of 48 px; expected 32 px, as the model was trained on"),
         ({"checkpoint": tmp_path}, "no checkpoint in it"),
+        ({"checkpoint": tmp_path / "none"}, "none: no such directory; expected a run directory"),
+        ({"checkpoint": pairs}, "list.txt: no such directory; expected a run directory"),
         ({"pairs": tmp_path / "none.txt"}, "none.txt: unreadable"),
+        ({"pairs": tmp_path}, r"unreadable \(Is a directory\)"),
         ({"pairs": pairs}, "none of 4 pairs has both photos"),
         ({"pairs": pairs, "split": "train"}, "--split: given with --pairs"),
         ({"split": None}, "no split 'val' to draw pairs from; it has train"),
@@ -281,11 +284,37 @@ def test_users_mistakes(evaluate: Command, tmp_path: Path) -> None:
         ({"data": tmp_path / "photos", "pairs": pairs, "detector": "none"}, r"x_0001 \(not_an_image\)"),
         ({"detector": "mtcnn", "pairs": pairs}, "--detector: given with a data set"),
     ):
-        with pytest.raises(UserError, match=message):
+        with pytest.raises(UserError, match=message) as caught:
             evaluate(**options)
+        assert "\n" not in str(caught.value)
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="--device: cuda, but this machine offers none"):
             evaluate(device="cuda")
+
+
+def test_an_output_that_cannot_be_written_is_named_before_any_work(
+    evaluate: Command, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.evaluate.run.score_pairs", lambda *_, **__: pytest.fail("embedding had begun"))
+    (tmp_path / "file").write_text("")
+    for output, message in (
+        (tmp_path / "file", r"file: not a folder to write to \(File exists\)"),
+        (tmp_path / "file" / "deeper", r"deeper: not a folder to write to \(Not a directory\)"),
+        (Path("/proc/evaluation"), r"evaluation: not a folder to write to \("),
+        (Path("/proc"), r"proc: not a folder to write to \("),
+    ):
+        with pytest.raises(UserError, match=message) as caught:
+            evaluate(split="train", output=output)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_cannot_be_written_is_a_users_error(tmp_path: Path) -> None:
+    (tmp_path / "report.html").mkdir()
+    with pytest.raises(UserError, match=r"report.html: cannot be written \(Is a directory\)"):
+        write_text(tmp_path / "report.html", "text")
+    with pytest.raises(UserError, match=r"pairs.txt: cannot be written \(No such file or directory\)"):
+        write_text(tmp_path / "gone" / "pairs.txt", "text")
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
 
 
 def test_metrics_that_are_missing_or_cut_short(tmp_path: Path) -> None:
