@@ -62,7 +62,7 @@ def shard(
     options = options.model_copy(update={"weights_sha256": CropMaker(options.crop, weights).weights_sha256})
     root, listing, notes = read_source(source)
     for note in notes:
-        console.print(note, highlight=False)
+        _say(console, note)
     plan = build_plan(listing, options)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -75,7 +75,8 @@ def shard(
             info = finished_info(plan, out)
             if info is not None:
                 _sweep(out)
-                console.print(f"{out} is finished already: {_counts(info)}", highlight=False)
+                _say(console, f"{out} is finished already: {_counts(info)}")
+                _say(console, f"photos are not read again; to take changed ones in, delete {out} first")
                 return info
             check_same_versions(found, out)
         else:
@@ -83,7 +84,7 @@ def shard(
         start_s = time.monotonic()
         total, done = len(plan.rows), _count_done(plan, out)
         if done:
-            console.print(f"going on: {done:,} of {total:,} photos were done before", highlight=False)
+            _say(console, f"going on: {done:,} of {total:,} photos were done before")
         with show_progress(console, "sharding", total, done) as advance:
             remaining = [total - done]
 
@@ -109,10 +110,10 @@ def verify(out: Path, console: Console) -> bool:
     with show_progress(console, "verifying", num_shards, unit="shards") as advance:
         faults = find_faults(out, advance)
     for fault in faults:
-        console.print(str(fault), style="red", highlight=False, markup=False, soft_wrap=True)
+        _say(console, str(fault), "red")
     kept = sum(split.num_samples for split in info.splits.values())
     verdict = f"{len(faults):,} faults" if faults else "no faults"
-    console.print(f"{out}: {verdict} in {num_shards:,} shards, {kept:,} photos", highlight=False, soft_wrap=True)
+    _say(console, f"{out}: {verdict} in {num_shards:,} shards, {kept:,} photos")
     return not faults
 
 
@@ -156,6 +157,11 @@ def print_summary(console: Console, info: DatasetInfo, num_made: int, seconds_s:
     table.add_row("photos/s", f"{num_made / max(seconds_s, 1e-3):,.1f}")
     table.add_row("digest", info.digest[:16])
     console.print(table)
+
+
+def _say(console: Console, text: str, style: str | None = None) -> None:
+    """A line that may hold a path or a column's name: printed as it is, whatever brackets stand in it."""
+    console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
 
 
 def _check_rejects(plan: Plan, out: Path, max_rejects: float) -> None:

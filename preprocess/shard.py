@@ -38,11 +38,14 @@ _MEASURED = (
     *("sample_id", "source_sha256", "width", "height", "det_score", "bbox", "landmarks"),
     *("sharpness", "yaw", "pitch", "roll", "phash", "reject_reason"),
 )
+_STAMP = ("source_bytes", "source_mtime_ns")
 SLICE_SCHEMA = pa.schema(
     [
         *(MANIFEST_SCHEMA.field(name) for name in _MEASURED),
         ("jpg", pa.binary()),  # the encoded crop; null for a reject
         ("thumbnail", pa.binary()),  # of a reject that decoded
+        ("source_bytes", pa.int64()),  # when it was read, as is the next; null where there was no file
+        ("source_mtime_ns", pa.int64()),
     ]
 )
 
@@ -95,16 +98,18 @@ def slice_path(out: Path, shard_name: str, index: int) -> Path:
 
 
 def process_slice(context: ShardContext, shard_name: str, index: int, rows: pa.Table, maker: CropMaker) -> None:
-    """Make the crops of a slice, unless they wait already.
+    """Make the crops of a slice, unless they wait already, of photos whose size and time have not changed since.
 
     Raises:
         UserError: the photos cannot be read, or are no longer there.
         MemoryError: there is not enough memory for a photo.
     """
     path = slice_path(context.out, shard_name, index)
-    if _read_slice(path, context.plan_hash, rows) is not None:
+    stamps = [_stamp(context, row) for row in rows.select(["source", "problem"]).to_pylist()]
+    waiting = _read_slice(path, context.plan_hash, rows)
+    if waiting is not None and waiting.select(list(_STAMP)).to_pylist() == stamps:
         return
-    made = [_process_row(context, row, maker) for row in rows.to_pylist()]
+    made = [{**_process_row(context, row, maker), **stamp} for row, stamp in zip(rows.to_pylist(), stamps, strict=True)]
     _check_source(context, rows, made)
     table = pa.Table.from_pylist(made, schema=SLICE_SCHEMA.with_metadata({"plan": context.plan_hash}))
 
@@ -243,6 +248,15 @@ def _process_row(context: ShardContext, row: dict[str, Any], maker: CropMaker) -
     return {**made, **_describe_face(result)}
 
 
+def _stamp(context: ShardContext, row: dict[str, Any]) -> dict[str, int | None]:
+    """Size and time of a photo, taken before it is read: a change while it is read shows in the next run."""
+    try:
+        status = None if row["problem"] else os.stat(os.path.join(context.root, row["source"]))
+    except (OSError, ValueError):  # whether that is a reject is decided by reading it
+        status = None
+    return dict(zip(_STAMP, (None, None) if status is None else (status.st_size, status.st_mtime_ns), strict=True))
+
+
 def _check_source(context: ShardContext, rows: pa.Table, made: list[dict[str, Any]]) -> None:
     """Tell photos that are missing from a source that is missing: an unmounted disk must not become rejects.
 
@@ -295,6 +309,8 @@ def _read_slice(path: Path, plan_hash: str, rows: pa.Table) -> pa.Table | None:
         with pa.OSFile(str(path)) as file:
             table = pa.ipc.open_file(file).read_all()
     except (OSError, pa.ArrowException):
+        return None
+    if not table.schema.equals(SLICE_SCHEMA):
         return None
     fits = table.schema.metadata == {b"plan": plan_hash.encode()} and table["sample_id"].equals(rows["sample_id"])
     return table.replace_schema_metadata(None) if fits else None

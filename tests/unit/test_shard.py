@@ -285,3 +285,33 @@ def test_lack_of_memory_stops_the_run(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(CropMaker, "make", fail)
     with pytest.raises(MemoryError):
         make(tmp_path / "photos", tmp_path / "out")
+
+
+def test_photos_that_changed_are_read_again(made: tuple[Path, Path, Plan], tmp_path: Path) -> None:
+    """Edited between an interrupted run and its repetition, even at the same size: the crops are those of today."""
+    photos = tmp_path / "photos"
+    write_photos(photos)
+    plan = build_plan(read_source(photos)[1], OPTIONS)
+    shard, maker = plan.shard(0), CropMaker(OPTIONS.crop)
+    for name in ("interrupted", "fresh"):
+        context = shard_module.ShardContext(photos, tmp_path / name, plan.options, plan.hash, identity_folders=True)
+        if name == "interrupted":
+            shard_module.process_slice(context, shard.name, 0, shard_module.slice_rows(shard, 0), maker)
+            one, other = (photos / source for source in shard.rows["source"].to_pylist()[:2])
+            data, status = one.read_bytes(), one.stat()
+            one.write_bytes(other.read_bytes()[: len(data)].ljust(len(data), b"\0"))
+            os.utime(one, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+        process_shard(plan, 0, photos, tmp_path / name, maker, identity_folders=True)
+    tars = [(tmp_path / name / "train" / "train-000000.tar").read_bytes() for name in ("interrupted", "fresh")]
+    assert tars[0] == tars[1] != (made[1] / "train" / "train-000000.tar").read_bytes()
+
+
+def test_waiting_slices_are_not_made_twice(
+    made: tuple[Path, Path, Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos, _, plan = made
+    context = shard_module.ShardContext(photos, tmp_path, plan.options, plan.hash, identity_folders=True)
+    rows = shard_module.slice_rows(plan.shard(2), 0)  # of person 0, who has files of every kind
+    shard_module.process_slice(context, "val-000000", 0, rows, CropMaker(OPTIONS.crop))
+    monkeypatch.setattr(shard_module, "_process_row", None)  # calling it would fail
+    shard_module.process_slice(context, "val-000000", 0, rows, CropMaker(OPTIONS.crop))
