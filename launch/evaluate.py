@@ -1,15 +1,14 @@
 """Measure a trained model on pairs of photos.
 
-\b
-    python launch/evaluate.py --checkpoint RUN --data build/data
-    python launch/evaluate.py --checkpoint RUN --data build/lfw --pairs pairs.txt
-    python launch/evaluate.py --checkpoint RUN --data photos/lfw --pairs pairs.txt
-
 `--data` is a data set made by `preprocess shard`, or a folder of photos
 `Name/Name_0001.jpg` not yet aligned, which then go through the detector and the
 aligner that the training photos went through. Without `--pairs`, pairs are drawn
 from the people whom the data set holds out. Writes `evaluation.json`,
 `report.html` and, when drawn, `pairs.txt`.
+
+    python launch/evaluate.py --checkpoint RUN --data build/data
+    python launch/evaluate.py --checkpoint RUN --data DATA --pairs pairs.txt
+    python launch/evaluate.py --checkpoint RUN --data PHOTOS --pairs pairs.txt
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
     from pipeline.evaluate.photos import Crop, PhotoSource, Rejected
     from pipeline.evaluate.result import Model
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
 
 
 class Device(StrEnum):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 import shlex
+import subprocess
 import sys
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -290,6 +292,23 @@ def test_users_mistakes(evaluate: Command, tmp_path: Path) -> None:
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="--device: cuda, but this machine offers none"):
             evaluate(device="cuda")
+
+
+def test_help_keeps_its_lines_on_a_narrow_terminal() -> None:
+    environment = {**os.environ, "COLUMNS": "80", "TERM": "dumb"}
+    command = [sys.executable, str(EVALUATE), "--help"]
+    page = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=True).stdout
+    lines = [line.strip() for line in page.splitlines()]
+    examples = [line for line in lines if line.startswith("python launch/evaluate.py --checkpoint RUN --data ")]
+    assert [line.split(" --data ")[1] for line in examples] == [
+        "build/data",
+        "DATA --pairs pairs.txt",
+        "PHOTOS --pairs pairs.txt",
+    ]
+    # Prose fills its lines: no line ends early because the source broke there.
+    start, end = lines.index("Measure a trained model on pairs of photos.") + 1, lines.index(examples[0])
+    prose = [line for line in lines[start:end] if line]
+    assert all(len(line) > 60 for line in prose[:-1]), page
 
 
 def test_an_output_that_cannot_be_written_is_named_before_any_work(
