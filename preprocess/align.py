@@ -23,7 +23,7 @@ def similarity(source: npt.NDArray[np.floating], target: npt.NDArray[np.floating
     point patterns", 1991, equations 40 to 43.
 
     Raises:
-        ValueError: all source points coincide.
+        ValueError: the source points coincide, or no such transform brings them near the target.
     """
     source, target = np.asarray(source, np.float64), np.asarray(target, np.float64)
     source_mean, target_mean = source.mean(0), target.mean(0)
@@ -33,8 +33,22 @@ def similarity(source: npt.NDArray[np.floating], target: npt.NDArray[np.floating
         raise ValueError("the landmarks coincide")
     u, singular, vt = np.linalg.svd((target - target_mean).T @ centred / len(source))
     signs = np.array([1.0, np.sign(np.linalg.det(u @ vt)) or 1.0])
-    linear = (u * signs) @ vt * ((singular * signs).sum() / variance)
+    scale = (singular * signs).sum() / variance
+    if not scale >= 1e-9:  # also nan
+        raise ValueError("the landmarks lie so that no turn and scale fits them")
+    linear = (u * signs) @ vt * scale
     return np.hstack([linear, (target_mean - linear @ source_mean)[:, None]])
+
+
+def is_mirrored(landmarks: npt.NDArray[np.floating]) -> bool:
+    """Whether `landmarks` [5, 2] fit the template only as a reflection, or a pair of them is swapped.
+
+    So it is when a list takes left and right from the person where the image's are meant, or begins with the mouth.
+    """
+    points = np.asarray(landmarks, np.float64)
+    target = template(112)
+    covariance = (target - target.mean(0)).T @ (points - points.mean(0))
+    return bool(np.linalg.det(covariance) <= 0 or (points[1] - points[0]) @ (points[4] - points[3]) <= 0)
 
 
 def align(pixels: npt.NDArray[np.uint8], landmarks: npt.NDArray[np.floating], size_px: int) -> npt.NDArray[np.uint8]:
@@ -43,7 +57,7 @@ def align(pixels: npt.NDArray[np.uint8], landmarks: npt.NDArray[np.floating], si
     Faces more than twice the crop's size are first shrunk by area averaging: bilinear sampling alone would alias.
 
     Raises:
-        ValueError: all landmarks coincide.
+        ValueError: see `similarity`.
     """
     matrix = similarity(landmarks, template(size_px))
     scale = float(np.hypot(matrix[0, 0], matrix[1, 0]))

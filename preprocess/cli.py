@@ -77,7 +77,8 @@ def shard(
     """Find, align and crop faces, and write them as shards with a manifest.
 
     SRC is a folder of folders, IDENTITY/PHOTO.jpg, or a list with the columns path, identity and optionally bbox
-    (x0 y0 x1 y1: which face is meant) and landmarks (five x y pairs, used instead of detection).
+    (x0 y0 x1 y1: which face is meant) and landmarks, used instead of detection: five x y pairs in px, of the eyes, the
+    nose tip and the mouth's corners; of eyes and corners the one further left in the image first.
 
     Interrupted at any instant, the same command goes on; the bytes are those of an uninterrupted run.
     What cannot be used stays in the manifest with a reason and is shown in OUT/rejects.

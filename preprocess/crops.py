@@ -21,11 +21,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.config.errors import UserError
 from pipeline.data.manifest import DatasetInfo, DetectorInfo
-from preprocess.align import align
+from preprocess.align import align, is_mirrored
 from preprocess.detect import Detector, Face, FaceChoice, choose_face, load_detector
 from preprocess.photo import Reject, read_photo
 
 NO_DETECTOR = "none"
+_MIN_EYES_PX = 2.0  # between the eyes of a list's landmarks
 
 
 class CropOptions(BaseModel):
@@ -128,7 +129,7 @@ class CropMaker:
         Args:
             path: the photo.
             bbox: [4] x0, y0, x1, y1 from a list: which of the detected faces is meant.
-            landmarks: [5, 2] from a list: used as they are, instead of detection.
+            landmarks: [5, 2] from a list: used as they are, instead of detection, unless they cannot be a face's.
         """
         try:
             photo = read_photo(path)
@@ -146,7 +147,7 @@ class CropMaker:
             return outcome(_resize(pixels, self.options.size_px), "")
         face: Face | None
         if landmarks is not None:
-            face, reason = _given_face(bbox, landmarks), ""
+            face, reason = _given_face(bbox, landmarks, (width, height), self.options.min_face_px)
         else:
             options = self.options
             faces = self.detector.detect([pixels])[0]
@@ -168,7 +169,23 @@ def _resize(pixels: npt.NDArray[np.uint8], size_px: int) -> npt.NDArray[np.uint8
     return np.asarray(cv2.resize(pixels, (size_px, size_px), interpolation=method), np.uint8)
 
 
-def _given_face(bbox: npt.NDArray[np.float32] | None, landmarks: npt.NDArray[np.float32]) -> Face:
+def _given_face(
+    bbox: npt.NDArray[np.float32] | None,
+    landmarks: npt.NDArray[np.float32],
+    size: tuple[int, int],
+    min_face_px: int,
+) -> tuple[Face | None, str]:
+    """The face that a list describes, or None and `bad_landmarks`: else another order or scale would give crops of
+    anything. `size` is the photo's width and height in px."""
+    if not np.isfinite(landmarks).all():
+        return None, "bad_landmarks"
+    num_inside = int(((landmarks >= 0) & (landmarks <= np.array(size))).all(1).sum())
+    eyes_px = float(np.linalg.norm(landmarks[1] - landmarks[0]))
+    eyes_to_mouth_px = float(np.linalg.norm(landmarks[3:].mean(0) - landmarks[:2].mean(0)))
+    # Both are about 0.4 of a face box's side; of a profile the eyes come close, and of a raised head eyes and mouth.
+    is_tiny = eyes_px < _MIN_EYES_PX or max(eyes_px, eyes_to_mouth_px) < min_face_px / 4
+    if num_inside < 3 or is_tiny or is_mirrored(landmarks):
+        return None, "bad_landmarks"
     if bbox is None:  # the manifest's box then spans the landmarks
         bbox = np.concatenate([landmarks.min(0), landmarks.max(0)]).astype(np.float32)
-    return Face(bbox=bbox, landmarks=landmarks, score=1.0)
+    return Face(bbox=bbox, landmarks=landmarks, score=1.0), ""

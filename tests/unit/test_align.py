@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from preprocess.align import align, similarity, template
+from preprocess.align import align, is_mirrored, similarity, template
 from preprocess.measure import _HEAD_MM, head_pose, phash, sharpness
 from preprocess.synthetic import render_photo
 
@@ -50,6 +50,21 @@ def test_similarity_is_the_least_squares_one() -> None:
 def test_coinciding_landmarks_are_refused() -> None:
     with pytest.raises(ValueError, match="coincide"):
         similarity(np.ones((5, 2)), template(112))
+
+
+def test_landmarks_that_no_turn_fits_are_refused() -> None:
+    with pytest.raises(ValueError, match="no turn and scale fits"):
+        similarity(template(112) * 1e12, template(112))
+    with pytest.raises(ValueError, match="no turn and scale fits"):
+        align(np.zeros((8, 8, 3), np.uint8), template(112) * 1e12, 112)
+
+
+@pytest.mark.parametrize("order", [[1, 0, 2, 4, 3], [1, 0, 2, 3, 4], [0, 1, 2, 4, 3], [3, 4, 2, 0, 1]])
+def test_swapped_landmarks_are_mirrored(order: list[int]) -> None:
+    """Left and right swapped, of one pair only, or the mouth before the eyes."""
+    points = transform(template(112), 25, 2.0, (50.0, 40.0))
+    assert not is_mirrored(points)
+    assert is_mirrored(points[order])
 
 
 @pytest.mark.parametrize("size", [64, 112, 160])

@@ -138,11 +138,23 @@ def test_crop_maker_says_why_not(photos: list[Pixels], tmp_path: Path) -> None:
     assert CropMaker(CropOptions()).crop_photo(tmp_path / "b.jpg") == (None, "unreadable", None)
 
 
-def test_landmarks_from_a_list_replace_detection(photos: list[Pixels], tmp_path: Path) -> None:
-    (tmp_path / "a.jpg").write_bytes(encode_jpeg(photos[7], 95))  # no face to find
+def test_landmarks_from_a_list_replace_detection(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(encode_jpeg(np.zeros((120, 300, 3), np.uint8), 95))  # no face to find
     maker = CropMaker(CropOptions(size_px=112))
     result = maker.make(tmp_path / "a.jpg", landmarks=template(112).astype(np.float32))
     assert result.crop is not None
+    bad = {
+        "mostly outside": template(112) + np.array([0, 50]),
+        "eyes too close": template(112) * [0.05, 1],
+        "too small": template(112) * 0.12,
+        "swapped": template(112)[[1, 0, 2, 4, 3]],
+        "not a number": template(112) * np.nan,
+        "far away": template(112) * 1e15,
+    }
+    for what, points in bad.items():
+        assert maker.make(tmp_path / "a.jpg", landmarks=points.astype(np.float32)).reject_reason == "bad_landmarks", (
+            what
+        )
     coinciding = maker.make(tmp_path / "a.jpg", landmarks=np.ones((5, 2), np.float32))
     assert coinciding.reject_reason == "bad_landmarks"
 
