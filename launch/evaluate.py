@@ -86,7 +86,7 @@ def main(
     run_directory = _run_directory(checkpoint)
     tests = _open_data(data, loaded, detector, weights, pairs is None)
     pair_list = _choose_pairs(tests, data, pairs, split or "val")
-    tests.notes += _overlap_notes(tests, loaded, pair_list)
+    tests.notes += _numbering_notes(tests, pair_list) + _overlap_notes(tests, loaded, pair_list)
     folder = _make_output(output or run_directory / "evaluation")
     if pairs is None:
         write_pairs(folder / "pairs.txt", pair_list)
@@ -257,6 +257,18 @@ def _difference_notes(tested: DatasetInfo, trained: DatasetInfo) -> list[str]:
     if tested.crop.template != trained.crop.template:
         notes.append("The test crops are aligned to another template than the training crops.")
     return notes
+
+
+def _numbering_notes(tests: TestSet, pairs: PairList) -> list[str]:
+    """Whether names of photos mislead about which ones were compared."""
+    people = {photo.identity for photo in pairs.photos()}
+    count = len(people & tests.source.contradicting)
+    if count == 0:
+        return []
+    return [
+        f"Photos of {count:,} of the {len(people):,} people in the pairs go by their place in the order of paths, not "
+        "by the number in their names: not all of the person's photos bear such a name, each another."
+    ]
 
 
 def _overlap_notes(tests: TestSet, loaded: LoadedBackbone, pairs: PairList) -> list[str]:

@@ -62,6 +62,9 @@ class _Place(NamedTuple):
 class PhotoSource(Protocol):
     """Photos of people by identity and number."""
 
+    contradicting: set[str]
+    """Identities of whom a photo bears an official name and yet goes by another number."""
+
     def numbers(self) -> Mapping[str, list[int]]:
         """The numbers of each identity's usable photos, as far as is known without reading them."""
         ...
@@ -74,15 +77,21 @@ class PhotoSource(Protocol):
 def number_photos(identity: str, paths: Iterable[str]) -> dict[int, str]:
     """Give one person's photos their numbers, as this module's head says: each photo gets one, none is left out."""
     ordered = sorted(paths)
-    named: dict[int, str] = {}
-    for path in ordered:
-        stem = PurePosixPath(path).stem
-        match = _OFFICIAL_NUMBER.search(stem)
-        number = int(match[1]) if match else 0
-        if number == 0 or str(Photo(identity, number)) != stem or number in named:
-            return dict(enumerate(ordered, start=1))
-        named[number] = path
-    return named
+    named = {number: path for path in ordered if (number := _official_number(identity, path))}
+    return named if len(named) == len(ordered) else dict(enumerate(ordered, start=1))
+
+
+def contradicts_names(identity: str, numbered: Mapping[int, str]) -> bool:
+    """Whether a photo bears an official name and yet goes by another number."""
+    return any(_official_number(identity, path) not in (0, number) for number, path in numbered.items())
+
+
+def _official_number(identity: str, path: str) -> int:
+    """The number in an official name, from 1; 0 for any other name."""
+    stem = PurePosixPath(path).stem
+    match = _OFFICIAL_NUMBER.search(stem)
+    number = int(match[1]) if match else 0
+    return number if stem == str(Photo(identity, number)) else 0
 
 
 class DatasetPhotos:
@@ -111,10 +120,12 @@ class DatasetPhotos:
                         row += 1
                     else:
                         places[identity][source] = Rejected(reason)
+        numbered = {identity: number_photos(identity, by_source) for identity, by_source in places.items()}
+        self.contradicting = {identity for identity, paths in numbered.items() if contradicts_names(identity, paths)}
         self._places = {
-            Photo(identity, number): by_source[source]
-            for identity, by_source in places.items()
-            for number, source in number_photos(identity, by_source).items()
+            Photo(identity, number): places[identity][source]
+            for identity, paths in numbered.items()
+            for number, source in paths.items()
         }
 
     def numbers(self) -> Mapping[str, list[int]]:
@@ -146,10 +157,12 @@ class FolderPhotos:
         people: dict[str, dict[str, ListedPhoto]] = defaultdict(dict)
         for listed in listing:
             people[listed.identity][listed.source] = listed
+        numbered = {identity: number_photos(identity, by_source) for identity, by_source in people.items()}
+        self.contradicting = {identity for identity, paths in numbered.items() if contradicts_names(identity, paths)}
         self._listed = {
-            Photo(identity, number): by_source[source]
-            for identity, by_source in people.items()
-            for number, source in number_photos(identity, by_source).items()
+            Photo(identity, number): people[identity][source]
+            for identity, paths in numbered.items()
+            for number, source in paths.items()
         }
 
     def numbers(self) -> Mapping[str, list[int]]:

@@ -16,7 +16,15 @@ from pipeline.config.errors import UserError
 from pipeline.data.manifest import STATUS_KEPT, open_dataset, shard_paths
 from pipeline.evaluate.embed import Embedder, extract_embeddings
 from pipeline.evaluate.pairs import Photo, parse_pairs
-from pipeline.evaluate.photos import Crop, DatasetPhotos, FolderPhotos, ListedPhoto, Rejected, number_photos
+from pipeline.evaluate.photos import (
+    Crop,
+    DatasetPhotos,
+    FolderPhotos,
+    ListedPhoto,
+    Rejected,
+    contradicts_names,
+    number_photos,
+)
 from pipeline.evaluate.run import coverage_notes, score_pairs
 from tests.datasets import make_dataset
 
@@ -41,6 +49,8 @@ class Memory:
 
     def __init__(self, rejected: dict[Photo, str] | None = None, size_px: int = CROP_PX) -> None:
         self.rejected, self.size_px = rejected or {}, size_px
+
+        self.contradicting: set[str] = set()
 
     def numbers(self) -> dict[str, list[int]]:
         return {}
@@ -126,6 +136,12 @@ def test_crops_of_another_size_are_an_error() -> None:
 )
 def test_photos_are_numbered_by_name_or_else_by_order(identity: str, numbered: dict[int, str]) -> None:
     assert number_photos(identity, reversed(numbered.values())) == numbered
+
+
+def test_numbers_that_contradict_names_are_noticed() -> None:
+    assert not contradicts_names("Ann", {3: "Ann/Ann_0003.jpg", 12: "Ann/Ann_0012.jpg"})
+    assert not contradicts_names("Ann", {1: "Ann/Ann_0001.jpg", 2: "Ann/x.jpg"})
+    assert contradicts_names("Ann", {1: "Ann/Ann_0007.jpg", 2: "Ann/x.jpg"})
 
 
 def test_dataset_crops_come_from_the_shards(tmp_path: Path) -> None:
