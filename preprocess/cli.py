@@ -14,7 +14,7 @@ from pathlib import Path
 
 import typer
 
-from pipeline.config.errors import run_command
+from pipeline.config.errors import UserError, run_command
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
@@ -50,6 +50,8 @@ def synth(
 
     from preprocess.synthetic.command import run_synth
 
+    if workers < 0:
+        raise UserError("--workers", str(workers), "a number of processes, or 0 for one a core")
     run_synth(out, identities, photos, seed, size, quality, workers or os.cpu_count() or 1)
 
 
@@ -96,6 +98,7 @@ def shard(
     from rich.console import Console
 
     from preprocess import run
+    from preprocess.storage import one_line_errors
 
     signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))  # ends the workers too
     options = run.check_options(
@@ -113,7 +116,8 @@ def shard(
         licence=licence,
     )
     try:
-        run.shard(source, out, options, weights, workers, max_rejects, Console())
+        with one_line_errors(out):
+            run.shard(source, out, options, weights, workers, max_rejects, Console())
     except KeyboardInterrupt:  # typer would leave without a word
         typer.echo("interrupted; the same command goes on where it stopped", err=True)
         raise typer.Exit(130) from None
@@ -132,8 +136,11 @@ def verify(out: Path = typer.Argument(..., metavar="OUT", help="A finished data 
     from rich.console import Console
 
     from preprocess import run
+    from preprocess.storage import one_line_errors
 
-    if not run.verify(out, Console()):
+    with one_line_errors(out):
+        is_sound = run.verify(out, Console())
+    if not is_sound:
         raise typer.Exit(1)
 
 
@@ -148,8 +155,10 @@ def stats(out: Path = typer.Argument(..., metavar="OUT", help="A finished data s
     from rich.console import Console
 
     from preprocess.stats import print_stats
+    from preprocess.storage import one_line_errors
 
-    print_stats(out, Console())
+    with one_line_errors(out):
+        print_stats(out, Console())
 
 
 def main() -> None:

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from pipeline.config.errors import UserError
 
 WORK_FOLDER = ".work"
 
@@ -21,6 +24,23 @@ WORK_FOLDER = ".work"
 def work_folder(out: Path) -> Path:
     """Where unfinished files of `out` live; on the same file system, so that a rename is atomic."""
     return out / WORK_FOLDER
+
+
+@contextmanager
+def one_line_errors(out: Path) -> Iterator[None]:
+    """Turn what the file system refuses (permission, space, names too long) into one line.
+
+    Raises:
+        UserError: for each `OSError`, naming its file, or `out` where it names none.
+    """
+    try:
+        yield
+    except BrokenPipeError:  # whoever read our output has left
+        raise
+    except OSError as error:
+        where = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes | os.PathLike) else str(out)
+        remedy = "mend it and repeat the same command"
+        raise UserError(where, f"cannot be used ({error.strerror or error})", remedy=remedy) from None
 
 
 def write_atomically(path: Path, work: Path, content: bytes | Callable[[IO[bytes]], None]) -> None:

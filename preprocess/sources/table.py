@@ -8,6 +8,7 @@ separated by blanks or semicolons; in Parquet they are lists.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv
@@ -28,39 +29,49 @@ def read_list(path: Path) -> tuple[pa.Table, list[str]]:
     """
     from preprocess.sources import LISTING_SCHEMA
 
-    table = _read(path)
-    unknown = [name for name in table.column_names if name not in ("path", "identity", *_NUMBERS)]
-    missing = [name for name in ("path", "identity") if name not in table.column_names]
-    if missing:
-        raise UserError(path, f"no column {missing[0]!r}", "the columns path, identity and optionally bbox, landmarks")
+    rows, unknown = _read(path)
+    num_rows = len(rows["path"])
     notes = [f"columns not used: {', '.join(unknown)}"] if unknown else []
-    rows = table.drop_columns(unknown).to_pydict()
     for name in ("path", "identity"):
         for number, value in enumerate(rows[name], start=1):
             if not isinstance(value, str | int) or value == "":
                 raise UserError(f"{path}, row {number}", f"{name} is {value!r}", "text")
         rows[name] = [str(value) for value in rows[name]]
     for name, count in _NUMBERS.items():
-        cells = rows.get(name, [None] * len(table))
+        cells = rows.get(name, [None] * num_rows)
         rows[name] = [_numbers(path, number, name, cell, count) for number, cell in enumerate(cells, start=1)]
-    order = sorted(range(len(table)), key=lambda i: (rows["path"][i].encode(), i))
-    rows["source"], rows["problem"] = rows.pop("path"), [""] * len(table)
+    order = sorted(range(num_rows), key=lambda i: (rows["path"][i].encode(), i))
+    rows["source"], rows["problem"] = rows.pop("path"), [""] * num_rows
     arrays = [pa.array([rows[field.name][i] for i in order], field.type) for field in LISTING_SCHEMA]
     return pa.Table.from_arrays(arrays, schema=LISTING_SCHEMA), notes
 
 
-def _read(path: Path) -> pa.Table:
+def _read(path: Path) -> tuple[dict[str, list[Any]], list[str]]:
+    """The columns that are used, and the names of the others."""
+    known = ("path", "identity", *_NUMBERS)
     try:
         if path.suffix.lower() == ".parquet":
-            return pq.read_table(path)
-        if path.suffix.lower() == ".csv":
-            names = ("path", "identity", *_NUMBERS)
-            types = {name: pa.string() for name in names}  # an identity "007" is text
+            table = pq.read_table(path)
+        elif path.suffix.lower() == ".csv":
+            types = {name: pa.string() for name in known}  # an identity "007" is text
             convert = pyarrow.csv.ConvertOptions(column_types=types, strings_can_be_null=False)
-            return pyarrow.csv.read_csv(path, convert_options=convert)
+            table = pyarrow.csv.read_csv(path, convert_options=convert)
+        else:
+            expected = "a folder of identity folders, or a .csv or .parquet list"
+            raise UserError(path, "not a folder and not a list", expected)
+        names = table.column_names
+        for name in known:
+            if names.count(name) > 1:
+                raise UserError(path, f"{names.count(name)} columns {name!r}", "one")
+            if name not in names and name not in _NUMBERS:
+                raise UserError(
+                    path, f"no column {name!r}", "the columns path, identity and optionally bbox, landmarks"
+                )
+        return table.select([name for name in names if name in known]).to_pydict(), [n for n in names if n not in known]
+    except UnicodeDecodeError:
+        raise UserError(path, "unreadable list (text that is not UTF-8)", "UTF-8") from None
     except (OSError, pa.ArrowException) as error:
         raise UserError(path, f"unreadable list ({str(error).splitlines()[0]})") from None
-    raise UserError(path, "not a folder and not a list", "a folder of identity folders, or a .csv or .parquet list")
 
 
 def _numbers(path: Path, row: int, name: str, cell: object, count: int) -> list[float] | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -75,3 +77,56 @@ def test_lack_of_memory_is_one_line(
     code, _, errors = call(monkeypatch, capsys, "shard", photos, tmp_path / "out", *ALIGNED)
     assert (code, errors.count("\n")) == (2, 1)
     assert "not enough memory for a photo; repeat the same command with fewer --workers" in errors
+
+
+LONG = "x" * 300
+
+
+@pytest.mark.parametrize(
+    "words", [("shard", LONG, "out"), ("shard", "photos", LONG), ("verify", LONG), ("stats", LONG)], ids=" ".join
+)
+def test_names_that_are_too_long(
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: tuple[str, ...],
+) -> None:
+    monkeypatch.chdir(photos.parent)
+    options = ALIGNED if words[0] == "shard" else ()
+    code, _, errors = call(monkeypatch, capsys, *words, *options)
+    assert (code, errors.count("\n")) == (2, 1)
+    assert f"{LONG}: cannot be used (File name too long)" in errors
+
+
+@pytest.mark.parametrize("fails", ["fsync", "open", "listdir", "scandir"])
+def test_a_full_or_forbidden_disk(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], fails: str
+) -> None:
+    """`open` locks OUT, `listdir` looks into it, `scandir` lists the photos, `fsync` stands for each write."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    (tmp_path / "out").mkdir()
+    with monkeypatch.context() as patched:
+        patched.setattr(os, fails, fail)
+        code, _, errors = call(patched, capsys, "shard", photos, tmp_path / "out", *ALIGNED)
+    assert (code, errors.count("\n")) == (2, 1)
+    assert "(No space left on device)" in errors
+
+
+def test_names_with_brackets(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They are no markup, neither in a column's name nor in a path."""
+    source = photos / "list.csv"
+    source.write_text("path,identity,[/red]\nperson 1/0.jpg,a,1\n")
+    monkeypatch.chdir(tmp_path)
+    words = ("shard", source, "[/red]", *ALIGNED)
+    code, output, errors = call(monkeypatch, capsys, *words)
+    assert (code, errors) == (0, "")
+    assert "columns not used: [/red]" in output
+    assert "[/red] is finished already" in call(monkeypatch, capsys, *words)[1]
+    assert "[/red]: no faults in 1 shards" in call(monkeypatch, capsys, "verify", "[/red]")[1]
+    assert call(monkeypatch, capsys, "stats", "[/red]")[0] == 0

@@ -142,6 +142,23 @@ def test_bad_lists(tmp_path: Path, text: str, found: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_columns_of_one_name(tmp_path: Path) -> None:
+    path = tmp_path / "list.csv"
+    path.write_text("path,identity,x,x\na.jpg,1,2,3\n")
+    assert read_source(path)[2] == ["columns not used: x, x"]
+    path.write_text("path,identity,identity\na.jpg,1,2\n")
+    with pytest.raises(UserError, match="2 columns 'identity'; expected one"):
+        read_source(path)
+
+
+@pytest.mark.parametrize("content", [b"path,identity,n\xe9\na.jpg,1,2\n", b"path,identity\na.jpg,n\xe9\n"])
+def test_csv_that_is_not_utf8(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "list.csv"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="unreadable list"):
+        read_source(path)
+
+
 def test_broken_parquet(tmp_path: Path) -> None:
     path = tmp_path / "list.parquet"
     path.write_bytes(b"PAR1 nonsense")
