@@ -29,9 +29,7 @@ class DDPBackend:
         precision: Literal["fp32", "bf16"],
         device: torch.device,
     ) -> None:
-        # measured on a CPU: an IResNet-18 step at 64 px takes 16 % less time than with channels first; on a GPU,
-        # half-precision convolutions want this layout
-        self.model = model.to(device).to(memory_format=torch.channels_last)
+        self.model = model.to(device)
         self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._optimizer = optim.build_optimizer(optimizer, self._parameters)
         self._autocast: dict[str, Any] = {

@@ -25,7 +25,9 @@ class FaceModel(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         # (x / 255 − 0.5) / 0.5, the normalisation of InsightFace's models
         pixels = images.to(torch.float32).sub(127.5).div(127.5)
-        return self.backbone(pixels.contiguous(memory_format=torch.channels_last)).float()
+        # Not in channels-last: with it, the backward pass of a strided 1×1 convolution corrupts the heap on CPUs (torch
+        # 2.14, e.g. batch 3, 8 channels, 64 px), and such convolutions are the shortcuts of all residual networks.
+        return self.backbone(pixels).float()
 
 
 def build_backbone(config: BackboneConfig, crop_px: int, seed: int) -> FaceModel:
