@@ -1,11 +1,14 @@
 """Train a face model.
 
-    torchrun --nproc-per-node 2 launch/train.py --config configs/demo_cpu.yaml
-    torchrun --nproc-per-node 2 launch/train.py --config configs/demo_cpu.yaml training.epochs=2 optim.backbone.lr=0.05
-    python launch/train.py --config configs/demo_cpu.yaml --check      # only check the configuration
-    python launch/train.py --describe                                  # list all configuration keys
-
 A run that stands in `output` is resumed, on any number of ranks. SIGTERM or Ctrl-C saves a checkpoint and leaves.
+
+    torchrun --nproc-per-node 2 launch/train.py --config configs/demo_cpu.yaml
+
+    torchrun --nproc-per-node 2 launch/train.py --config configs/demo_cpu.yaml training.epochs=2 optim.backbone.lr=0.05
+
+    python launch/train.py --config configs/demo_cpu.yaml --check      # only check configuration, data and checkpoint
+
+    python launch/train.py --describe                                  # list all configuration keys
 """
 
 from __future__ import annotations
