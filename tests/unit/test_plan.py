@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,8 @@ from preprocess.plan import (
     PLAN_FILE,
     ShardOptions,
     build_plan,
+    check_same_environment,
     check_same_plan,
-    check_same_versions,
     load_plan,
     save_plan,
 )
@@ -103,7 +104,25 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
     assert loaded.bounds.tolist() == plan.bounds.tolist()
     assert loaded.rows.equals(plan.rows)
     check_same_plan(loaded, plan, tmp_path)
-    check_same_versions(loaded, tmp_path)
+    check_same_environment(loaded, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "found"),
+    [
+        ("facemill", "0.0.1", "was begun with facemill 0.0.1; expected"),
+        ("opencv", "1", "was begun with opencv 1; expected"),
+        ("instruction_set", "{} XY9", r"a processor with other features \(XY9\)"),
+        ("instruction_set", None, "a processor with other features"),
+    ],
+)
+def test_another_environment_is_refused(tmp_path: Path, name: str, value: str | None, found: str) -> None:
+    plan = build_plan(listing(), ShardOptions())
+    versions = {key: version for key, version in plan.versions.items() if key != name}
+    if value is not None:
+        versions[name] = value.format(plan.versions[name])
+    with pytest.raises(UserError, match=found):
+        check_same_environment(replace(plan, versions=versions), tmp_path)
 
 
 def test_damaged_plan(tmp_path: Path) -> None:

@@ -168,6 +168,7 @@ def test_count_that_was_changed_in_both_records(out: Path) -> None:
         ("crop", {"size_px": 32, "template": [0.0] * 10}),
         ("detector", {"name": "mtcnn", "weights_sha256": "", "options": {}}),
         ("versions", {}),
+        ("instruction_set", "none"),
     ],
 )
 def test_edited_description(out: Path, field: str, value: object) -> None:
