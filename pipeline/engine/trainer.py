@@ -26,6 +26,7 @@ from pipeline.config.errors import UserError, report_status
 from pipeline.data.counter import derive_keys
 from pipeline.data.loader import Loader, StepBatch
 from pipeline.engine import optim
+from pipeline.engine.backend import Backend
 from pipeline.engine.batch_norm import RunningStatistics
 from pipeline.engine.ddp import DDPBackend
 from pipeline.engine.lock import exclusive, leave_with_launcher
@@ -76,7 +77,7 @@ class Trainer:
         self._num_bad_samples = 0
         self._stop_asked = False
         model = build_backbone(config.backbone, plan.crop_px, config.seed)
-        self.backend = DDPBackend(model, config.optim.backbone, config.training.precision, device)
+        self.backend: Backend = DDPBackend(model, config.optim.backbone, config.training.precision, device)
         self.statistics = RunningStatistics(model)
         self.head = build_head(config.head, plan.split.num_labels, config.backbone.embedding_dim, config.seed)
         self.head.to(device)
