@@ -92,13 +92,21 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def expected(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+def undisturbed(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, bytes], float]:
+    """What a run left alone writes with one worker, and how many seconds it took."""
     out = tmp_path_factory.mktemp("expected") / "out"
+    started = time.monotonic()
     done = run(photos, out, "--workers", "1")
+    duration_s = time.monotonic() - started
     assert done.returncode == 0, done.stderr
     assert "photos found" in done.stdout
     assert "rejected: not_an_image" in done.stdout
-    return tree(out)
+    return tree(out), duration_s
+
+
+@pytest.fixture(scope="module")
+def expected(undisturbed: tuple[dict[str, bytes], float]) -> dict[str, bytes]:
+    return undisturbed[0]
 
 
 def test_any_number_of_workers_writes_the_same_bytes(photos: Path, expected: dict[str, bytes], tmp_path: Path) -> None:
@@ -106,17 +114,22 @@ def test_any_number_of_workers_writes_the_same_bytes(photos: Path, expected: dic
     assert tree(tmp_path / "out") == expected
 
 
-def test_sigkill_at_random_instants(photos: Path, expected: dict[str, bytes], tmp_path: Path) -> None:
+def test_sigkill_at_random_instants(
+    photos: Path, undisturbed: tuple[dict[str, bytes], float], tmp_path: Path
+) -> None:
+    expected, duration_s = undisturbed
     rng = random.Random(7)
     num_killed = 0
     for _ in range(5):
         process = start(photos, tmp_path / "out")
         try:
-            process.wait(timeout=rng.uniform(0.5, 2.5))
+            # two workers take more than half of what one takes, so the first is killed for certain; a later one, with
+            # less left to do, may finish first
+            process.communicate(timeout=duration_s * rng.uniform(0.15, 0.5))
         except subprocess.TimeoutExpired:
             num_killed += 1
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
     assert run(photos, tmp_path / "out").returncode == 0
     assert tree(tmp_path / "out") == expected
     assert num_killed >= 1

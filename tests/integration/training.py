@@ -109,10 +109,11 @@ def wait_for_step(process: subprocess.Popen[str], output: Path, step: int) -> No
 
 def _kill_tree(pid: int) -> None:
     """SIGKILL the launcher and its ranks at once; the ranks are in sessions of their own, so a group is not enough."""
-    launcher = psutil.Process(pid)
-    for process in [*launcher.children(recursive=True), launcher]:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
+    with contextlib.suppress(psutil.NoSuchProcess):  # it may have finished
+        launcher = psutil.Process(pid)
+        for process in [*launcher.children(recursive=True), launcher]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
 
 
 def losses(output: Path) -> dict[int, float]:
