@@ -114,9 +114,7 @@ def test_any_number_of_workers_writes_the_same_bytes(photos: Path, expected: dic
     assert tree(tmp_path / "out") == expected
 
 
-def test_sigkill_at_random_instants(
-    photos: Path, undisturbed: tuple[dict[str, bytes], float], tmp_path: Path
-) -> None:
+def test_sigkill_at_random_instants(photos: Path, undisturbed: tuple[dict[str, bytes], float], tmp_path: Path) -> None:
     expected, duration_s = undisturbed
     rng = random.Random(7)
     num_killed = 0
