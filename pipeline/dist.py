@@ -101,6 +101,18 @@ def all_gather_rows(x: Tensor) -> Tensor:
     return cast(Tensor, _AllGatherRows.apply(x))
 
 
+def sum_over_ranks(x: Tensor) -> Tensor:
+    """Sum of what each rank computed its part of: the same value on all ranks, of x's shape, with a graph.
+
+    The gradient of a rank's part is the incoming one times world_size. So where all ranks backpropagate the same loss,
+    what an `all_gather_rows` below sums up over ranks is world_size times that loss's gradient, as where all ranks
+    compute everything.
+    """
+    if world_size() == 1:
+        return x
+    return cast(Tensor, _SumOverRanks.apply(x))
+
+
 def all_reduce_sum(x: Tensor) -> Tensor:
     """Sum over ranks, in place, not differentiable; gives `x`."""
     return _all_reduce(x, c10d.ReduceOp.SUM)
@@ -134,6 +146,16 @@ def _all_reduce(x: Tensor, operation: Any) -> Tensor:
     if world_size() > 1:
         c10d.all_reduce(x.detach(), op=operation)
     return x
+
+
+class _SumOverRanks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return all_reduce_sum(x.clone())
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0] * world_size()
 
 
 class _AllGatherRows(torch.autograd.Function):

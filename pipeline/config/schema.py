@@ -9,15 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from pipeline.config.decoder import CpuDecoder, DaliDecoder
-
-
-class Section(BaseModel):
-    """Base of all sections: frozen, unknown keys refused, docstrings under fields become their descriptions."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+from pipeline.config.heads import HeadConfig, MarginSoftmaxConfig
+from pipeline.config.section import Section
 
 
 class DataConfig(Section):
@@ -74,57 +70,6 @@ class TorchvisionConfig(Section):
 
 
 BackboneConfig = Annotated[IResNetConfig | MobileFaceNetConfig | TorchvisionConfig, Field(discriminator="kind")]
-
-
-class SoftmaxMargin(Section):
-    """Plain softmax: logits W·x + b, nothing normalised."""
-
-    kind: Literal["softmax"] = "softmax"
-
-
-class NormFaceMargin(Section):
-    """Normalised softmax without a margin (Wang et al. 2017, arXiv:1704.06369)."""
-
-    kind: Literal["normface"] = "normface"
-    scale: float = Field(64.0, gt=0)
-    """s, the factor on cosines."""
-
-
-class CosFaceMargin(Section):
-    """φ = cos θ − m (Wang et al. 2018, arXiv:1801.09414)."""
-
-    kind: Literal["cosface"] = "cosface"
-    scale: float = Field(64.0, gt=0)
-    """s, the factor on cosines."""
-    margin: float = Field(0.35, ge=0)
-    """m, subtracted from the target's cosine."""
-
-
-class ArcFaceMargin(Section):
-    """φ = cos(θ + m) (Deng et al. 2019, arXiv:1801.07698, equation 3)."""
-
-    kind: Literal["arcface"] = "arcface"
-    scale: float = Field(64.0, gt=0)
-    """s, the factor on cosines."""
-    margin: float = Field(0.5, ge=0)
-    """m, radians, added to the target's angle."""
-    easy_margin: bool = False
-    """Apply the margin only where cos θ > 0."""
-    detach_margin_gradient: bool = False
-    """Straight-through gradient of the margin, as the reference implementation computes it; exact otherwise."""
-
-
-MarginConfig = Annotated[SoftmaxMargin | NormFaceMargin | CosFaceMargin | ArcFaceMargin, Field(discriminator="kind")]
-
-
-class MarginSoftmaxConfig(Section):
-    """Softmax with a margin over class centres that are split over all ranks; logits are never materialised."""
-
-    kind: Literal["margin_softmax"] = "margin_softmax"
-    margin: MarginConfig = ArcFaceMargin()
-    """The transform of the target's logit."""
-    block_bytes: int | None = Field(None, ge=1024)
-    """Memory of one block of logits; None chooses."""
 
 
 class SGDConfig(Section):
@@ -244,7 +189,7 @@ class Config(Section):
     """Where samples come from."""
     backbone: BackboneConfig = IResNetConfig()
     """The network that embeds a crop."""
-    head: MarginSoftmaxConfig = MarginSoftmaxConfig()
+    head: HeadConfig = MarginSoftmaxConfig()
     """The loss over embeddings."""
     optim: OptimConfig = OptimConfig()
     """Optimizers."""

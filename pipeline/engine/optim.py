@@ -9,12 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import dist
-from pipeline.config.schema import (
-    AdamWConfig,
-    CosineSchedule,
-    OptimizerConfig,
-    PolynomialSchedule,
-)
+from pipeline.config.schema import AdamWConfig, CosineSchedule, OptimizerConfig, PolynomialSchedule
 
 
 def build_optimizer(config: OptimizerConfig, parameters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:

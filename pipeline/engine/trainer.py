@@ -1,9 +1,4 @@
-"""The training loop: global batches in, a trained backbone and class centres out.
-
-Gradient accounting: the head's loss is a mean over the valid slots of the *global* batch. Each round (one micro-batch
-per rank) contributes its part of that mean, so rounds add up. The head multiplies the embeddings' gradient by the
-number of ranks, because the backend averages over ranks what has to be summed.
-"""
+"""The training loop: global batches in, a trained backbone and class centres out."""
 
 from __future__ import annotations
 
@@ -23,12 +18,13 @@ from torch import Tensor
 
 from pipeline import checkpoint, dist
 from pipeline.config.errors import UserError, report_status
-from pipeline.data.counter import derive_keys
 from pipeline.data.loader import Loader, StepBatch
 from pipeline.engine import optim
 from pipeline.engine.backend import Backend
 from pipeline.engine.batch_norm import RunningStatistics
 from pipeline.engine.ddp import DDPBackend
+from pipeline.engine.gradients import GradientPass
+from pipeline.engine.head_optim import HeadOptimizer
 from pipeline.engine.lock import exclusive, leave_with_launcher
 from pipeline.engine.memory import keep_freed_memory
 from pipeline.engine.run import RunPlan, refresh_resume, write_config
@@ -81,8 +77,8 @@ class Trainer:
         self.statistics = RunningStatistics(model)
         self.head = build_head(config.head, plan.split.num_labels, config.backbone.embedding_dim, config.seed)
         self.head.to(device)
-        self._head_parameters = dict(self.head.named_parameters())
-        self.head_optimizer = optim.build_optimizer(config.optim.head, self._head_parameters)
+        self.head_optimizer = HeadOptimizer(config.optim.head, self.head)
+        self._pass = GradientPass(self.backend, self.statistics, self.head, None, config.seed)
         self.mesh = checkpoint.rank_mesh(device)
         self._settle()
         if plan.resume is not None:
@@ -142,27 +138,9 @@ class Trainer:
         """One optimizer update; gives what to report, and whether any rank was asked to stop."""
         config = self.config
         num_valid, is_stop_asked = self._exchange_counts(batch)
-        num_valid_global = num_valid.sum()
-        loss = torch.zeros((), device=self.device)
-        metrics: dict[str, Tensor] = {}
-        last = len(batch.micro_batches) - 1
-        for number, micro in enumerate(batch.micro_batches):
-            # dropout belongs to the stream position, so it is the same for any number of ranks and after any resume
-            torch.manual_seed(int(derive_keys(1, "dropout", config.seed, micro.position)[0]) >> 1)
-            with self.backend.accumulate(is_last=number == last):
-                with self.statistics.micro_batch(micro.is_filler):
-                    embeddings = self.backend.forward(micro.images)
-                out = self.head(
-                    embeddings, micro.labels, micro.sample_ids, micro.valid, self.step, num_valid=num_valid_global
-                )
-                out.loss.backward()
-            loss += out.loss.detach()
-            share = num_valid[number] / num_valid_global.clamp(min=1)
-            for name, value in out.metrics.items():
-                metrics[name] = metrics.get(name, torch.zeros((), device=self.device)) + share * value
-        self.statistics.finish_step(batch.num_micro_batches_global)
+        loss, metrics = self._pass.backward(batch, num_valid, self.step, self.samples / len(self.plan.split))
         backbone_norm = self.backend.gradient_norm()
-        head_norm = optim.gradient_norm(self._head_parameters.values(), sharded=True)
+        head_norm = self.head_optimizer.gradient_norm()
         # the three are the same on all ranks, so all of them stop together
         if not math.isfinite(float(loss + backbone_norm + head_norm)):
             raise UserError(
@@ -174,10 +152,7 @@ class Trainer:
         factor = optim.schedule_factor(config.schedule, self.samples, self.plan.total_samples, len(self.plan.split))
         lr, head_lr = factor * config.optim.backbone.lr, factor * config.optim.head.lr
         self.backend.step(lr, backbone_norm, config.optim.clip_backbone_norm)
-        optim.scale_gradients(self._head_parameters.values(), head_norm, config.optim.clip_head_norm)
-        optim.set_lr(self.head_optimizer, head_lr)
-        self.head_optimizer.step()
-        self.head_optimizer.zero_grad(set_to_none=True)
+        self.head_optimizer.step(head_lr, head_norm, config.optim.clip_head_norm)
         self.step += 1
         self.samples = batch.step_position + config.training.global_batch
         values: dict[str, Tensor | float] = {"loss": loss, **metrics, "lr": lr, "lr_head": head_lr}
@@ -235,15 +210,15 @@ class Trainer:
             buffer.copy_(buffers[name])
 
     def _tensors(self) -> dict[str, Tensor]:
-        """All tensors of a checkpoint, live: replicated ones of the backbone, row-sharded ones of the head."""
+        """All tensors of a checkpoint, live: replicated ones, and the head's row-sharded ones."""
         tensors = {checkpoint.BACKBONE_PREFIX + name: t for name, t in self.backend.model.state_dict().items()}
         tensors |= {f"backbone_optimizer/{name}": t for name, t in self.backend.optimizer_tensors().items()}
-        sharded = self.head.sharded_parameters()
+        sharded = self.head.sharded_tensors()
         head_tensors = dict(self.head.state_dict())
-        for name, (parameter, num_rows) in sharded.items():
-            head_tensors[name] = checkpoint.shard_rows(parameter.detach(), num_rows, self.mesh)
+        for name, (tensor, num_rows) in sharded.items():
+            head_tensors[name] = checkpoint.shard_rows(tensor.detach(), num_rows, self.mesh)
         tensors |= {f"head/{name}": t for name, t in head_tensors.items()}
-        for name, tensor in optim.optimizer_tensors(self.head_optimizer, self._head_parameters).items():
+        for name, tensor in self.head_optimizer.tensors().items():
             owner = name.rpartition("/")[0]
             if owner in sharded and tensor.ndim:
                 tensor = checkpoint.shard_rows(tensor, sharded[owner][1], self.mesh)
@@ -268,7 +243,7 @@ class Trainer:
     def _load(self) -> None:
         assert self.plan.resume is not None
         self.backend.prime_optimizer()
-        optim.prime_optimizer(self.head_optimizer)
+        self.head_optimizer.prime()
         checkpoint.load_into(self.plan.resume.path, self._tensors())
         info = self.plan.resume.info
         self.step, self.samples, self._num_bad_samples = info.step, info.samples, info.num_bad_samples

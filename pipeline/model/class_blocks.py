@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pipeline import dist
-from pipeline.model.margin import NegativeTransform
+from pipeline.model.margins.base import NegativeTransform
 
 MIN_NORM = 1e-12
 """Floor of a class centre's length where it divides."""

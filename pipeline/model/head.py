@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from pipeline.config.schema import MarginSoftmaxConfig
+from pipeline.config.heads import HeadConfig
 
 HeadBuilder = Callable[[Any, int, int, int], "Head"]
 """(configuration section, num_classes, embedding_dim, seed) to a head."""
@@ -31,8 +31,39 @@ class HeadOutput:
     """Detached, finite scalars: means over the valid slots of all ranks, 0 when there is none."""
 
 
+@dataclass(frozen=True)
+class ActiveRows:
+    """The rows of a sharded parameter that a step trains, where it does not train all of them."""
+
+    rows: Tensor
+    """[m] int64, ascending, counted from the first row of this rank's partition."""
+    values: nn.Parameter
+    """[m, ...], a copy of those rows, whose `grad` collects the gradient; the optimizer moves the rows themselves."""
+
+
 class Head(nn.Module):
-    """Base of all heads. Construction and `forward` are collective on all ranks."""
+    """Base of all heads. Construction, `begin_step` and `forward` are collective on all ranks.
+
+    Parameters are of three kinds. Sharded ones (`sharded_tensors`): a rank has its rows and gets their exact gradient.
+    Row-sparse ones (`row_sparse`): sharded, and a step moves `active_rows` only. All others are replicated: every rank
+    has them and computes a gradient, whose mean over ranks is the exact one; the engine averages it.
+    Buffers are replicated unless they are in `sharded_tensors`, and go into checkpoints.
+    """
+
+    needs_whole_batch: bool = False
+    """The loss is no sum over micro-batches: the engine calls `forward` once a step, with the whole global batch."""
+    needs_teacher: bool = False
+    """`forward` wants `teacher_embeddings`."""
+
+    def begin_step(self, labels: Tensor, valid: Tensor, step: int, epoch: float) -> None:
+        """Hear what a step will bring, before any call of `forward` for it. Collective on all ranks.
+
+        Args:
+            labels: [M] int64, of all slots that this rank will pass to `forward` in this step; M equal on all ranks.
+            valid: [M] bool.
+            step: optimizer updates done so far.
+            epoch: passes over the data done so far, what schedules go by.
+        """
 
     def forward(
         self,
@@ -43,12 +74,12 @@ class Head(nn.Module):
         step: int,
         *,
         num_valid: Tensor | None = None,
+        teacher_embeddings: Tensor | None = None,
     ) -> HeadOutput:
         """Compute the loss of the batch that all ranks hold together.
 
         After `loss.backward()` the embeddings' gradient is that of the global loss times the number of ranks, because
-        the engine averages the backbone's gradient over ranks. The head's own parameters get the gradient of the
-        global loss itself: nobody averages them.
+        the engine averages the backbone's gradient over ranks.
 
         Args:
             embeddings: [B, D], of any floating type, B equal on all ranks, not normalised.
@@ -58,18 +89,28 @@ class Head(nn.Module):
             step: optimizer updates done so far.
             num_valid: scalar, valid slots of the whole global batch where it comes in several calls, so that the
                 calls' losses add up to its mean; None: the valid slots of this call.
+            teacher_embeddings: [B, D'], the frozen teacher's for the same crops, where `needs_teacher`.
 
         Raises:
             UserError: a valid slot's label is no class; on all ranks.
         """
         raise NotImplementedError
 
-    def sharded_parameters(self) -> dict[str, tuple[nn.Parameter, int]]:
-        """Parameters of which a rank holds the rows that `dist.partition` gives it: name to (parameter, global rows).
+    def sharded_tensors(self) -> dict[str, tuple[Tensor, int]]:
+        """Parameters and buffers of which a rank holds the rows that `dist.partition` gives it.
 
-        The names are those of `named_parameters`. All other parameters and buffers are the same on all ranks.
+        Returns:
+            Name, as in `named_parameters` or `named_buffers`, to (tensor [rows, ...], number of rows of all ranks).
         """
-        raise NotImplementedError
+        return {}
+
+    def row_sparse(self) -> frozenset[str]:
+        """Names of the sharded parameters of which a step trains `active_rows` only: the others do not move at all."""
+        return frozenset()
+
+    def active_rows(self) -> dict[str, ActiveRows]:
+        """For each name in `row_sparse`, what the step begun last trains."""
+        return {}
 
 
 def register_head(kind: str) -> Callable[[_BuilderT], _BuilderT]:
@@ -88,7 +129,7 @@ def register_head(kind: str) -> Callable[[_BuilderT], _BuilderT]:
     return register
 
 
-def build_head(config: MarginSoftmaxConfig, num_classes: int, embedding_dim: int, seed: int) -> Head:
+def build_head(config: HeadConfig, num_classes: int, embedding_dim: int, seed: int) -> Head:
     """Build the head that a configuration names. Collective on all ranks: each gets its part of the classes.
 
     Initial values are a function of `seed` alone, whatever the number of ranks.

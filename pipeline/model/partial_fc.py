@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from pipeline import dist
 from pipeline.config.errors import UserError
-from pipeline.config.schema import MarginSoftmaxConfig
+from pipeline.config.heads import MarginSoftmaxConfig
 from pipeline.model.class_blocks import MIN_NORM, WalkOptions, target_product, walk_classes
 from pipeline.model.head import Head, HeadOutput, register_head
-from pipeline.model.margin import Margin, build_margin
+from pipeline.model.margins.base import Margin, build_margin
 
 INITIAL_STD = 0.01
 BLOCK_BYTES_CPU = 2**20
@@ -58,7 +58,7 @@ class MarginSoftmaxHead(Head):
     Args:
         num_classes: C, over all ranks.
         embedding_dim: D.
-        margin: see `pipeline.model.margin`.
+        margin: see `pipeline.model.margins`.
         seed: of the initial class centres.
         block_bytes: memory of one block of logits; None chooses by device.
     """
@@ -76,8 +76,8 @@ class MarginSoftmaxHead(Head):
         if not margin.is_cosine:
             self.bias = nn.Parameter(torch.zeros(end - self.first_class))
 
-    def sharded_parameters(self) -> dict[str, tuple[nn.Parameter, int]]:
-        sharded = {"class_centres": (self.class_centres, self.num_classes)}
+    def sharded_tensors(self) -> dict[str, tuple[Tensor, int]]:
+        sharded: dict[str, tuple[Tensor, int]] = {"class_centres": (self.class_centres, self.num_classes)}
         if self.bias is not None:
             sharded["bias"] = (self.bias, self.num_classes)
         return sharded
@@ -91,6 +91,7 @@ class MarginSoftmaxHead(Head):
         step: int,
         *,
         num_valid: Tensor | None = None,
+        teacher_embeddings: Tensor | None = None,
     ) -> HeadOutput:
         with torch.autocast(embeddings.device.type, enabled=False):
             gathered = dist.all_gather_rows(torch.stack([labels, sample_ids, valid.long()], dim=1))

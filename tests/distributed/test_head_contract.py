@@ -9,7 +9,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipeline import dist
 from pipeline.config.errors import UserError
-from pipeline.config.schema import ArcFaceMargin, MarginSoftmaxConfig, SoftmaxMargin
+from pipeline.config.heads import MarginSoftmaxConfig
+from pipeline.config.margins import ArcFaceMargin, SoftmaxMargin
 from pipeline.model.head import Head, build_head, register_head
 from pipeline.model.partial_fc import build_margin_softmax, initial_centres
 from tests.distributed.processes import run_ranks
@@ -49,7 +50,7 @@ def test_initial_centres_are_normal_and_a_function_of_seed_and_class() -> None:
 def own_rows(config: MarginSoftmaxConfig, num_classes: int) -> dict[str, tuple[Tensor, int]]:
     head = build_head(config, num_classes, 10, seed=3)
     named = dict(head.named_parameters())
-    sharded = head.sharded_parameters()
+    sharded = head.sharded_tensors()
     assert all(named[name] is parameter for name, (parameter, _) in sharded.items())
     assert sharded.keys() == named.keys()
     assert sharded.keys() <= head.state_dict().keys()

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.config.schema import ArcFaceMargin, MarginSoftmaxConfig
+from pipeline.config.heads import MarginSoftmaxConfig
+from pipeline.config.margins import ArcFaceMargin
 from pipeline.model.head import Head, build_head
 from tests.datasets import make_dataset
 from tests.integration import training

@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipeline import dist
-from pipeline.config.schema import ArcFaceMargin, CosFaceMargin, MarginConfig, NormFaceMargin, SoftmaxMargin
+from pipeline.config.margins import ArcFaceMargin, CosFaceMargin, MarginConfig, NormFaceMargin, SoftmaxMargin
 from pipeline.model.head import HeadOutput
-from pipeline.model.margin import ArcFace, Margin, build_margin
+from pipeline.model.margins.base import Margin, build_margin
+from pipeline.model.margins.cosine import ArcFace
 from pipeline.model.partial_fc import MarginSoftmaxHead
 
 GLOBAL_BATCH = 24

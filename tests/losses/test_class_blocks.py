@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from pipeline.config.schema import ArcFaceMargin, MarginConfig, SoftmaxMargin
+from pipeline.config.margins import ArcFaceMargin, MarginConfig, SoftmaxMargin
 from pipeline.model.class_blocks import WalkOptions, target_product, walk_classes
-from pipeline.model.margin import build_margin
+from pipeline.model.margins.base import build_margin
 from pipeline.model.partial_fc import MarginSoftmaxHead
 
 NUM_QUERIES, NUM_CLASSES, DIM = 6, 7, 4

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.config.schema import ArcFaceMargin, CosFaceMargin, MarginConfig, NormFaceMargin, SoftmaxMargin
-from pipeline.model.margin import ArcFace, Margin, build_margin, register_margin, sine
+from pipeline.config.margins import ArcFaceMargin, CosFaceMargin, MarginConfig, NormFaceMargin, SoftmaxMargin
+from pipeline.model.margins.base import Margin, build_margin, register_margin, sine
+from pipeline.model.margins.cosine import ArcFace
 
 ARCFACE = ArcFaceMargin(scale=64, margin=0.5)
 CONFIGS: list[MarginConfig] = [

@@ -11,7 +11,8 @@ import yaml
 
 from pipeline.config.errors import UserError
 from pipeline.config.load import config_fields, load_config, validate_config
-from pipeline.config.schema import AdamWConfig, CosFaceMargin
+from pipeline.config.margins import CosFaceMargin
+from pipeline.config.schema import AdamWConfig
 
 REPOSITORY = Path(__file__).parents[2]
 MINIMAL = {"output": "run", "data": {"path": "data"}, "training": {"epochs": 1, "global_batch": 8, "local_batch": 4}}

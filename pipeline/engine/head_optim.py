@@ -1,0 +1,132 @@
+"""The head's optimizer: dense for what every step trains whole, row by row for what it trains in part.
+
+A row that a step does not train does not move at all: no decay, no momentum left over from earlier steps. That is what
+Partial FC's sampling means here; a dense optimizer fed with zeros would let all other rows drift and shrink.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from pipeline import dist
+from pipeline.config.schema import AdamWConfig, OptimizerConfig, SGDConfig
+from pipeline.engine import optim
+from pipeline.model.head import ActiveRows, Head
+
+ADAM_EPS = 1e-8
+
+
+class HeadOptimizer:
+    """Owner of a head's optimizer state. All methods are called by all ranks; `gradient_norm` is collective."""
+
+    def __init__(self, config: OptimizerConfig, head: Head) -> None:
+        self.head = head
+        self._config = config
+        row_sparse = head.row_sparse()
+        self._dense = {name: p for name, p in head.named_parameters() if name not in row_sparse and p.requires_grad}
+        self._optimizer = optim.build_optimizer(config, self._dense) if self._dense else None
+        self._rows = {name: _row_optimizer(config, head.get_parameter(name)) for name in sorted(row_sparse)}
+        sharded = head.sharded_tensors()
+        self._sharded = [p for name, p in self._dense.items() if name in sharded]
+        self._replicated = [p for name, p in self._dense.items() if name not in sharded]
+
+    def gradient_norm(self) -> Tensor:
+        """Average the replicated parameters' gradients over ranks; give the L2 norm of the whole gradient. Collective.
+
+        Returns:
+            A scalar float32, the same on all ranks.
+        """
+        for parameter in self._replicated:
+            if parameter.grad is not None:
+                dist.all_reduce_sum(parameter.grad).div_(dist.world_size())
+        sharded = [*self._sharded, *(active.values for active in self.head.active_rows().values())]
+        of_sharded = optim.gradient_norm(sharded, sharded=True)
+        of_replicated = optim.gradient_norm(self._replicated, sharded=False)
+        return torch.hypot(of_sharded, of_replicated.to(of_sharded.device))
+
+    def step(self, lr: float, norm: Tensor, max_norm: float | None) -> None:
+        """Clip, update, clear the gradients."""
+        active = self.head.active_rows()
+        leaves = [*self._dense.values(), *(rows.values for rows in active.values())]
+        optim.scale_gradients(leaves, norm, max_norm)
+        if self._optimizer is not None:
+            optim.set_lr(self._optimizer, lr)
+            self._optimizer.step()
+        for name, optimizer in self._rows.items():
+            optimizer.step(active[name], lr)
+        self.zero_grad()
+
+    def zero_grad(self) -> None:
+        """Clear the gradients."""
+        for parameter in [*self._dense.values(), *(rows.values for rows in self.head.active_rows().values())]:
+            parameter.grad = None
+
+    def prime(self) -> None:
+        """Lay out the state without moving a parameter, so that a checkpoint can be read into it."""
+        if self._optimizer is not None:
+            optim.prime_optimizer(self._optimizer)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The state as live tensors under `parameter-name/slot`; those with dimensions are cut as their parameter."""
+        tensors = optim.optimizer_tensors(self._optimizer, self._dense) if self._optimizer is not None else {}
+        for name, optimizer in self._rows.items():
+            tensors |= {f"{name}/{slot}": value for slot, value in optimizer.state.items()}
+        return tensors
+
+
+class _RowSGD:
+    """SGD with momentum on some rows, as `torch.optim.SGD` does it on all."""
+
+    def __init__(self, config: SGDConfig, parameter: nn.Parameter) -> None:
+        self._parameter = parameter
+        self._momentum = config.momentum
+        self._decay = config.weight_decay if parameter.ndim > 1 else 0.0
+        self.state = {"momentum_buffer": torch.zeros_like(parameter.detach())} if config.momentum else {}
+
+    @torch.no_grad()
+    def step(self, active: ActiveRows, lr: float) -> None:
+        gradient = active.values.grad
+        if gradient is None:
+            return
+        values = self._parameter[active.rows]
+        update = gradient.add(values, alpha=self._decay) if self._decay else gradient
+        if self._momentum:
+            buffer = self.state["momentum_buffer"]
+            update = buffer[active.rows].mul_(self._momentum).add_(update)
+            buffer[active.rows] = update
+        self._parameter[active.rows] = values.add_(update, alpha=-lr)
+
+
+class _RowAdamW:
+    """AdamW on some rows. Each row counts its own updates, so that its first one is corrected as a first one."""
+
+    def __init__(self, config: AdamWConfig, parameter: nn.Parameter) -> None:
+        self._parameter = parameter
+        self._betas = config.betas
+        self._decay = config.weight_decay if parameter.ndim > 1 else 0.0
+        self.state = {
+            "exp_avg": torch.zeros_like(parameter.detach()),
+            "exp_avg_sq": torch.zeros_like(parameter.detach()),
+            "row_steps": torch.zeros(len(parameter), dtype=torch.float32, device=parameter.device),
+        }
+
+    @torch.no_grad()
+    def step(self, active: ActiveRows, lr: float) -> None:
+        gradient, rows = active.values.grad, active.rows
+        if gradient is None:
+            return
+        first, second = self._betas
+        steps = self.state["row_steps"][rows] + 1
+        mean = self.state["exp_avg"][rows].lerp_(gradient, 1 - first)
+        square = self.state["exp_avg_sq"][rows].mul_(second).addcmul_(gradient, gradient, value=1 - second)
+        for slot, value in (("row_steps", steps), ("exp_avg", mean), ("exp_avg_sq", square)):
+            self.state[slot][rows] = value
+        per_row = steps.view(-1, *(1,) * (gradient.ndim - 1))
+        denominator = (square / (1 - second**per_row)).sqrt_().add_(ADAM_EPS)
+        update = mean.div_(1 - first**per_row).div_(denominator)
+        self._parameter[rows] = self._parameter[rows].mul_(1 - lr * self._decay).add_(update, alpha=-lr)
+
+
+def _row_optimizer(config: OptimizerConfig, parameter: nn.Parameter) -> _RowSGD | _RowAdamW:
+    return _RowAdamW(config, parameter) if isinstance(config, AdamWConfig) else _RowSGD(config, parameter)
