@@ -93,8 +93,8 @@ def test_collectives(size: int) -> None:
         assert torch.equal(result["max"], torch.tensor([0.0, size - 1.0]))
         assert result["scalar"] == pytest.approx(sum(range(size)) + 0.1 * size)
         assert result["agree"] == (True, False, False)
-        # every rank's part of a sum, and a replicated parameter of whose gradient each computes a part: the mean over ranks
-        # of what comes back is the whole gradient
+        # every rank's part of a sum, and a replicated parameter of whose gradient each computes a part: the mean over
+        # ranks of what comes back is the whole gradient
         assert result["joined"].item() == sum(range(size))
         assert result["part_gradient"].item() == 3.0 * size
         assert result["replicated_gradient"].item() == rank * size
