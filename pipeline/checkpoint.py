@@ -43,6 +43,17 @@ LATEST = "latest"
 BACKBONE_PREFIX = "backbone/"
 
 
+class MinedListInfo(BaseModel):
+    """The mined list that the order of samples depends on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    file: str
+    """Path in the run's directory."""
+    sha256: str
+    """Of the file."""
+
+
 class CheckpointInfo(BaseModel):
     """The content of `checkpoint.json`."""
 
@@ -52,7 +63,7 @@ class CheckpointInfo(BaseModel):
     step: int
     """Optimizer updates done."""
     samples: int
-    """Samples consumed: the position in the stream, and all that a resume needs to go on."""
+    """Samples consumed: the position in the stream, and with `mined_list` all that the order needs to go on."""
     num_bad_samples: int
     """Of these, how many could not be read."""
     world_size: int
@@ -66,6 +77,8 @@ class CheckpointInfo(BaseModel):
     dataset: dict[str, Any]
     """`dataset.json` of the training data."""
     versions: dict[str, str]
+    mined_list: MinedListInfo | None = None
+    """The list in use; None without mining, before the first round, and where the next step begins with a round."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +109,11 @@ def latest_checkpoint(directory: Path) -> Path | None:
         others = ", ".join(sorted(p.name for p in directory.glob("step-*"))) or "none"
         raise UserError(pointer, f"names {path.name!r}, which is not there", f"one of: {others}", "mend or remove it")
     return path
+
+
+def all_checkpoints(directory: Path) -> list[Path]:
+    """The finished checkpoints of a directory, by step."""
+    return sorted(path.parent for path in directory.glob(f"step-*/{DESCRIPTION}") if path.parent.suffix != ".tmp")
 
 
 def read_info(path: Path) -> CheckpointInfo:

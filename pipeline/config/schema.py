@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 
 from pipeline.config.decoder import CpuDecoder, DaliDecoder
 from pipeline.config.heads import HeadConfig, MarginSoftmaxConfig
+from pipeline.config.mining import MiningConfig
 from pipeline.config.section import Section
 
 
@@ -136,7 +137,8 @@ class TrainingConfig(Section):
     """How much, in which portions and in which precision."""
 
     epochs: float = Field(gt=0)
-    """Passes over the split; rounded to whole global batches, at least one."""
+    """Passes over the split; rounded to whole global batches, at least one. Slots that go to mined photos come on
+    top."""
     global_batch: int = Field(ge=1)
     """Samples of an optimizer step over all ranks: what the science depends on."""
     local_batch: int = Field(ge=2)
@@ -197,9 +199,20 @@ class Config(Section):
     """Learning rate over samples consumed, as a factor on both optimizers' rates."""
     training: TrainingConfig
     """How much and in which portions."""
+    mining: MiningConfig | None = None
+    """Give part of each batch to hard examples found ahead; None for no."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """When to save."""
     monitor: MonitorConfig = MonitorConfig()
     """What to write down."""
     engine: EngineConfig = EngineConfig()
     """What replicates the backbone."""
+
+    @model_validator(mode="after")
+    def _a_group_fits(self) -> Config:
+        if self.mining is not None and not self.mining.mined_slots(self.training.global_batch):
+            raise ValueError(
+                f"mining.share {self.mining.share:g} of global_batch {self.training.global_batch} holds no group of "
+                f"{self.mining.group_size} slots"
+            )
+        return self

@@ -30,7 +30,7 @@ from pipeline.data.decoder import DecodeFailure, Decoder, make_decoder
 from pipeline.data.manifest import SplitIndex
 from pipeline.data.order import PlainOrder
 from pipeline.data.reader import BadSample, Reader
-from pipeline.data.step_plan import MicroBatchPlan, StepPlan, check_batches, plan_step
+from pipeline.data.step_plan import MicroBatchPlan, Order, StepPlan, check_batches, plan_step
 
 # Samples a thread takes at a time: enough to make hand-over cheap, few enough to share a micro-batch among threads.
 _CHUNK = 16
@@ -95,6 +95,7 @@ class Loader:
         flip_probability: of mirroring a sample left to right.
         device: where micro-batches are wanted.
         crop_px: side of the data set's square crops.
+        order: which row stands at which position; None for the plain order of the split and the seed.
         prefetch_steps: how many steps are in the making while one is consumed.
         num_threads: threads that read and decode.
 
@@ -117,15 +118,16 @@ class Loader:
         flip_probability: float,
         device: torch.device,
         crop_px: int,
+        order: Order | None = None,
         prefetch_steps: int = 2,
         num_threads: int = 2,
     ) -> None:
-        check_batches(len(split), global_batch, local_batch)
+        self._order = PlainOrder.create(split.digest, len(split), seed) if order is None else order
+        check_batches(self._order.num_rows, global_batch, local_batch)
         if device.type == "cuda" and device.index is None:
             # Threads of our own begin with device 0 as their current one, whatever this thread has chosen.
             device = torch.device("cuda", torch.cuda.current_device())
         self._split = split
-        self._order = PlainOrder.create(split.digest, len(split), seed)
         self._seed = seed
         self._global_batch, self._local_batch = global_batch, local_batch
         self._rank, self._world_size = rank, world_size

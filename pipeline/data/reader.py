@@ -26,6 +26,8 @@ CRC_MISMATCH = "crc_mismatch"
 UNDECODABLE = "undecodable"
 SIZE_MISMATCH = "size_mismatch"
 
+_MIN_BAD_SAMPLES_TO_STOP = 10
+
 # A split may have more shards than a process may have open files (usually 1,024).
 _MAX_OPEN_SHARDS = 256
 
@@ -40,6 +42,11 @@ class BadSample:
     reason: str
     """One of `io_error`, `short_read`, `crc_mismatch`, `undecodable`, `size_mismatch`."""
     detail: str
+
+
+def allowed_bad_samples(num_read: int, max_bad_share: float) -> float:
+    """How many of the samples read so far may be unreadable: a share of them, and never fewer than a handful."""
+    return max(_MIN_BAD_SAMPLES_TO_STOP, max_bad_share * num_read)
 
 
 @dataclass

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 
@@ -16,13 +17,17 @@ from pipeline.config.decoder import DaliDecoder
 from pipeline.config.errors import UserError
 from pipeline.config.schema import Config
 from pipeline.data.manifest import Dataset, SplitIndex, label_map_sha256, open_dataset
+from pipeline.data.mined_list import MinedList, read_list
+from pipeline.data.mined_order import MiningLayout
 from pipeline.data.step_plan import check_batches
 from pipeline.model.backbones import build_backbone
 
 CONFIG_FILE = "config.yaml"
 CHECKPOINTS = "checkpoints"
 # a resume with another value of these would train another model, or see samples twice
-FIXED_KEYS = ("backbone", "head.kind", "seed", "data.split")
+FIXED_KEYS = ("backbone", "head.kind", "seed", "data.split", "mining")
+# with mining, which samples were seen follows from the number of steps
+FIXED_KEYS_OF_MINING = ("training.global_batch",)
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,8 @@ class Resume:
     info: checkpoint.CheckpointInfo
     changes: list[str]
     """Configuration keys whose value differs from the checkpoint's, as `key: old → new`."""
+    mined: MinedList | None
+    """The list that was in use."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,16 @@ class RunPlan:
     def crop_px(self) -> int:
         return self.dataset.info.crop.size_px
 
+    @property
+    def mining(self) -> MiningLayout | None:
+        """How batches are filled where hard examples are mined."""
+        config = self.config.mining
+        return None if config is None else MiningLayout.create(config, self.config.training.global_batch)
+
+    def epoch(self, samples: int) -> float:
+        """Passes over the split that `samples` slots of the stream make, mined ones not counted."""
+        return (samples if self.mining is None else self.mining.plain_position(samples)) / len(self.split)
+
 
 def plan_run(config: Config) -> RunPlan:
     """Check a configuration against the world: accelerator, data set, batch, checkpoint. Not collective.
@@ -74,22 +91,23 @@ def plan_run(config: Config) -> RunPlan:
     training = config.training
     check_batches(len(split), training.global_batch, training.local_batch)
     label_map = label_map_sha256(split.identities())
-    num_steps = max(1, round(training.epochs * len(split) / training.global_batch))
-    return refresh_resume(RunPlan(config, dataset, split, label_map, num_steps * training.global_batch, None))
+    return refresh_resume(RunPlan(config, dataset, split, label_map, _total_samples(config, split), None))
 
 
 def refresh_resume(plan: RunPlan) -> RunPlan:
     """The same plan, going on from the newest checkpoint that stands there now.
 
     Raises:
-        UserError: the checkpoint is of another model, data set or order.
+        UserError: the checkpoint is of another model, data set or order, or its mined list is gone.
     """
     found = checkpoint.latest_checkpoint(plan.checkpoints)
     if found is None:
         return replace(plan, resume=None)
     info = checkpoint.read_info(found)
     changes = _check_resume(found, info, plan.config, plan.dataset, plan.label_map)
-    return replace(plan, resume=Resume(found, info, changes))
+    listed = info.mined_list
+    mined = None if listed is None else read_list(plan.config.output / listed.file, listed.sha256)
+    return replace(plan, resume=Resume(found, info, changes, mined))
 
 
 def write_config(config: Config) -> None:
@@ -121,14 +139,41 @@ def _check_decoder(config: Config) -> None:
         raise UserError("data.decoder.device", "gpu, while device is cpu", "device=cuda", "or data.decoder.device=cpu")
 
 
+def _total_samples(config: Config, split: SplitIndex) -> int:
+    """Length of the run, mined slots included.
+
+    Raises:
+        UserError: a run that ends before its first mining round, or people without a second photo.
+    """
+    training, plain_samples = config.training, config.training.epochs * len(split)
+    if config.mining is None:
+        return max(1, round(plain_samples / training.global_batch)) * training.global_batch
+    layout = MiningLayout.create(config.mining, training.global_batch)
+    total = layout.num_steps(plain_samples) * training.global_batch
+    if layout.start >= total:
+        raise UserError(
+            "mining.start_step",
+            f"{config.mining.start_step}, but the run has {total // training.global_batch} steps",
+            "a step before the last",
+            "set an earlier mining.start_step or more training.epochs",
+        )
+    num_people = int((np.bincount(split.label) >= 2).sum())
+    if num_people < 2:
+        raise UserError(
+            config.data.path, f"{num_people} of its people have two photos or more", "two at least", "set mining=null"
+        )
+    return total
+
+
 def _check_resume(
     path: Path, info: checkpoint.CheckpointInfo, config: Config, dataset: Dataset, label_map: str
 ) -> list[str]:
     remedy = "start another run with output=DIR, or go back to the old value"
     old, new = dict(flatten(info.config)), dict(flatten(config.model_dump(mode="json")))
     changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    fixed_keys = FIXED_KEYS if config.mining is None else FIXED_KEYS + FIXED_KEYS_OF_MINING
     for key in changed:
-        if any(key == fixed or key.startswith(fixed + ".") for fixed in FIXED_KEYS):
+        if any(key == fixed or key.startswith(fixed + ".") for fixed in fixed_keys):
             raise UserError(key, f"{new.get(key)!r}, but {path} was trained with {old.get(key)!r}", remedy=remedy)
     if label_map != info.label_map_sha256:
         raise UserError(

@@ -9,7 +9,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,8 @@ from torch import Tensor
 
 from pipeline import checkpoint, dist
 from pipeline.config.errors import UserError, report_status
-from pipeline.data.loader import Loader, StepBatch
+from pipeline.data.loader import StepBatch
+from pipeline.data.reader import allowed_bad_samples
 from pipeline.engine import optim
 from pipeline.engine.backend import Backend
 from pipeline.engine.batch_norm import RunningStatistics
@@ -28,6 +29,7 @@ from pipeline.engine.head_optim import HeadOptimizer
 from pipeline.engine.lock import exclusive, leave_with_launcher
 from pipeline.engine.memory import keep_freed_memory
 from pipeline.engine.run import RunPlan, refresh_resume, write_config
+from pipeline.engine.stream import Stream
 from pipeline.model.backbones import build_backbone
 from pipeline.model.head import build_head
 from pipeline.monitor import Monitor
@@ -35,7 +37,6 @@ from pipeline.monitor import Monitor
 logger = logging.getLogger(__name__)
 
 BAD_SAMPLES_FILE = "bad_samples.jsonl"
-MIN_BAD_SAMPLES_TO_STOP = 10
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ class Trainer:
         self.head = build_head(config.head, plan.split.num_labels, config.backbone.embedding_dim, config.seed)
         self.head.to(device)
         self.head_optimizer = HeadOptimizer(config.optim.head, self.head)
+        self._stream = Stream(plan, self.backend, device)
         self._pass = GradientPass(self.backend, self.statistics, self.head, None, config.seed)
         self.mesh = checkpoint.rank_mesh(device)
         self._settle()
@@ -91,37 +93,22 @@ class Trainer:
         if is_writer:
             write_config(config)
             self._trim_bad_samples()
-        loader = Loader(
-            plan.split,
-            seed=config.seed,
-            global_batch=config.training.global_batch,
-            local_batch=config.training.local_batch,
-            rank=dist.rank(),
-            world_size=dist.world_size(),
-            start=self.samples,
-            stop=plan.total_samples,
-            decoder=config.data.decoder,
-            flip_probability=config.data.flip_probability,
-            device=self.device,
-            crop_px=plan.crop_px,
-            prefetch_steps=config.data.prefetch_steps,
-            num_threads=config.data.num_threads,
-        )
         monitor = Monitor(
             config.output, plan.total_samples, self.samples, self.step, is_writer, config.monitor.tensorboard
         )
         saved_at = self.samples
-        with loader, monitor, self._signals():
+        batches = self._stream.batches(self.samples, say=monitor.say, is_stop_asked=lambda: self._stop_asked)
+        with closing(batches), monitor, self._signals():
             monitor.say(self._opening_line())
             window = _Window()
-            for batch in loader:
+            for batch in batches:
                 values, stop = self._train_step(batch)
                 window.add(batch.wait_s, config.training.global_batch)
                 is_last = self.samples >= plan.total_samples or stop
                 if self.step % config.monitor.every_steps == 0 or is_last or self.step == 1:
                     record = {name: _to_number(value) for name, value in values.items()} | window.close()
                     record |= {"step": self.step, "samples": self.samples}
-                    record["epoch"] = self.samples / len(plan.split)
+                    record |= {"epoch": plan.epoch(self.samples), **self._stream.metrics}
                     monitor.record(record)
                     monitor.show(record)
                 if self._is_save_due(saved_at) or is_last:
@@ -129,6 +116,8 @@ class Trainer:
                     saved_at = self.samples
                 if stop:
                     break
+            if saved_at != self.samples:  # asked to stop in the middle of a mining round
+                self._save()
         is_finished = self.samples >= plan.total_samples
         if int(os.environ.get("LOCAL_RANK", "0")) == 0:  # each node has a supervisor of its own
             report_status("finished" if is_finished else "preempted", step=self.step, samples=self.samples)
@@ -138,7 +127,7 @@ class Trainer:
         """One optimizer update; gives what to report, and whether any rank was asked to stop."""
         config = self.config
         num_valid, is_stop_asked = self._exchange_counts(batch)
-        loss, metrics = self._pass.backward(batch, num_valid, self.step, self.samples / len(self.plan.split))
+        loss, metrics = self._pass.backward(batch, num_valid, self.step, self.plan.epoch(self.samples))
         backbone_norm = self.backend.gradient_norm()
         head_norm = self.head_optimizer.gradient_norm()
         # the three are the same on all ranks, so all of them stop together
@@ -172,8 +161,7 @@ class Trainer:
         self._num_bad_samples += num_bad
         if num_bad:
             read = self.samples + self.config.training.global_batch
-            allowed = max(MIN_BAD_SAMPLES_TO_STOP, self.config.data.max_bad_share * read)
-            if self._num_bad_samples > allowed:
+            if self._num_bad_samples > allowed_bad_samples(read, self.config.data.max_bad_share):
                 raise UserError(
                     self.plan.dataset.root,
                     f"{self._num_bad_samples} of {read} samples could not be read",
@@ -237,8 +225,10 @@ class Trainer:
             config=self.config.model_dump(mode="json"),
             dataset=self.plan.dataset.info.model_dump(mode="json"),
             versions=checkpoint.versions(),
+            mined_list=self._stream.reference(self.samples),
         )
         checkpoint.save(self.plan.checkpoints, self._tensors(), info, self.config.checkpoint.keep)
+        self._stream.prune()
 
     def _load(self) -> None:
         assert self.plan.resume is not None
