@@ -1,4 +1,4 @@
-"""Plain order and mined lists in one stream: nothing lost or repeated, whole groups, the same for any number of ranks."""
+"""Plain order and mined lists in one stream: nothing lost or repeated, whole groups, whatever the ranks."""
 
 from __future__ import annotations
 
@@ -161,9 +161,7 @@ def test_length_of_a_run_is_passes_of_the_plain_order() -> None:
     per_person=st.integers(2, 5),
     number=st.integers(1, 5),
 )
-def test_subset_has_people_with_two_photos_or_more(
-    photos: list[int], size: int, per_person: int, number: int
-) -> None:
+def test_subset_has_people_with_two_photos_or_more(photos: list[int], size: int, per_person: int, number: int) -> None:
     labels = np.random.default_rng(0).permutation(np.repeat(np.arange(len(photos)), photos)).astype(np.int32)
     rows = draw_subset(labels, seed=7, number=number, size=size, photos_per_person=per_person)
     assert len(np.unique(rows)) == len(rows) <= size
