@@ -32,7 +32,7 @@ class CentreConfig(Section):
     strength: float = Field(0.003, gt=0)
     """λ; a weight in a sum multiplies it."""
     centre_rate: float = Field(0.5, gt=0, le=1)
-    """Alpha of the paper: how far a step moves a centre towards its samples of the batch, 1 being nearly all the way."""
+    """Alpha of the paper: n samples in a batch move their centre alpha·n/(n + 1) of the way to their mean."""
     normalise: bool = False
     """Bring embeddings to unit length first, as beside heads that see only their direction; the paper does not."""
 
