@@ -107,6 +107,7 @@ def test_three_steps_equal_the_reference(number: int, world_size: int) -> None:
             for name, value in rank.metrics[step].items():
                 assert value.isfinite()
                 assert torch.equal(value, ranks[0].metrics[step][name])
+                assert_close(value, traces(1)[0][number].metrics[step][name], 1e-10, name)
         assert_close(ranks[0].losses[step], loss, 1e-10, f"loss of step {step}")
         gradient = torch.cat([rank.gradients[step] for rank in ranks])
         assert_close(gradient, wanted.gradients[step], 1e-10, f"embeddings' gradient of step {step}")
