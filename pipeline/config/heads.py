@@ -10,6 +10,13 @@ from typing import Annotated, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from pipeline.config.margins import ArcFaceMargin, MarginConfig
+from pipeline.config.metric_heads import (
+    ContrastiveConfig,
+    MarginBasedConfig,
+    MultiSimilarityConfig,
+    NPairConfig,
+    TripletConfig,
+)
 from pipeline.config.section import Section
 from pipeline.config.teacher_heads import DistillationConfig, HarmonicConfig, TeacherConfig
 
@@ -37,7 +44,17 @@ class CentreConfig(Section):
     """Bring embeddings to unit length first, as beside heads that see only their direction; the paper does not."""
 
 
-SingleHead = MarginSoftmaxConfig | CentreConfig | DistillationConfig | HarmonicConfig
+SingleHead = (
+    MarginSoftmaxConfig
+    | ContrastiveConfig
+    | TripletConfig
+    | MarginBasedConfig
+    | MultiSimilarityConfig
+    | NPairConfig
+    | CentreConfig
+    | DistillationConfig
+    | HarmonicConfig
+)
 """Every head but `sum`; all of them can be a part of one."""
 
 _Weight = Annotated[float, Field(ge=0)]

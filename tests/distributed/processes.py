@@ -25,6 +25,8 @@ PRELOADED = [
     "pipeline.checkpoint",
     "pipeline.engine.head_optim",
     "pipeline.model.partial_fc",
+    "pipeline.engine.head_optim",
+    "torch._dynamo",  # an optimizer imports it at its first step
     "torch.distributed.tensor",
     "torch.distributed.checkpoint",
     "pytest",
