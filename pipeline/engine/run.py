@@ -138,7 +138,7 @@ def _check_resume(
     changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
     for key in changed:
         is_fixed = any(key == fixed or key.startswith(fixed + ".") for fixed in FIXED_KEYS)
-        if is_fixed or _is_another_teacher(key, old.get(key), new.get(key)):
+        if is_fixed or _is_another_model(key, old.get(key), new.get(key)):
             raise UserError(key, f"{new.get(key)!r}, but {path} was trained with {old.get(key)!r}", remedy=remedy)
     if label_map != info.label_map_sha256:
         raise UserError(
@@ -157,6 +157,8 @@ def _check_resume(
     return [f"{key}: {old.get(key)} → {new.get(key)}" for key in changed if key != "output"]
 
 
-def _is_another_teacher(key: str, old: object, new: object) -> bool:
-    """Whether a key names a teacher of another step; one whose directory has been moved is the same."""
-    return key.endswith("teacher.checkpoint") and Path(str(old)).name != Path(str(new)).name
+def _is_another_model(key: str, old: object, new: object) -> bool:
+    """Whether a key of a sum's parts, or of a teacher, changes what a run learns or from whom."""
+    if key.endswith("teacher.checkpoint"):
+        return Path(str(old)).name != Path(str(new)).name  # the same step, moved to another place, is the same teacher
+    return key.endswith(".head.kind") and None not in (old, new)

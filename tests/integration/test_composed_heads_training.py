@@ -97,6 +97,19 @@ def test_a_killed_run_of_a_sum_goes_on_bit_for_bit(tmp_path: Path, data: Path, u
     assert [record["centre/weight"] > 0 for record in records[:5]] == [False, False, False, False, True]
 
 
+def test_parts_keep_their_kinds(tmp_path: Path, data: Path, undisturbed: Path) -> None:
+    shutil.copytree(undisturbed, tmp_path / "run")
+    recipe = write_recipe(tmp_path / "recipe.yaml", data, tmp_path / "run", JOINT, FAST_SGD, epochs=5)
+    said = refusal(recipe, "head.parts.centre.head.kind=contrastive")
+    assert said.startswith("head.parts.centre.head.kind: 'contrastive', but ")
+    plan = plan_run(load_config(recipe, ["head.parts.centre.weight=2"]))
+    assert plan.resume is not None
+    assert [change.partition(":")[0] for change in plan.resume.changes] == [
+        "head.parts.centre.weight",
+        "training.epochs",
+    ]
+
+
 def learn_from(teacher: Path) -> dict[str, object]:
     target = {"cosine": {"kind": "cosine"}, "opinion": {"kind": "logits", "temperature": 2}}
     parts = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,17 @@ def write(tmp_path: Path, tree: object) -> Path:
 @pytest.mark.parametrize("recipe", sorted((REPOSITORY / "configs").rglob("*.yaml")), ids=lambda path: path.stem)
 def test_every_shipped_recipe_loads(recipe: Path) -> None:
     load_config(recipe)
+
+
+def examples(page: str) -> list[str]:
+    return re.findall(r"```yaml\n(.*?)```", (REPOSITORY / "docs" / page).read_text(), flags=re.DOTALL)
+
+
+def test_the_examples_of_the_heads_page_load(tmp_path: Path) -> None:
+    found = [load_config(write(tmp_path, MINIMAL | yaml.safe_load(example))).head for example in examples("heads.md")]
+    kinds = {head.kind for config in found for head in single_heads(config).values()}
+    assert {"centre", "distillation", "harmonic", "triplet", "margin_softmax"} <= kinds
+    assert any(config.kind == "sum" for config in found)
 
 
 def test_overrides_reach_nested_keys_and_switch_unions(tmp_path: Path) -> None:
