@@ -76,6 +76,7 @@ class HarmonicHead(Head):
             cosine = (new.detach() * old).sum(1)  # zero in masked slots
             metrics = {
                 "num_triplets": counts[0].to(dtype),
+                "num_dropped_pairs": (counts[1] - counts[0]).to(dtype),
                 "semi_hard_share": counts[0] / counts[1].clamp(min=1),
                 "teacher_cosine": cosine.sum() / slots.num_valid.clamp(min=1),
             }

@@ -14,6 +14,7 @@ from torch import Tensor
 from pipeline import checkpoint
 from pipeline.config.heads import CentreConfig, HarmonicConfig, HeadPart, MarginSoftmaxConfig, SumConfig
 from pipeline.config.margins import CosFaceMargin, SoftmaxMargin
+from pipeline.config.metric_heads import TripletConfig
 from pipeline.config.teacher_heads import CosineTarget, DistillationConfig, L2Target, LogitTarget
 from tests.distributed.processes import run_ranks
 from tests.losses.composed_reference import TEACHER, Case, Trace, reference, sharded_names, train, train_all
@@ -34,6 +35,12 @@ HANDOVER = SumConfig(
     parts={
         "softmax": HeadPart(weight=[(0, 1), (1, 0.5), (2, 0)], head=SOFTMAX),
         "centre": HeadPart(weight=[(0, 0), (1, 0.7), (2, 2)], head=CENTRE),
+    }
+)
+SOFTMAX_THEN_TRIPLET = SumConfig(
+    parts={
+        "softmax": HeadPart(weight=[(0, 1), (1, 0.5), (2, 0)], head=SOFTMAX),
+        "triplet": HeadPart(weight=[(0, 0), (1, 0.5), (2, 1)], head=TripletConfig(margin=0.5, block_bytes=1024)),
     }
 )
 EVERYTHING = SumConfig(
@@ -58,6 +65,7 @@ CASES = [
     Case("joint-all-masked", JOINT, bad_slots="all"),
     Case("handover", HANDOVER),
     Case("back", BACK),
+    Case("softmax-then-triplet", SOFTMAX_THEN_TRIPLET),
     Case("cosine", COSINE),
     Case("cosine-projected", COSINE, teacher_dim=10),
     Case("l2", COSINE.model_copy(update={"target": L2Target()})),

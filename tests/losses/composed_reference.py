@@ -6,6 +6,7 @@ Written for clarity: loops over samples and pairs, whole matrices, autograd. The
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from pipeline.config.heads import (
     SumConfig,
 )
 from pipeline.config.margins import CosFaceMargin, MarginConfig, SoftmaxMargin
+from pipeline.config.metric_heads import TripletConfig
 from pipeline.config.schema import SGDConfig
 from pipeline.config.teacher_heads import LogitTarget, TeacherConfig
 from pipeline.engine.head_optim import HeadOptimizer
@@ -253,6 +255,8 @@ def _loss(
         return functional.cross_entropy(config.margin.scale * (cosine - margins), labels), {}
     if isinstance(config, HarmonicConfig):
         return _harmonic(config, x, t, labels), {}
+    if isinstance(config, TripletConfig):
+        return _triplets(x, labels.tolist(), config.margin, lambda *places: True), {}
     assert isinstance(config, DistillationConfig)
     if prefix + "projection" in tensors:
         x = x @ tensors[prefix + "projection"].t()
@@ -294,23 +298,27 @@ def _logits(target: LogitTarget, x: Tensor, t: Tensor, inputs: Inputs, margin: M
 
 
 def _harmonic(config: HarmonicConfig, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-    n = len(x)
-    pool = torch.cat([x / x.norm(dim=1, keepdim=True), t / t.norm(dim=1, keepdim=True)])
-    label = [*labels.tolist(), *labels.tolist()]
-    squared = [[((a - b) ** 2).sum() for b in pool] for a in pool]
+    """Triplets over the pool of both, one of the three being new at least."""
+    return _triplets(torch.cat([x, t]), 2 * labels.tolist(), config.margin, lambda *places: min(places) < len(x))
+
+
+def _triplets(pool: Tensor, labels: list[int], margin: float, is_allowed: Callable[..., bool]) -> Tensor:
+    """Mean over all anchor–positive pairs with an allowed semi-hard negative, the nearest of them."""
+    unit = pool / pool.norm(dim=1, keepdim=True)
+    squared = [[((a - b) ** 2).sum() for b in unit] for a in unit]
     losses = []
-    for anchor, positive in itertools.permutations(range(2 * n), 2):
-        if label[anchor] != label[positive]:
+    for anchor, positive in itertools.permutations(range(len(pool)), 2):
+        if labels[anchor] != labels[positive]:
             continue
         near = squared[anchor][positive].item()
         candidates = [
             negative
-            for negative in range(2 * n)
-            if label[negative] != label[anchor]
-            and min(anchor, positive, negative) < n  # one of the three is new
-            and near < squared[anchor][negative].item() < near + config.margin
+            for negative in range(len(pool))
+            if labels[negative] != labels[anchor]
+            and is_allowed(anchor, positive, negative)
+            and near < squared[anchor][negative].item() < near + margin
         ]
         if candidates:
             negative = min(candidates, key=lambda column: squared[anchor][column].item())
-            losses.append(squared[anchor][positive] - squared[anchor][negative] + config.margin)
-    return torch.stack(losses).mean() if losses else x.sum() * 0
+            losses.append(squared[anchor][positive] - squared[anchor][negative] + margin)
+    return torch.stack(losses).mean() if losses else pool.sum() * 0

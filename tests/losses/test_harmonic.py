@@ -47,6 +47,7 @@ def test_triplets_by_hand() -> None:
     #   new1 old1  d² 0.010: old0 at 0.5 (0.245), no: beyond 0.210; new0 farther
     #   old1 new1  d² 0.010: old0 at 0.4 (0.158): semi-hard; new0 farther
     assert output.metrics["num_triplets"].item() == 1
+    assert output.metrics["num_dropped_pairs"].item() == 3
     assert output.metrics["semi_hard_share"].item() == pytest.approx(1 / 4)
     assert output.loss.item() == pytest.approx(squared(0.1) - squared(0.4) + 0.2)
     output.loss.backward()
