@@ -120,23 +120,27 @@ def learn_from(teacher: Path) -> dict[str, object]:
 
 
 def test_a_student_of_another_size_learns_from_a_teacher(tmp_path: Path, data: Path, teacher: Path) -> None:
-    for name in ("undisturbed", "killed"):
-        write_recipe(tmp_path / f"{name}.yaml", data, tmp_path / name, learn_from(teacher), FAST_ADAMW, epochs=6)
-        recipe = yaml.safe_load((tmp_path / f"{name}.yaml").read_text())
-        recipe["backbone"] |= {"embedding_dim": 32, "dropout": 0.0}
-        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(recipe))
-    output = tmp_path / "undisturbed"
-    training.run(tmp_path / "undisturbed.yaml", 2)
+    output = tmp_path / "run"
+    recipe = write_recipe(tmp_path / "recipe.yaml", data, output, learn_from(teacher), FAST_ADAMW, epochs=5)
+    smaller = ["backbone.embedding_dim=32", "backbone.dropout=0"]
+    training.run(recipe, 2, smaller)
     losses, cosines = training.losses(output), training.metric(output, "cosine/teacher_cosine")
     last = max(losses)
-    assert losses[last] < 0.6 * losses[1]
+    assert losses[last] < 0.7 * losses[1]
     assert cosines[last] > 0.4 > 0.1 > cosines[1]
     opinions = training.metric(output, "opinion/loss")
     assert opinions[last] < 0.7 * opinions[1]
 
-    training.kill_at_step(tmp_path / "killed.yaml", 2, tmp_path / "killed", 7, signal.SIGKILL)
-    assert "resumed at step" in training.run(tmp_path / "killed.yaml", 2)
-    assert_equal_runs(tmp_path / "killed", output)
+    # resumed on one rank, which then holds all class centres of the teacher
+    middle = sorted((output / "checkpoints").glob("step-*"))[-3]
+    (output / "checkpoints" / "latest").write_text(middle.name)
+    assert "2 → 1 ranks" in training.run(recipe, 1, smaller)
+    resumed_at = read_info(middle).step
+    assert last - resumed_at >= 3
+    again = training.losses(output)
+    assert sorted(again) == sorted(losses)
+    assert again[resumed_at + 1] == pytest.approx(losses[resumed_at + 1], rel=1e-4)
+    assert again[last] == pytest.approx(losses[last], rel=0.3)
 
     saved = tensors(output)
     heads = {name: tuple(value.shape) for name, value in saved.items() if name.startswith("head/")}
