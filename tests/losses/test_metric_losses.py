@@ -165,12 +165,14 @@ def test_memory_grows_with_neither_positives_nor_people() -> None:
         assert largest.num_elements <= max(2 * num * dim, 2 * block_bytes // 4 + 32)
 
 
-def test_plain_distance_has_no_gradient_at_zero() -> None:
-    batch = make_batch("repeats")
-    two = batch.embeddings[:1].repeat(2, 1).requires_grad_()
-    head = build(ContrastiveConfig(margin=1.0)).double()
+@pytest.mark.parametrize("apart", [0.0, 5e-4])
+def test_plain_distance_has_no_gradient_at_zero(apart: float) -> None:
+    """Nor below its floor of 0.001: what is the same to a float32 cosine would be pushed at random."""
+    two = torch.eye(EMBEDDING_DIM, dtype=torch.float64)[[0, 0]]
+    two[1, 1] = apart
+    two.requires_grad_()
     pair = Batch(two, torch.tensor([0, 1]), torch.tensor([5, 6]), torch.ones(2, dtype=torch.bool))
-    output = call(head, pair, two)
+    output = call(build(ContrastiveConfig(margin=1.0)).double(), pair, two)
     output.loss.backward()
     assert output.loss.item() == pytest.approx((1 - 1e-3) ** 2 / 2)
     assert two.grad is not None
@@ -367,6 +369,17 @@ def test_negative_distances_of_a_large_gallery_are_a_sample() -> None:
     d = torch.cdist(unit, unit)[ids[:, None] // 2 != ids // 2]
     assert metrics["negative_distance"].item() == pytest.approx(d.mean().item(), rel=0.01)
     assert metrics["negative_distance_q10"].item() == pytest.approx(d.quantile(0.1).item(), abs=0.02)
+
+
+def test_a_negative_as_near_as_the_positive_is_hard() -> None:
+    unit = torch.tensor([[1, 0, 0], [0.6, 0.8, 0], [0.6, 0, 0.8]], dtype=torch.float64)
+    batch = Batch(unit, torch.tensor([1, 1, 0]), torch.arange(3), torch.ones(3, dtype=torch.bool))
+    metrics = call(build(TripletConfig(), dim=3).double(), batch).metrics
+    # from the second photo, the negative is 0.48 farther than the first: beyond the margin
+    assert metrics["num_triplets"] == 0
+    assert metrics["num_dropped_pairs"] == 2
+    assert metrics["hard_share"] == 0.5
+    assert metrics["semi_hard_share"] == 0
 
 
 def test_memory_is_refused_where_it_does_not_belong() -> None:

@@ -14,6 +14,7 @@ from pipeline.config.errors import UserError
 from pipeline.config.heads import CentreConfig, HeadPart, MarginSoftmaxConfig, single_heads, with_teacher
 from pipeline.config.load import config_fields, load_config, validate_config
 from pipeline.config.margins import ArcFaceMargin, CosFaceMargin
+from pipeline.config.metric_heads import TripletConfig
 from pipeline.config.schema import AdamWConfig
 
 REPOSITORY = Path(__file__).parents[2]
@@ -62,6 +63,12 @@ def test_override_of_kind_drops_the_other_members_fields(tmp_path: Path) -> None
     tree = MINIMAL | {"optim": {"backbone": {"kind": "sgd", "momentum": 0.5}}}
     config = load_config(write(tmp_path, tree), ["optim.backbone.kind=adamw"])
     assert config.optim.backbone == AdamWConfig()
+
+
+def test_override_of_kind_drops_the_fields_of_a_member_that_goes_unnamed(tmp_path: Path) -> None:
+    tree = MINIMAL | {"head": {"margin": {"kind": "cosface"}, "block_bytes": 4096}}
+    config = load_config(write(tmp_path, tree), ["head.kind=triplet"])
+    assert config.head == TripletConfig()
 
 
 @pytest.mark.parametrize("is_kind_first", [True, False])
@@ -199,11 +206,6 @@ def test_one_sum_has_one_teacher(tmp_path: Path) -> None:
     assert [str(head.teacher.checkpoint) for head in single_heads(moved).values()] == ["two", "two"]
     with pytest.raises(UserError, match=r"head: parts name several teachers \(one, three\)"):
         load_config(recipe, ["head.parts.b.head.teacher.checkpoint=three"])
-
-
-def test_an_override_of_a_kind_that_the_file_leaves_to_the_default_drops_its_fields(tmp_path: Path) -> None:
-    tree = MINIMAL | {"head": {"margin": {"scale": 30}}}
-    assert load_config(write(tmp_path, tree), ["head.kind=centre"]).head == CentreConfig()
 
 
 def test_named_sections_are_described() -> None:

@@ -11,7 +11,7 @@ from pipeline import dist
 from pipeline.model.labels import check_labels
 
 MIN_NORM = 1e-12
-"""Shorter embeddings are taken for zero: they stay zero and their gradient finite."""
+"""Shorter embeddings are taken for zero: they stay as they are, and their gradient finite."""
 
 
 @dataclass(frozen=True)

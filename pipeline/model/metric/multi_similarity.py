@@ -33,7 +33,7 @@ class MultiSimilarityHead(MetricHead):
         hardest_positive = torch.where(block.is_positive, positive, torch.inf).amin(dim=1, keepdim=True)
         # without negatives the first bound is −inf, without positives the second +inf: nothing is kept
         is_kept_positive = block.is_positive & (positive - self.mining_margin < hardest_negative)
-        is_kept_negative = (negative + self.mining_margin > hardest_positive) & (negative > -torch.inf)
+        is_kept_negative = negative + self.mining_margin > hardest_positive
         pull, positive_slope = self._part(positive, is_kept_positive, -self.positive_scale)
         push, negative_slope = self._part(negative, is_kept_negative, self.negative_scale)
         term, tally = walk.terms["anchor"], walk.tally
