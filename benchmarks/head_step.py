@@ -115,7 +115,6 @@ def ours(num_classes: int, batch: int, rate: float) -> Step:
     config = MarginSoftmaxConfig(margin=ArcFaceMargin(scale=SCALE, margin=MARGIN), **sampling)
     head = build_head(config, num_classes, DIM, seed=0)
     optimizer = HeadOptimizer(SGDConfig(lr=LR, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY), head)
-    optimizer.prime()
 
     def step(number: int) -> float:
         embeddings, labels = local_batch(num_classes, batch, number)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline import checkpoint, dist
 from pipeline.config.errors import UserError, report_status
@@ -28,6 +28,7 @@ from pipeline.engine.head_optim import HeadOptimizer
 from pipeline.engine.lock import exclusive, leave_with_launcher
 from pipeline.engine.memory import keep_freed_memory
 from pipeline.engine.run import RunPlan, refresh_resume, write_config
+from pipeline.engine.teacher import load_teacher
 from pipeline.model.backbones import build_backbone
 from pipeline.model.head import build_head
 from pipeline.monitor import Monitor
@@ -76,10 +77,15 @@ class Trainer:
         self.backend: Backend = DDPBackend(model, config.optim.backbone, config.training.precision, device)
         self.statistics = RunningStatistics(model)
         self.head = build_head(config.head, plan.split.num_labels, config.backbone.embedding_dim, config.seed)
+        self.mesh = checkpoint.rank_mesh(device)
+        teacher: nn.Module | None = None
+        if plan.teacher is not None:
+            loaded = load_teacher(plan.teacher, device, self.mesh)
+            self.head.attach_teacher(loaded.teacher)
+            teacher = loaded.module
         self.head.to(device)
         self.head_optimizer = HeadOptimizer(config.optim.head, self.head)
-        self._pass = GradientPass(self.backend, self.statistics, self.head, None, config.seed)
-        self.mesh = checkpoint.rank_mesh(device)
+        self._pass = GradientPass(self.backend, self.statistics, self.head, teacher, config.seed)
         self._settle()
         if plan.resume is not None:
             self._load()
@@ -243,7 +249,6 @@ class Trainer:
     def _load(self) -> None:
         assert self.plan.resume is not None
         self.backend.prime_optimizer()
-        self.head_optimizer.prime()
         checkpoint.load_into(self.plan.resume.path, self._tensors())
         info = self.plan.resume.info
         self.step, self.samples, self._num_bad_samples = info.step, info.samples, info.num_bad_samples
