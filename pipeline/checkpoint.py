@@ -197,7 +197,7 @@ def load_backbone(path: Path, device: torch.device) -> LoadedBackbone:
 
     A single process's affair: not collective, whatever the number of ranks that wrote the checkpoint.
     """
-    checkpoint = _find(path)
+    checkpoint = find_checkpoint(path)
     info = read_info(checkpoint)
     config = validate_config(info.config, where=str(checkpoint / DESCRIPTION))
     crop_px = int(info.dataset["crop"]["size_px"])
@@ -222,7 +222,12 @@ def versions() -> dict[str, str]:
     return {"torch": torch.__version__}
 
 
-def _find(path: Path) -> Path:
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint that a path means: itself, or the newest of a run or a `checkpoints` directory.
+
+    Raises:
+        UserError: there is none.
+    """
     if (path / DESCRIPTION).is_file():
         return path
     for directory in (path, path / "checkpoints"):

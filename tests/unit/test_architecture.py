@@ -21,6 +21,7 @@ LAYERS = [
     ["pipeline.model"],
     ["pipeline.checkpoint"],
     ["pipeline.engine"],
+    ["pipeline.interop"],
     ["pipeline.evaluate"],
 ]
 FORBIDDEN = {
