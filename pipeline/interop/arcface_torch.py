@@ -1,8 +1,8 @@
 """Reads what InsightFace's arcface_torch leaves behind: backbones, and the class centres of all ranks.
 
-Its networks are the IResNets of `pipeline.model.backbones.iresnet` under other names: the same layers in the same order,
-batch norm's ε 1e-5, the last map flattened as channels, rows, columns, and crops as RGB scaled to [−1, 1]. Files are
-read with `weights_only=True`: a pickle that would run code is refused.
+Its networks are the IResNets of `pipeline.model.backbones.iresnet` under other names: the same layers in the same
+order, batch norm's ε 1e-5, the last map flattened as channels, rows, columns, and crops as RGB scaled to [−1, 1].
+Files are read with `weights_only=True`: a pickle that would run code is refused.
 """
 
 from __future__ import annotations
