@@ -113,6 +113,14 @@ def sum_over_ranks(x: Tensor) -> Tensor:
     return cast(Tensor, _SumOverRanks.apply(x))
 
 
+def times_world_size_in_backward(x: Tensor) -> Tensor:
+    """The same values; the gradient that comes back is multiplied by world_size. Not collective.
+
+    For a replicated parameter of whose gradient each rank computes a part: the engine averages such gradients.
+    """
+    return cast(Tensor, _TimesWorldSizeInBackward.apply(x))
+
+
 def all_reduce_sum(x: Tensor) -> Tensor:
     """Sum over ranks, in place, not differentiable; gives `x`."""
     return _all_reduce(x, c10d.ReduceOp.SUM)
@@ -152,6 +160,16 @@ class _SumOverRanks(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         return all_reduce_sum(x.clone())
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0] * world_size()
+
+
+class _TimesWorldSizeInBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:

@@ -6,6 +6,8 @@ Partial FC's sampling means here; a dense optimizer fed with zeros would let all
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -15,6 +17,7 @@ from pipeline.engine import optim
 from pipeline.model.head import ActiveRows, Head
 
 ADAM_EPS = 1e-8
+_ROWS_AT_ONCE = 1024
 
 
 class HeadOptimizer:
@@ -40,16 +43,17 @@ class HeadOptimizer:
         for parameter in self._replicated:
             if parameter.grad is not None:
                 dist.all_reduce_sum(parameter.grad).div_(dist.world_size())
-        sharded = [*self._sharded, *(active.values for active in self.head.active_rows().values())]
-        of_sharded = optim.gradient_norm(sharded, sharded=True)
-        of_replicated = optim.gradient_norm(self._replicated, sharded=False)
-        return torch.hypot(of_sharded, of_replicated.to(of_sharded.device))
+        of_sharded = [p.grad for p in self._sharded if p.grad is not None]
+        of_rows = [active.gradient() for active in self.head.active_rows().values()]
+        sharded = optim.norm_of([*of_sharded, *(g for g in of_rows if g is not None)], sharded=True)
+        replicated = optim.norm_of([p.grad for p in self._replicated if p.grad is not None], sharded=False)
+        return torch.hypot(sharded, replicated.to(sharded.device))
 
     def step(self, lr: float, norm: Tensor, max_norm: float | None) -> None:
         """Clip, update, clear the gradients."""
         active = self.head.active_rows()
-        leaves = [*self._dense.values(), *(rows.values for rows in active.values())]
-        optim.scale_gradients(leaves, norm, max_norm)
+        leaves = {id(p): p for p in [*self._dense.values(), *(rows.leaf for rows in active.values())]}
+        optim.scale_gradients(leaves.values(), norm, max_norm)
         if self._optimizer is not None:
             optim.set_lr(self._optimizer, lr)
             self._optimizer.step()
@@ -59,7 +63,7 @@ class HeadOptimizer:
 
     def zero_grad(self) -> None:
         """Clear the gradients."""
-        for parameter in [*self._dense.values(), *(rows.values for rows in self.head.active_rows().values())]:
+        for parameter in [*self._dense.values(), *(rows.leaf for rows in self.head.active_rows().values())]:
             parameter.grad = None
 
     def prime(self) -> None:
@@ -86,16 +90,15 @@ class _RowSGD:
 
     @torch.no_grad()
     def step(self, active: ActiveRows, lr: float) -> None:
-        gradient = active.values.grad
-        if gradient is None:
-            return
-        values = self._parameter[active.rows]
-        update = gradient.add(values, alpha=self._decay) if self._decay else gradient
-        if self._momentum:
-            buffer = self.state["momentum_buffer"]
-            update = buffer[active.rows].mul_(self._momentum).add_(update)
-            buffer[active.rows] = update
-        self._parameter[active.rows] = values.add_(update, alpha=-lr)
+        for rows, update in _chunks(active):
+            values = self._parameter[rows]
+            if self._decay:
+                update.add_(values, alpha=self._decay)
+            if self._momentum:
+                buffer = self.state["momentum_buffer"]
+                update = buffer[rows].mul_(self._momentum).add_(update)
+                buffer[rows] = update
+            self._parameter[rows] = values.add_(update, alpha=-lr)
 
 
 class _RowAdamW:
@@ -113,19 +116,25 @@ class _RowAdamW:
 
     @torch.no_grad()
     def step(self, active: ActiveRows, lr: float) -> None:
-        gradient, rows = active.values.grad, active.rows
-        if gradient is None:
-            return
         first, second = self._betas
-        steps = self.state["row_steps"][rows] + 1
-        mean = self.state["exp_avg"][rows].lerp_(gradient, 1 - first)
-        square = self.state["exp_avg_sq"][rows].mul_(second).addcmul_(gradient, gradient, value=1 - second)
-        for slot, value in (("row_steps", steps), ("exp_avg", mean), ("exp_avg_sq", square)):
-            self.state[slot][rows] = value
-        per_row = steps.view(-1, *(1,) * (gradient.ndim - 1))
-        denominator = (square / (1 - second**per_row)).sqrt_().add_(ADAM_EPS)
-        update = mean.div_(1 - first**per_row).div_(denominator)
-        self._parameter[rows] = self._parameter[rows].mul_(1 - lr * self._decay).add_(update, alpha=-lr)
+        for rows, gradient in _chunks(active):
+            steps = self.state["row_steps"][rows] + 1
+            mean = self.state["exp_avg"][rows].lerp_(gradient, 1 - first)
+            square = self.state["exp_avg_sq"][rows].mul_(second).addcmul_(gradient, gradient, value=1 - second)
+            for slot, value in (("row_steps", steps), ("exp_avg", mean), ("exp_avg_sq", square)):
+                self.state[slot][rows] = value
+            # in float32, 1 − 0.999 would have lost its digits
+            per_row = steps.double().view(-1, *(1,) * (gradient.ndim - 1))
+            denominator = square.div_((1 - second**per_row).to(square.dtype)).sqrt_().add_(ADAM_EPS)
+            update = mean.div_((1 - first**per_row).to(mean.dtype)).div_(denominator)
+            self._parameter[rows] = self._parameter[rows].mul_(1 - lr * self._decay).add_(update, alpha=-lr)
+
+
+def _chunks(active: ActiveRows) -> Iterator[tuple[Tensor, Tensor]]:
+    """Rows and their gradients, a few at a time: what is gathered of them stays in the cache."""
+    gradient = active.gradient()
+    if gradient is not None:
+        yield from zip(active.rows.split(_ROWS_AT_ONCE), gradient.split(_ROWS_AT_ONCE), strict=True)
 
 
 def _row_optimizer(config: OptimizerConfig, parameter: nn.Parameter) -> _RowSGD | _RowAdamW:

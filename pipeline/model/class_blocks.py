@@ -1,25 +1,33 @@
 """The walk over a rank's class centres: log-sum-exp of all logits but the target's, without ever holding all logits.
 
-For queries q_i (embeddings times scale) and a rank's class centres, unit length where asked for, the logits are
-z_ij = q_i·w_j + b_j. A block of rows at a time gives its logits [N, n] to an online log-sum-exp and is dropped; the
-backward pass forms each block again. Memory is O(N·D + rows·D) plus one block; the price is a fourth matrix product
-beside the three of a dense layer, which is saved where a single block holds all rows.
+For queries q_i (embeddings times scale) and a rank's class centres w_j, the logits are z_ij = q_i·w_j/|w_j| + b_j (or
+without the division). A block of rows at a time gives its logits [N, n] to an online log-sum-exp; the backward pass
+forms each block again, but for the first blocks, which are kept as far as a memory budget goes. Memory is
+O(N·D + rows·D) plus one block and the budget; a block that is formed again costs a fourth matrix product beside the
+three of a dense layer.
+
+Rows are never copied to unit length: a logit's column is divided by the row's length instead, which touches N numbers a
+class where the copy would touch D, in each direction, and leaves the rows where they are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from pipeline import dist
 from pipeline.model.margins.base import NegativeTransform
 
 MIN_NORM = 1e-12
 """Floor of a class centre's length where it divides."""
+
+Reduction = Literal["log_sum_exp", "softplus_sum"]
+"""What becomes of a query's logits, its target's left out: log Σ exp(z), or Σ log(1 + exp(z))."""
 
 
 @dataclass(frozen=True)
@@ -29,20 +37,43 @@ class WalkOptions:
     normalise: bool
     """Divide each class centre by its length."""
     block_rows: int
-    """Class centres a block."""
-    transform: NegativeTransform | None
+    """Classes a block."""
+    keep_bytes: int = 0
+    """Memory for blocks of logits that are kept for the backward pass."""
+    transform: NegativeTransform | None = None
     """Elementwise map of the logits; the target's own are not touched."""
+    reduction: Reduction = "log_sum_exp"
+    """See there."""
+    is_bias_on_target: bool = True
+    """Whether the target's logit has the bias too."""
+    num_subcentres: int = 1
+    """K: consecutive rows of one class, of which the most similar one counts."""
+    is_bf16: bool = False
+    """Round the factors of all matrix products to bfloat16; sums are float32."""
 
 
-def target_product(queries: Tensor, centres: Tensor, bias: Tensor | None, columns: Tensor, normalise: bool) -> Tensor:
+class Walked(NamedTuple):
+    """What a walk gives for each query, the same on all ranks."""
+
+    target: Tensor
+    """[N], `target_product`'s values with a graph."""
+    reduced: Tensor
+    """[N], the reduction over all classes but the target; log-sum-exp of nothing is −inf."""
+    greatest: Tensor
+    """[N], the greatest logit but the target's, without a graph."""
+
+
+def target_product(
+    queries: Tensor, centres: Tensor, bias: Tensor | None, columns: Tensor, options: WalkOptions
+) -> Tensor:
     """Logit of each query's own class before any margin, wherever its centre lives. Collective; without a graph.
 
     Args:
         queries: [N, D].
-        centres: [rows, D], this rank's.
-        bias: [rows] or None.
-        columns: [N] int64, the target's row on this rank, negative where another rank owns it.
-        normalise: divide centres by their length.
+        centres: [classes · K, D], this rank's.
+        bias: [classes] or None.
+        columns: [N] int64, the target's class on this rank, negative where another rank owns it.
+        options: see there.
 
     Returns:
         [N], the same on all ranks; 0 for a query that no rank owns a target for.
@@ -50,38 +81,56 @@ def target_product(queries: Tensor, centres: Tensor, bias: Tensor | None, column
     with torch.no_grad():
         product = queries.new_zeros(len(queries))
         if len(centres):
-            rows = columns.clamp(min=0)
-            own = centres[rows]
-            if normalise:
-                own = own / own.norm(dim=1, keepdim=True).clamp(min=MIN_NORM)
+            classes = columns.clamp(min=0)
+            own = centres.view(-1, options.num_subcentres, centres.shape[1])[classes]
+            inverse = _inverse_lengths(own.flatten(0, 1)).view(own.shape[:2]) if options.normalise else None
+            if options.is_bf16:
+                queries, own = _rounded(queries), _rounded(own)
             # not a matrix product: exact float32 even where those may round their input (TF32)
-            product = (queries * own).sum(1)
+            products = (queries[:, None] * own).sum(2)
+            product = (products if inverse is None else products * inverse).amax(1)
             if bias is not None:
-                product += bias[rows]
+                product += bias[classes]
             product = torch.where(columns >= 0, product, 0)
         return dist.all_reduce_sum(product)
 
 
+def target_length(centres: Tensor, columns: Tensor) -> Tensor:
+    """Length of each query's own class centre, wherever it lives. Collective; differentiable.
+
+    Args:
+        centres: [classes, D], this rank's.
+        columns: [N] int64, as in `target_product`.
+
+    Returns:
+        [N], the same on all ranks. The centres get the exact gradient of a loss that all ranks compute alike.
+    """
+    lengths = torch.zeros(len(columns), dtype=centres.dtype, device=centres.device)
+    if len(centres):
+        lengths = torch.where(columns >= 0, torch.linalg.vector_norm(centres[columns.clamp(min=0)], dim=1), 0)
+    # its own part keeps its graph; what the others add is a constant here
+    return lengths + (dist.all_reduce_sum(lengths.detach().clone()) - lengths.detach())
+
+
 def walk_classes(
     queries: Tensor, centres: Tensor, bias: Tensor | None, columns: Tensor, target: Tensor, options: WalkOptions
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Walked:
     """Reduce the logits of all ranks' classes to three numbers a query. Collective, forward only; differentiable once.
 
     Args:
         queries: [N, D], the same on all ranks, of the centres' type.
-        centres: [rows, D], this rank's; rows may be 0.
-        bias: [rows] or None.
-        columns: [N] int64, the target's row on this rank, negative where another rank owns it.
+        centres: [classes · K, D], this rank's; there may be none.
+        bias: [classes] or None.
+        columns: [N] int64, the target's class on this rank, negative where another rank owns it.
         target: [N], `target_product` of the same arguments.
         options: see there.
 
     Returns:
-        target [N], the same values with a graph; negative_lse [N], log Σ_{j≠y} exp(z_j), −inf without another class;
-        negative_max [N], max_{j≠y} z_j, without a graph. All the same on all ranks. When every rank backpropagates
-        the same loss, the centres get its exact gradient, the queries this rank's part of it times the number of
-        ranks: the parts' sum then agrees with the gradient of whatever all ranks compute in the same way.
+        See `Walked`. When every rank backpropagates the same loss, the centres get its exact gradient, the queries
+        this rank's part of it times the number of ranks: the parts' sum then agrees with the gradient of whatever all
+        ranks compute in the same way.
     """
-    return cast(tuple[Tensor, Tensor, Tensor], _Walk.apply(queries, centres, bias, columns, target, options))
+    return Walked(*cast(tuple[Tensor, Tensor, Tensor], _Walk.apply(queries, centres, bias, columns, target, options)))
 
 
 class _Walk(torch.autograd.Function):
@@ -95,92 +144,172 @@ class _Walk(torch.autograd.Function):
         target: Tensor,
         options: WalkOptions,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        greatest = queries.new_full((len(queries),), -torch.inf)
-        total = torch.zeros_like(greatest)
-        kept = None
-        for start, stop in _blocks(len(centres), options.block_rows):
-            logits = _product(queries, _rows(centres, start, stop, options.normalise)[0], bias, start, stop)
-            if stop - start == len(centres):
-                kept = logits
-            logits = options.transform(logits) if options.transform else logits
-            is_shared = logits is kept
-            _set_targets(logits, columns - start, -torch.inf)
-            block_greatest = torch.maximum(greatest, logits.amax(1))
-            floor = _finite(block_greatest)
-            shifted = logits - floor[:, None] if is_shared else logits.sub_(floor[:, None])
-            total = total * (greatest - floor).exp() + shifted.exp_().sum(1)
+        blocks = _Blocks(queries, centres, bias, options)
+        total = queries.new_zeros(len(queries))
+        greatest = torch.full_like(total, -torch.inf)
+        kept: list[Tensor] = []
+        for start, stop in blocks.ranges():
+            logits, _ = blocks.logits(start, stop)
+            if len(kept) < blocks.num_kept:
+                kept.append(logits)
+            values = options.transform(logits) if options.transform else logits
+            is_free = not (kept and values is kept[-1])
+            if not is_free:
+                values = values.clone()
+            _set_targets(values, columns - start, -torch.inf)
+            block_greatest = torch.maximum(greatest, values.amax(1))
+            if options.reduction == "softplus_sum":
+                total += functional.softplus(values).sum(1)
+            else:
+                floor = _finite(block_greatest)
+                total = total * (greatest - floor).exp_() + values.sub_(floor[:, None]).exp_().sum(1)
             greatest = block_greatest
         global_greatest = dist.all_reduce_max(greatest.clone())
-        floor = _finite(global_greatest)
-        total = dist.all_reduce_sum(total * (greatest - floor).exp())
-        negative_lse = floor + total.log()
-        ctx.options = options
-        ctx.save_for_backward(queries, centres, bias, columns, negative_lse, kept)
+        if options.reduction == "softplus_sum":
+            reduced = dist.all_reduce_sum(total)
+        else:
+            floor = _finite(global_greatest)
+            reduced = floor + dist.all_reduce_sum(total * (greatest - floor).exp_()).log_()
+        ctx.options, ctx.kept, ctx.inverse = options, kept, blocks.inverse
+        ctx.save_for_backward(queries, centres, bias, columns, reduced)
         ctx.mark_non_differentiable(global_greatest)
-        return target.clone(), negative_lse, global_greatest
+        return target.clone(), reduced, global_greatest
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        target_gradient, lse_gradient = gradients[0], gradients[1]
-        queries, centres, bias, columns, negative_lse, kept = ctx.saved_tensors
+        target_gradient, reduced_gradient = gradients[0], gradients[1]
+        queries, centres, bias, columns, reduced = ctx.saved_tensors
         options: WalkOptions = ctx.options
+        kept: list[Tensor] = ctx.kept
+        ctx.kept = []  # they are overwritten below: a second backward pass forms them again
+        blocks = _Blocks(queries, centres, bias, options, ctx.inverse)
         queries_gradient = torch.zeros_like(queries)
         centres_gradient = torch.empty_like(centres)
         bias_gradient = None if bias is None else torch.empty_like(bias)
-        floor = _finite(negative_lse)
         # autocast may be on where backward() is called, and would run these products in its narrow type
         with torch.autocast(queries.device.type, enabled=False):
-            for start, stop in _blocks(len(centres), options.block_rows):
-                rows, lengths = _rows(centres, start, stop, options.normalise)
-                logits = _product(queries, rows, bias, start, stop) if kept is None else kept
-                gradient = _logits_gradient(logits, floor, lse_gradient, columns - start, options.transform)
+            for number, (start, stop) in enumerate(blocks.ranges()):
+                logits, chosen = (kept[number], None) if number < len(kept) else blocks.logits(start, stop)
+                gradient = _logits_gradient(logits, reduced, reduced_gradient, columns - start, options)
+                if bias_gradient is not None:
+                    _set_targets(gradient, columns - start, target_gradient if options.is_bias_on_target else 0.0)
+                    torch.sum(gradient, 0, out=bias_gradient[start:stop])
                 # the target's own gradient rides along in the same two products, without a scatter into the centres
                 _set_targets(gradient, columns - start, target_gradient)
-                queries_gradient.addmm_(gradient, rows)
-                part = torch.mm(gradient.t(), queries, out=centres_gradient[start:stop])
-                if lengths is not None:
-                    # through w / |w|: only what is perpendicular to w moves the direction
-                    part.sub_(rows * (rows * part).sum(1, keepdim=True)).div_(lengths)
-                if bias_gradient is not None:
-                    torch.sum(gradient, 0, out=bias_gradient[start:stop])
+                if chosen is not None:
+                    whole = gradient.new_zeros((*gradient.shape, options.num_subcentres))
+                    gradient = whole.scatter_(2, chosen, gradient[:, :, None]).flatten(1)
+                blocks.add_gradients(start, stop, gradient, queries_gradient, centres_gradient)
         queries_gradient *= dist.world_size()
         return queries_gradient, centres_gradient, bias_gradient, None, None, None
 
 
-def _blocks(num_rows: int, block_rows: int) -> Iterator[tuple[int, int]]:
-    for start in range(0, num_rows, block_rows):
-        yield start, min(start + block_rows, num_rows)
+class _Blocks:
+    """A rank's class centres, block by block; classes are counted, of K rows each.
+
+    Args:
+        queries, centres, bias, options: see `walk_classes`.
+        inverse: [classes · K], an earlier object's; None: found along with the logits.
+    """
+
+    def __init__(
+        self, queries: Tensor, centres: Tensor, bias: Tensor | None, options: WalkOptions, inverse: Tensor | None = None
+    ) -> None:
+        self._queries, self._centres, self._bias, self._options = queries, centres, bias, options
+        self._factors = _rounded(queries) if options.is_bf16 else queries
+        self._num_classes = len(centres) // options.num_subcentres
+        self._has_inverse = inverse is not None
+        self.inverse = inverse
+        """[classes · K], one over each row's length, where rows are normalised."""
+        if inverse is None and options.normalise:
+            self.inverse = torch.empty(len(centres), dtype=centres.dtype, device=centres.device)
+        block_bytes = min(options.block_rows, max(1, self._num_classes)) * len(queries) * queries.element_size()
+        self.num_kept = options.keep_bytes // max(1, block_bytes) if options.num_subcentres == 1 else 0
+        """How many blocks of logits, from the first, the budget keeps."""
+
+    def ranges(self) -> Iterator[tuple[int, int]]:
+        """First class and end of each block."""
+        for start in range(0, self._num_classes, self._options.block_rows):
+            yield start, min(start + self._options.block_rows, self._num_classes)
+
+    def logits(self, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
+        """Logits [N, n] of the classes' most similar rows, and which these are: [N, n, 1] int64, None for K = 1."""
+        rows = self._rows(start, stop)
+        products = torch.mm(self._factors, (_rounded(rows) if self._options.is_bf16 else rows).t())
+        inverse = self._inverse(start, stop, rows)
+        if inverse is not None:
+            products.mul_(inverse)
+        chosen = None
+        if self._options.num_subcentres > 1:
+            greatest, chosen = products.view(len(products), -1, self._options.num_subcentres).max(2, keepdim=True)
+            products = greatest.squeeze(2)
+        if self._bias is not None:
+            products.add_(self._bias[start:stop])
+        return products, chosen
+
+    def add_gradients(
+        self, start: int, stop: int, gradient: Tensor, queries_gradient: Tensor, centres_gradient: Tensor
+    ) -> None:
+        """Carry the gradient [N, n · K] of a block's products to queries (added) and rows (set); overwrites it."""
+        options = self._options
+        rows = factors = self._rows(start, stop)
+        inverse = self._inverse(start, stop, rows)
+        if inverse is not None:
+            gradient.mul_(inverse)
+        if options.is_bf16:
+            gradient, factors = _rounded(gradient), _rounded(rows)
+        queries_gradient.addmm_(gradient, factors)
+        k = options.num_subcentres
+        part = torch.mm(gradient.t(), self._factors, out=centres_gradient[start * k : stop * k])
+        if inverse is not None:
+            # through w / |w|: only what is perpendicular to w moves the direction
+            along = torch.linalg.vecdot(rows, part).mul_(inverse).mul_(inverse)
+            part.addcmul_(rows, along[:, None], value=-1)
+
+    def _rows(self, start: int, stop: int) -> Tensor:
+        k = self._options.num_subcentres
+        return self._centres[start * k : stop * k]
+
+    def _inverse(self, start: int, stop: int, rows: Tensor) -> Tensor | None:
+        if self.inverse is None:
+            return None
+        k = self._options.num_subcentres
+        part = self.inverse[start * k : stop * k]
+        if not self._has_inverse:
+            part.copy_(_inverse_lengths(rows))
+        return part
 
 
-def _rows(centres: Tensor, start: int, stop: int, normalise: bool) -> tuple[Tensor, Tensor | None]:
-    """A block of class centres [n, D], of unit length if `normalise`, then with the lengths [n, 1] they had."""
-    rows = centres[start:stop]
-    if not normalise:
-        return rows, None
-    lengths = rows.norm(dim=1, keepdim=True).clamp(min=MIN_NORM)
-    return rows / lengths, lengths
+def _inverse_lengths(rows: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(rows, dim=1).clamp_(min=MIN_NORM).reciprocal_()
 
 
-def _product(queries: Tensor, rows: Tensor, bias: Tensor | None, start: int, stop: int) -> Tensor:
-    if bias is None:
-        return queries @ rows.t()
-    return torch.addmm(bias[start:stop], queries, rows.t())
+def _rounded(x: Tensor) -> Tensor:
+    """To bfloat16 and back: products of such factors are exact in float32, as tensor cores form them."""
+    return x.to(torch.bfloat16).to(x.dtype)
 
 
 def _logits_gradient(
-    logits: Tensor, floor: Tensor, lse_gradient: Tensor, columns: Tensor, transform: NegativeTransform | None
+    logits: Tensor, reduced: Tensor, reduced_gradient: Tensor, columns: Tensor, options: WalkOptions
 ) -> Tensor:
-    """Gradient [N, n] of a block's logits, wrong at the targets: softmax over the negatives times the incoming one."""
-    if transform is None:
-        return (logits - floor[:, None]).exp_().mul_(lse_gradient[:, None])
+    """Gradient [N, n] of a block's logits, wrong at the targets, in the logits' memory where there is no transform."""
+    if options.transform is None:
+        return _reduction_gradient(logits, reduced, options).mul_(reduced_gradient[:, None])
     with torch.enable_grad():
         leaf = logits.detach().requires_grad_()
-        transformed = transform(leaf)
-    probability = transformed.detach().clone()
-    _set_targets(probability, columns, -torch.inf)
-    probability.sub_(floor[:, None]).exp_().mul_(lse_gradient[:, None])
-    (gradient,) = torch.autograd.grad(transformed, leaf, probability)
+        transformed = options.transform(leaf)
+    values = transformed.detach().clone()
+    _set_targets(values, columns, -torch.inf)
+    incoming = _reduction_gradient(values, reduced, options).mul_(reduced_gradient[:, None])
+    (gradient,) = torch.autograd.grad(transformed, leaf, incoming)
     return gradient
+
+
+def _reduction_gradient(values: Tensor, reduced: Tensor, options: WalkOptions) -> Tensor:
+    """Derivative of the reduction by each of its values [N, n], in their memory."""
+    if options.reduction == "softplus_sum":
+        return values.sigmoid_()
+    return values.sub_(_finite(reduced)[:, None]).exp_()
 
 
 def _set_targets(block: Tensor, columns: Tensor, value: Tensor | float) -> None:

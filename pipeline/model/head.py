@@ -37,8 +37,16 @@ class ActiveRows:
 
     rows: Tensor
     """[m] int64, ascending, counted from the first row of this rank's partition."""
-    values: nn.Parameter
-    """[m, ...], a copy of those rows, whose `grad` collects the gradient; the optimizer moves the rows themselves."""
+    leaf: nn.Parameter
+    """What took part in the computation and collects the gradient: the parameter itself, or a copy of some rows."""
+    within: Tensor | None
+    """[m] int64, where `rows` stand in `leaf`; None: they are its rows in order."""
+
+    def gradient(self) -> Tensor | None:
+        """Gradient [m, ...] of the rows, None without a backward pass. It may be changed in place."""
+        if self.leaf.grad is None or self.within is None:
+            return self.leaf.grad
+        return self.leaf.grad[self.within]
 
 
 class Head(nn.Module):

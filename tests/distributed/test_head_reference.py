@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
+from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor
 
+from pipeline.config.margins import MarginConfig
 from tests.distributed.processes import run_ranks
-from tests.losses.reference import CASES, Case, Result, dense, make_batch, on_this_rank_all
+from tests.losses.reference import CASES, MARGINS, Case, Result, dense, make_batch, on_this_rank_all
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
 
@@ -20,6 +22,11 @@ def results(world_size: int) -> list[list[Result]]:
     if world_size == 1:
         return [on_this_rank_all(CASES)]
     return run_ranks(on_this_rank_all, world_size, CASES)
+
+
+@functools.cache
+def reference(number: int) -> Result:
+    return dense(CASES[number], make_batch(CASES[number]))
 
 
 def assert_close(found: Tensor, expected: Tensor, tolerance: float, what: str) -> None:
@@ -33,11 +40,12 @@ def assert_close(found: Tensor, expected: Tensor, tolerance: float, what: str) -
 def test_equals_dense(number: int, world_size: int) -> None:
     case: Case = CASES[number]
     ranks = [by_case[number] for by_case in results(world_size)]
-    expected, tolerance = dense(case, make_batch(case)), TOLERANCE[case.dtype]
+    expected, tolerance = reference(number), TOLERANCE[case.dtype]
     for rank in ranks:
         assert rank.loss.dtype == case.dtype
         assert torch.equal(rank.loss, ranks[0].loss), "the loss must be bit-equal on all ranks"
         assert all(torch.equal(value, ranks[0].metrics[name]) for name, value in rank.metrics.items())
+        assert all(torch.equal(value, ranks[0].margin[name]) for name, value in rank.margin.items())
     assert_close(ranks[0].loss, expected.loss, tolerance, "loss")
     assert_close(torch.cat([rank.embeddings for rank in ranks]), expected.embeddings, tolerance, "embeddings")
     assert_close(torch.cat([rank.centres for rank in ranks]), expected.centres, tolerance, "class centres")
@@ -45,18 +53,25 @@ def test_equals_dense(number: int, world_size: int) -> None:
         assert expected.bias is not None
         biases = [rank.bias for rank in ranks if rank.bias is not None]
         assert_close(torch.cat(biases), expected.bias, tolerance, "bias")
+    assert ranks[0].margin.keys() == expected.margin.keys()
+    for name, value in expected.margin.items():
+        assert_close(ranks[0].margin[name], value.double(), tolerance, name)
     if case.rounds == 1:
         assert ranks[0].metrics.keys() == expected.metrics.keys()
         for name, value in expected.metrics.items():
             assert_close(ranks[0].metrics[name], value, tolerance, name)
 
 
+def test_every_margin_has_its_cases() -> None:
+    assert {type(margin) for _, margin in MARGINS} == set(get_args(get_args(MarginConfig)[0]))
+
+
 def test_cases_reach_the_corners() -> None:
     """Were all target cosines small, half of the cases above would test nothing."""
     case = next(case for case in CASES if case.name == "arcface")
     batch = make_batch(case)
-    cosine = torch.nn.functional.cosine_similarity(batch.embeddings, batch.centres[batch.labels.clamp(0, 36)])
-    cosine = cosine[batch.valid]
+    centres = batch.centres[batch.labels.clamp(0, 36), 0]
+    cosine = torch.nn.functional.cosine_similarity(batch.embeddings, centres)[batch.valid]
     assert cosine.min() < -0.95
     assert cosine.max() > 0.95
     assert 0 < dense(case, batch).metrics["past_pi_share"] < 0.5

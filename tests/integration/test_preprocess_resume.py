@@ -41,6 +41,11 @@ def start(photos: Path, out: Path) -> subprocess.Popen[str]:
     )
 
 
+def let_go(process: subprocess.Popen[str]) -> None:
+    """Let what `start_and_hold` stopped go on; signals sent meanwhile arrive first."""
+    os.killpg(process.pid, signal.SIGCONT)
+
+
 def workers_of(pid: int) -> list[int]:
     """The pool's processes."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
@@ -62,8 +67,8 @@ def _state(pid: int) -> str:
         return "Z"
 
 
-def start_and_wait(photos: Path, out: Path) -> subprocess.Popen[str]:
-    """Start, and return when another slice or shard is done."""
+def start_and_hold(photos: Path, out: Path) -> subprocess.Popen[str]:
+    """Start, and stop all its processes when another slice or shard is done, so that they cannot finish meanwhile."""
 
     def finished() -> set[Path]:
         return {*out.glob(".work/*/*.arrow"), *out.glob("commits/*")}
@@ -72,6 +77,7 @@ def start_and_wait(photos: Path, out: Path) -> subprocess.Popen[str]:
     process = start(photos, out)
     for _ in range(2000):
         if finished() - before:
+            os.killpg(process.pid, signal.SIGSTOP)
             return process
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)
@@ -134,15 +140,17 @@ def test_sigkill_at_random_instants(photos: Path, undisturbed: tuple[dict[str, b
 
 
 def test_parent_killed_then_sigterm(photos: Path, expected: dict[str, bytes], tmp_path: Path) -> None:
-    process = start_and_wait(photos, tmp_path / "out")
+    process = start_and_hold(photos, tmp_path / "out")
     workers = workers_of(process.pid)
     assert len(workers) == 2
     process.kill()
+    let_go(process)
     process.communicate()
     wait_until_gone(workers)
-    process = start_and_wait(photos, tmp_path / "out")
+    process = start_and_hold(photos, tmp_path / "out")
     workers = workers_of(process.pid)
     process.terminate()
+    let_go(process)
     _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (143, "")
     wait_until_gone(workers)
@@ -152,15 +160,17 @@ def test_parent_killed_then_sigterm(photos: Path, expected: dict[str, bytes], tm
 
 
 def test_worker_killed_then_ctrl_c(photos: Path, expected: dict[str, bytes], tmp_path: Path) -> None:
-    process = start_and_wait(photos, tmp_path / "out")
+    process = start_and_hold(photos, tmp_path / "out")
     os.kill(workers_of(process.pid)[0], signal.SIGKILL)
+    let_go(process)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 2
     assert "a worker process died" in errors
     assert errors.count("\n") == 1
-    process = start_and_wait(photos, tmp_path / "out")
+    process = start_and_hold(photos, tmp_path / "out")
     workers = workers_of(process.pid)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: workers get it too
+    let_go(process)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in errors
@@ -171,12 +181,11 @@ def test_worker_killed_then_ctrl_c(photos: Path, expected: dict[str, bytes], tmp
 
 
 def test_a_second_run_at_the_same_time_is_refused(photos: Path, tmp_path: Path) -> None:
-    process = start_and_wait(photos, tmp_path / "out")
-    process.send_signal(signal.SIGSTOP)
+    process = start_and_hold(photos, tmp_path / "out")
     try:
         second = run(photos, tmp_path / "out")
     finally:
-        process.kill()
+        os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
     assert second.returncode == 2
     assert "another run is working on it" in second.stderr

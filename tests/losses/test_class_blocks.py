@@ -12,9 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pipeline.config.margins import ArcFaceMargin, MarginConfig, SoftmaxMargin
-from pipeline.model.class_blocks import WalkOptions, target_product, walk_classes
+from pipeline.model.class_blocks import Reduction, WalkOptions, target_product, walk_classes
 from pipeline.model.margins.base import build_margin
-from pipeline.model.partial_fc import MarginSoftmaxHead
+from pipeline.model.partial_fc import HeadOptions, MarginSoftmaxHead
 
 NUM_QUERIES, NUM_CLASSES, DIM = 6, 7, 4
 
@@ -32,15 +32,22 @@ def inputs() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 @pytest.mark.parametrize("block_rows", [1, 3, NUM_CLASSES])
 @pytest.mark.parametrize("normalise", [False, True])
 @pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize("keep_bytes", [0, 8 * NUM_QUERIES, 10**6])
+@pytest.mark.parametrize("reduction", ["log_sum_exp", "softplus_sum"])
 def test_gradcheck(
-    transform: Callable[[Tensor], Tensor] | None, block_rows: int, normalise: bool, has_bias: bool
+    transform: Callable[[Tensor], Tensor] | None,
+    block_rows: int,
+    normalise: bool,
+    has_bias: bool,
+    keep_bytes: int,
+    reduction: Reduction,
 ) -> None:
     queries, centres, bias, columns = inputs()
-    options = WalkOptions(normalise, block_rows, transform)
+    options = WalkOptions(normalise, block_rows, keep_bytes, transform, reduction)
 
     def walk(queries: Tensor, centres: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
         own_bias = rest[0] if rest else None
-        target = target_product(queries, centres, own_bias, columns, normalise)
+        target = target_product(queries, centres, own_bias, columns, options)
         return walk_classes(queries, centres, own_bias, columns, target, options)[:2]
 
     leaves = [queries, centres, *([bias] if has_bias else [])]
@@ -51,8 +58,9 @@ def test_gradcheck(
 def test_values_do_not_depend_on_the_block(block_rows: int) -> None:
     queries, centres, bias, columns = inputs()
     logits = queries @ centres.t() + bias
-    target = target_product(queries, centres, bias, columns, normalise=False)
-    found = walk_classes(queries, centres, bias, columns, target, WalkOptions(False, block_rows, None))
+    options = WalkOptions(False, block_rows)
+    target = target_product(queries, centres, bias, columns, options)
+    found = walk_classes(queries, centres, bias, columns, target, options)
     negatives = logits.clone()
     for row, column in enumerate(columns.tolist()):
         if column >= 0:
@@ -60,6 +68,17 @@ def test_values_do_not_depend_on_the_block(block_rows: int) -> None:
             negatives[row, column] = -torch.inf
     assert torch.allclose(found[1], negatives.logsumexp(1), rtol=1e-14, atol=0)
     assert torch.equal(found[2], negatives.amax(1)) or torch.allclose(found[2], negatives.amax(1), rtol=1e-14)
+
+
+def test_a_second_backward_pass_forms_what_the_first_used_up() -> None:
+    queries, centres, _, columns = inputs()
+    options = WalkOptions(True, 3, keep_bytes=10**6)
+    target = target_product(queries, centres, None, columns, options)
+    leaf = centres.clone().requires_grad_()
+    reduced = walk_classes(queries, leaf, None, columns, target, options).reduced.sum()
+    (first,) = torch.autograd.grad(reduced, leaf, retain_graph=True)
+    (second,) = torch.autograd.grad(reduced, leaf)
+    assert torch.equal(first, second)
 
 
 class LargestTensor(TorchDispatchMode):
@@ -82,7 +101,8 @@ class LargestTensor(TorchDispatchMode):
 @pytest.mark.parametrize("config", [ArcFaceMargin(), SoftmaxMargin()], ids=lambda c: c.kind)
 def test_logits_are_never_laid_out(config: MarginConfig) -> None:
     batch, num_classes, dim = 512, 3000, 16
-    head = MarginSoftmaxHead(num_classes, dim, build_margin(config), seed=0, block_bytes=64 * 1024)
+    options = HeadOptions(block_bytes=64 * 1024)
+    head = MarginSoftmaxHead(num_classes, dim, build_margin(config, num_classes), seed=0, options=options)
     embeddings = torch.randn(batch, dim, requires_grad=True)
     labels, valid = torch.arange(batch), torch.ones(batch, dtype=torch.bool)
     with LargestTensor() as largest:
@@ -93,8 +113,22 @@ def test_logits_are_never_laid_out(config: MarginConfig) -> None:
 
 @pytest.mark.parametrize("batch", [1, 64, 1024])
 @pytest.mark.parametrize("dim", [8, 512])
-def test_default_blocks_stay_within_their_budget(batch: int, dim: int) -> None:
-    head = MarginSoftmaxHead(4, dim, build_margin(ArcFaceMargin()), seed=0)
-    rows = head._block_rows(torch.empty(batch, dim))
-    assert rows * max(batch, dim) * 4 <= 16 * 2**20
-    assert rows >= 64
+@pytest.mark.parametrize("num_subcentres", [1, 3])
+def test_default_blocks_stay_within_their_budget(batch: int, dim: int, num_subcentres: int) -> None:
+    options = HeadOptions(num_subcentres=num_subcentres)
+    head = MarginSoftmaxHead(4, dim, build_margin(ArcFaceMargin(), 4), seed=0, options=options)
+    found = head._walk_options(torch.empty(batch, dim))
+    assert found.block_rows * num_subcentres * (batch + dim) * 4 <= 2 * 2**20
+    assert found.block_rows >= 16
+
+
+def test_kept_blocks_stay_within_their_budget() -> None:
+    queries, centres, _, columns = inputs()
+    size = 2 * NUM_QUERIES * 8
+    for keep_bytes, num_kept in ((0, 0), (size - 1, 0), (size, 1), (3 * size, 3), (10**6, 4)):
+        options = WalkOptions(False, 2, keep_bytes=keep_bytes)
+        leaf = centres.clone().requires_grad_()
+        target = target_product(queries, leaf, None, columns, options)
+        node = walk_classes(queries, leaf, None, columns, target, options).reduced.grad_fn
+        assert node is not None
+        assert len(node.kept) == num_kept

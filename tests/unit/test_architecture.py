@@ -30,7 +30,12 @@ FORBIDDEN = {
     ("pipeline.evaluate", "pipeline.engine"),
     ("pipeline.evaluate", "preprocess"),
 }
-HOMES = {"nvidia": {"pipeline.data.decode_dali"}, "deepspeed": set(), "ray": set()}
+HOMES = {
+    "nvidia": {"pipeline.data.decode_dali"},
+    "deepspeed": set(),
+    "ray": set(),
+    "triton": {"pipeline.model.triton_kernels"},
+}
 
 
 def modules() -> Iterator[tuple[str, Path]]:

@@ -131,7 +131,7 @@ def test_crops_of_another_size_are_an_error() -> None:
         ("Ann", {1: "Ann/Ann_0000.jpg"}),
         ("Ann", {1: "Ann/Ann_00007.jpg"}),
         ("Ann", {1: "Ann/Bo_0007.jpg"}),
-        ("Ann", {1: "Ann/Ann_٠٠٠٧.jpg"}),  # noqa: RUF001
+        ("Ann", {1: "Ann/Ann_٠٠٠٧.jpg"}),
     ],
 )
 def test_photos_are_numbered_by_name_or_else_by_order(identity: str, numbered: dict[int, str]) -> None:

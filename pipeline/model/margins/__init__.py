@@ -1,3 +1,3 @@
 """All margins; importing the package registers them."""
 
-from pipeline.model.margins import cosine  # noqa: F401
+from pipeline.model.margins import adaptive, cosine, multiplied_angle, unified  # noqa: F401

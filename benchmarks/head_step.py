@@ -1,0 +1,204 @@
+"""A full step of the head, forward, backward and optimizer, against Partial FC with materialised logits.
+
+    python benchmarks/head_step.py      # 100k classes, batches 256 and 1,024, rates 1 and 0.1
+    python benchmarks/head_step.py --classes 1000000 --batch 256 --rate 1 --repeats 5 --json head.json
+
+Ranks are gloo processes with one thread each. Ours and the peers take turns in the same processes; printed are medians
+with minimum and maximum, the peak of memory beyond parameters and optimizer state, and the share of the floor:
+the time of the matrix products alone, measured in the same processes on blocks as large as ours. The floor counts
+four products where the backward pass forms the logits again and three where it kept them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.multiprocessing as multiprocessing
+from partial_fc_peers import Peer
+from torch import Tensor
+from torch.nn import functional
+
+from pipeline import dist
+from pipeline.config.heads import MarginSoftmaxConfig
+from pipeline.config.margins import ArcFaceMargin
+from pipeline.config.schema import SGDConfig
+from pipeline.engine.head_optim import HeadOptimizer
+from pipeline.engine.memory import keep_freed_memory
+from pipeline.model.head import build_head
+
+DIM = 512
+SCALE, MARGIN = 64.0, 0.5
+LR, MOMENTUM, WEIGHT_DECAY = 0.1, 0.9, 5e-4
+Step = Callable[[int], float]
+
+
+def main() -> None:
+    """Parse the command line, start the ranks, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--classes", type=int, default=100_000)
+    parser.add_argument("--batch", type=int, nargs="+", default=[256, 1024], help="global batch")
+    parser.add_argument("--rate", type=float, nargs="+", default=[1.0, 0.1], help="sample rate")
+    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--only", choices=["ours", "naive", "in place"], help="leave the others out")
+    parser.add_argument("--json", type=Path, help="write the figures")
+    arguments = parser.parse_args()
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29611", "WORLD_SIZE": str(arguments.ranks)}
+    context = multiprocessing.get_context("spawn")
+    results = context.SimpleQueue()
+    processes = [
+        context.Process(target=run_rank, args=(rank, arguments, results), daemon=True)
+        for rank in range(arguments.ranks)
+    ]
+    for process in processes:
+        process.start()
+    figures = results.get()
+    for process in processes:
+        process.join()
+    if arguments.json:
+        arguments.json.write_text(json.dumps(figures, indent=1))
+
+
+def run_rank(rank: int, arguments: argparse.Namespace, results: Any) -> None:
+    """Measure everything on one rank; rank 0 prints."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    dist.initialise("cpu")
+    figures = []
+    for batch in arguments.batch:
+        for rate in arguments.rate:
+            figures.append(compare(arguments, batch, rate))
+            if rank == 0:
+                show(figures[-1])
+    if rank == 0:
+        results.put(figures)
+    dist.shutdown()
+
+
+def compare(arguments: argparse.Namespace, batch: int, rate: float) -> dict[str, Any]:
+    """Take turns, several times; gives times, memory and the floor."""
+    makers = {
+        "ours": lambda: ours(arguments.classes, batch, rate),
+        "naive": lambda: peer(arguments.classes, batch, rate, in_place=False),
+        "in place": lambda: peer(arguments.classes, batch, rate, in_place=True),
+    }
+    chosen = {name: make for name, make in makers.items() if arguments.only in (None, name)}
+    found: dict[str, Any] = {"batch": batch, "rate": rate, "classes": arguments.classes, "ranks": arguments.ranks}
+    for name, make in chosen.items():
+        step = make()
+        found[name] = {"extra_mib": extra_memory_mib(lambda step=step: [step(0), step(1)]), "times_s": []}
+        for number in range(arguments.repeats):
+            found[name]["times_s"].append(timed(lambda step=step, number=number: step(2 + number)))
+    found["product_s"] = product_time(arguments.classes, batch, rate, arguments.ranks)
+    return found
+
+
+def ours(num_classes: int, batch: int, rate: float) -> Step:
+    """Our head, with the trainer's optimizer."""
+    sampling = {} if rate == 1 else {"sample_rate": rate}
+    config = MarginSoftmaxConfig(margin=ArcFaceMargin(scale=SCALE, margin=MARGIN), **sampling)
+    head = build_head(config, num_classes, DIM, seed=0)
+    optimizer = HeadOptimizer(SGDConfig(lr=LR, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY), head)
+    optimizer.prime()
+
+    def step(number: int) -> float:
+        embeddings, labels = local_batch(num_classes, batch, number)
+        valid = torch.ones(len(labels), dtype=torch.bool)
+        head.begin_step(labels, valid, number, 0.0)
+        loss = head(embeddings, labels, labels, valid, number).loss
+        loss.backward()
+        optimizer.step(LR, torch.zeros(()), None)
+        return loss.item()
+
+    return step
+
+
+def peer(num_classes: int, batch: int, rate: float, in_place: bool) -> Step:
+    """The published algorithm."""
+    module = Peer(num_classes, DIM, SCALE, MARGIN, 0, rate, in_place)
+
+    def step(number: int) -> float:
+        embeddings, labels = local_batch(num_classes, batch, number)
+        return float(module.step(embeddings, labels, LR, MOMENTUM, WEIGHT_DECAY))
+
+    return step
+
+
+def local_batch(num_classes: int, batch: int, number: int) -> tuple[Tensor, Tensor]:
+    """This rank's part of a global batch that depends on the step alone."""
+    generator = torch.Generator().manual_seed(number)
+    embeddings, labels = torch.randn(batch, DIM, generator=generator), torch.arange(batch) * 97 % num_classes
+    local = batch // dist.world_size()
+    own = slice(dist.rank() * local, (dist.rank() + 1) * local)
+    return embeddings[own].clone().requires_grad_(), labels[own]
+
+
+def timed(fn: Callable[[], object]) -> float:
+    """Seconds, from all ranks' start to all ranks' end."""
+    dist.barrier()
+    started = time.perf_counter()
+    fn()
+    dist.barrier()
+    return time.perf_counter() - started
+
+
+def extra_memory_mib(fn: Callable[[], object]) -> float:
+    """Peak growth of this process while `fn` runs."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what others left free would hide what `fn` takes
+    Path("/proc/self/clear_refs").write_text("5")  # the kernel's peak starts anew
+    before = _status_kib("VmRSS")
+    fn()
+    return (_status_kib("VmHWM") - before) / 1024
+
+
+def product_time(num_classes: int, batch: int, rate: float, ranks: int) -> float:
+    """Seconds of one product of a rank's rows with the batch, by blocks, on all ranks at the same time."""
+    rows = max(1, int(rate * num_classes) // ranks)
+    queries, block = torch.randn(batch, DIM), functional.normalize(torch.randn(1024, DIM))
+    out = torch.empty(batch, len(block))
+    times = []
+    for _ in range(5):
+        times.append(timed(lambda: [torch.mm(queries, block.t(), out=out) for _ in range(32)]))
+    return statistics.median(times) / 32 * rows / len(block)
+
+
+def show(found: dict[str, Any]) -> None:
+    """Print one comparison."""
+    print(f"batch {found['batch']:,}, rate {found['rate']}, {found['classes']:,} classes, {found['ranks']} ranks")
+    names = [name for name in ("ours", "naive", "in place") if name in found]
+    for name in names:
+        times = found[name]["times_s"]
+        line = f"  {name:9} {statistics.median(times):7.3f} s ({min(times):.3f} to {max(times):.3f})"
+        line += f"  extra memory {found[name]['extra_mib']:6.0f} MiB"
+        if name != "ours" and "ours" in found:
+            speed = statistics.median(times) / statistics.median(found["ours"]["times_s"])
+            memory = found["ours"]["extra_mib"] / found[name]["extra_mib"]
+            line += f"  ours is {speed:.2f} times as fast, with {memory:.2f} of its memory"
+        else:
+            line += "  share of the floor " + ", ".join(
+                f"{n * found['product_s'] / statistics.median(times):.0%} ({n} products)" for n in (3, 4)
+            )
+        print(line, flush=True)
+
+
+def _status_kib(field: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1])
+    raise AssertionError(f"no {field} in /proc/self/status")
+
+
+if __name__ == "__main__":
+    main()
