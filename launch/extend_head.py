@@ -62,7 +62,9 @@ def main(
     if num_unread:
         typer.echo(f"{num_unread:,} photos of new people could not be read; preprocess verify {data}")
     if change.keeps_order and num_kept < len(new):
-        typer.echo(f"the old people have labels 0 to {num_kept - 1:,}, as before")
+        typer.echo(
+            f"the old people keep labels 0 to {num_kept - 1:,}: head.frozen_classes={num_kept} holds their centres"
+        )
 
 
 if __name__ == "__main__":

@@ -53,7 +53,9 @@ def main(
         typer.echo(_estimate(loaded, ranks or 1, num_classes))
         return
     if ranks is not None or num_classes is not None:
-        raise UserError("--ranks, --num-classes", "given without --estimate", "torchrun --nproc-per-node says the ranks")
+        raise UserError(
+            "--ranks, --num-classes", "given without --estimate", "torchrun --nproc-per-node says the ranks"
+        )
     from pipeline.engine.run import plan_run
 
     plan = plan_run(loaded)

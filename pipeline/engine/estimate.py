@@ -58,6 +58,8 @@ class Estimate:
     """What the process holds without a model: Python and its libraries."""
     seconds: dict[str, float]
     """Of a step, by part."""
+    processor_s: float
+    """Of a step without communication: what the rank's threads work together."""
 
     @property
     def step_s(self) -> float:
@@ -106,10 +108,10 @@ def estimate(config: Config, num_classes: int, num_ranks: int, crop_px: int) -> 
     if shape.num_rows <= most:
         # twice, because how the heap falls apart is a matter of luck
         large, small = measure(shape.num_rows), measure(shape.num_rows)
-        factor = 0.0
+        factor, growth = 0.0, 1.0
     else:
         large, small = measure(most), measure(most * 5 // 8)
-        factor = (shape.num_rows - most) / (most - most * 5 // 8)
+        factor, growth = (shape.num_rows - most) / (most - most * 5 // 8), shape.num_rows / most
     live = _scaled(large.live_bytes, small.live_bytes, factor)
     mapped = _scaled(large.mapped_bytes, small.mapped_bytes, factor)
     sizes = _scaled(large.tensor_bytes, small.tensor_bytes, factor)
@@ -136,31 +138,30 @@ def estimate(config: Config, num_classes: int, num_ranks: int, crop_px: int) -> 
         tensor_peak_bytes=max(live.values()),
         resident_peak_bytes=heap + max(mapped.values()) + buckets,
         process_bytes=large.process_bytes,
-        seconds=_seconds(config, shape, num_micro_batches, num_ranks, whole, large.seconds, shape.num_rows / most, sizes),
+        seconds=_by_part(shape, num_micro_batches, whole, large.seconds, growth)
+        | {"communication": _communication_s(config, shape, num_ranks, sizes["backbone_gradient"])},
+        processor_s=sum(_by_part(shape, num_micro_batches, whole, large.processor_seconds, growth).values()),
     )
 
 
-def _seconds(
-    config: Config,
-    shape: HeadShape,
-    num_micro_batches: int,
-    num_ranks: int,
-    whole: bool,
-    measured: dict[str, float],
-    growth: float,
-    sizes: dict[str, int],
+def _by_part(
+    shape: HeadShape, num_micro_batches: int, whole: bool, phases: dict[str, float], growth: float
 ) -> dict[str, float]:
-    """Of a step, by part; `growth` is the factor on what is proportional to class centres, if it is above 1."""
-    growth = max(1.0, growth)
-    forward_passes = 2 if whole else 1
-    link = seconds_per_byte() if num_ranks > 1 else 0.0
-    backbone_bytes = 2 * (num_ranks - 1) / num_ranks * sizes["backbone_gradient"]
+    """Seconds of a step from those of its phases; `growth` is the factor on what is proportional to class centres."""
+    forward = (2 if whole else 1) * phases["forward"]
     return {
-        "backbone, forward and backward": num_micro_batches * (forward_passes * measured["forward"] + measured["backward"]),
-        "head, forward and backward": shape.num_calls * growth * measured["head"],
-        "optimizers": measured["backbone_optimizer"] + growth * measured["head_optimizer"],
-        "communication": link * (backbone_bytes + shape.num_calls * head_traffic_bytes(shape, config, num_ranks)),
+        "backbone, forward and backward": num_micro_batches * (forward + phases["backward"]),
+        "head, forward and backward": shape.num_calls * growth * phases["head"],
+        "optimizers": phases["backbone_optimizer"] + growth * phases["head_optimizer"],
     }
+
+
+def _communication_s(config: Config, shape: HeadShape, num_ranks: int, backbone_gradient_bytes: int) -> float:
+    if num_ranks == 1:
+        return 0.0
+    # a ring sends each byte of a sum around twice, but for a rank's own part
+    backbone = 2 * (num_ranks - 1) / num_ranks * backbone_gradient_bytes
+    return seconds_per_byte() * (backbone + shape.num_calls * head_traffic_bytes(shape, config, num_ranks))
 
 
 def head_traffic_bytes(shape: HeadShape, config: Config, num_ranks: int) -> float:
@@ -171,10 +172,11 @@ def head_traffic_bytes(shape: HeadShape, config: Config, num_ranks: int) -> floa
 
 def describe(found: Estimate) -> str:
     """Lines for a terminal."""
-    ranks = "1 rank" if found.num_ranks == 1 else f"{found.num_ranks} ranks"
+    ranks = f"{found.num_ranks} rank{'s' if found.num_ranks > 1 else ''}"
+    micro_batches = f"{found.num_micro_batches} micro-batch{'es' if found.num_micro_batches > 1 else ''}"
     lines = [
         f"{found.num_classes:,} classes on {ranks}, {found.crop_px} px: {found.shape.num_rows:,} class centres, "
-        f"{found.num_micro_batches} micro-batches a rank and step",
+        f"{micro_batches} a rank and step",
         "memory of a rank, MiB",
     ]
     lines += [f"  {name:<34}{size / 2**20:>12,.1f}" for name, size in found.memory.items()]
@@ -191,7 +193,12 @@ def describe(found: Estimate) -> str:
 def _run(request: StepRequest) -> StepMeasurement:
     command = [sys.executable, "-m", "pipeline.engine.measure_step"]
     result = subprocess.run(
-        command, input=request.model_dump_json(), capture_output=True, text=True, timeout=_MEASURE_TIMEOUT_S, check=False
+        command,
+        input=request.model_dump_json(),
+        capture_output=True,
+        text=True,
+        timeout=_MEASURE_TIMEOUT_S,
+        check=False,
     )
     try:
         answer = json.loads(result.stdout)
@@ -211,5 +218,3 @@ def _scaled(large: dict[str, int], small: dict[str, int], factor: float) -> dict
 
 def _scaled_number(large: int, small: int, factor: float) -> int:
     return round(large + factor * (large - small))
-
-

@@ -1,4 +1,4 @@
-"""One training step taken apart: the time and the memory of each phase, measured on random crops in a process of its own.
+"""One training step taken apart: time and memory of each phase, measured on random crops in a process of its own.
 
     python -m pipeline.engine.measure_step < request.json
 
@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import statistics
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -36,7 +38,7 @@ from pipeline.model.backbones import build_backbone
 from pipeline.model.head import build_head
 
 PHASES = ("forward", "head", "backward", "backbone_optimizer", "head_optimizer")
-_NUM_TIMED_STEPS = 3
+_NUM_TIMED_STEPS = 4
 _PROCESS = Path("/proc/self")
 _MARK = "phase:"
 
@@ -64,7 +66,9 @@ class StepMeasurement(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     seconds: dict[str, float]
-    """By phase, the least of a few."""
+    """By phase, the median of a few."""
+    processor_seconds: dict[str, float]
+    """As `seconds`, of all threads together, and not counting while others have the processor."""
     resident_bytes: int
     """Resident at most during the steps, above the process's own before the model was built."""
     process_bytes: int
@@ -94,7 +98,7 @@ def measure(request: StepRequest) -> StepMeasurement:
     base = resident_bytes()
     model = build_backbone(config.backbone, request.crop_px, config.seed)
     backend = DDPBackend(model, config.optim.backbone, config.training.precision, torch.device("cpu"))
-    statistics = RunningStatistics(model)
+    norms = RunningStatistics(model)
     head = build_head(config.head, request.num_rows, config.backbone.embedding_dim, config.seed)
     if head.needs_teacher:
         raise UserError("head.kind", "a head with a teacher is not estimated", "another head")
@@ -105,7 +109,7 @@ def measure(request: StepRequest) -> StepMeasurement:
     copies = -(-request.num_queries // local_batch)
 
     def forward() -> torch.Tensor:
-        with statistics.micro_batch(is_filler=False):
+        with norms.micro_batch(is_filler=False):
             return backend.forward(images)
 
     def work_head(embeddings: torch.Tensor) -> torch.Tensor:
@@ -132,10 +136,10 @@ def measure(request: StepRequest) -> StepMeasurement:
             with record("earlier"):
                 micro_batch(_unrecorded)
         micro_batch(record)
-        statistics.finish_step(1 + request.accumulates)
+        norms.finish_step(1 + request.accumulates)
         gradients = {
             "backbone_gradient": _gradient_bytes(model.parameters()),
-            "head_gradient": _gradient_bytes([*head.parameters(), *(a.values for a in head.active_rows().values())]),
+            "head_gradient": _gradient_bytes([*head.parameters(), *(a.leaf for a in head.active_rows().values())]),
         }
         with record("backbone_optimizer"):
             norm = backend.gradient_norm()
@@ -155,7 +159,7 @@ def measure(request: StepRequest) -> StepMeasurement:
         gradients = step(clock.phase)
     resident = peak_resident_bytes() - base
     live, mapped, left = _live_bytes(step)
-    sizes = {name: 0 for name in ("backbone", "backbone_optimizer", "head", "head_optimizer")}
+    sizes = dict.fromkeys(("backbone", "backbone_optimizer", "head", "head_optimizer"), 0)
     lasting_mapped = 0
     for name, tensor in training_tensors(backend, head, head_optimizer, mesh=None).items():
         sizes[name.partition("/")[0]] += tensor.nbytes
@@ -164,7 +168,8 @@ def measure(request: StepRequest) -> StepMeasurement:
     activations = left["forward"] - left["earlier"]
     before_head = left["forward"] if request.holds_activations else left["earlier"]
     return StepMeasurement(
-        seconds=clock.seconds,
+        seconds={phase: statistics.median(values) for phase, values in clock.seconds.items()},
+        processor_seconds={phase: statistics.median(values) for phase, values in clock.processor_seconds.items()},
         resident_bytes=resident,
         process_bytes=base,
         live_bytes={phase: live[phase] + lasting for phase in PHASES},
@@ -177,14 +182,15 @@ def measure(request: StepRequest) -> StepMeasurement:
 
 
 def _gradient_bytes(parameters: Iterable[nn.Parameter]) -> int:
-    return sum(p.grad.nbytes for p in parameters if p.grad is not None)
+    return sum(p.grad.nbytes for p in {id(p): p for p in parameters}.values() if p.grad is not None)
 
 
 def _live_bytes(step: Callable[..., Any]) -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
-    """Tensors made since the step's beginning, by phase: at most, at most of large ones, and left at the phase's end."""
+    """Tensors made since the step began, by phase: at most, at most of large ones, and left at the phase's end."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
         step(lambda name: record_function(_MARK + name))
-    assert profiler.profiler is not None and profiler.profiler.kineto_results is not None
+    assert profiler.profiler is not None
+    assert profiler.profiler.kineto_results is not None
     changes: list[tuple[int, int]] = []
     spans: dict[str, tuple[int, int]] = {}
     for event in profiler.profiler.kineto_results.events():
@@ -237,17 +243,18 @@ def reset_peak() -> None:
 
 
 class _Clock:
-    """Collects the time of phases over several steps: the least."""
+    """Collects the times of phases over several steps."""
 
     def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
+        self.seconds: dict[str, list[float]] = defaultdict(list)
+        self.processor_seconds: dict[str, list[float]] = defaultdict(list)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        began = time.perf_counter()
+        began, processor_began = time.perf_counter(), time.process_time()
         yield
-        seconds = time.perf_counter() - began
-        self.seconds[name] = min(seconds, self.seconds.get(name, seconds))
+        self.seconds[name].append(time.perf_counter() - began)
+        self.processor_seconds[name].append(time.process_time() - processor_began)
 
 
 @contextmanager
@@ -268,10 +275,11 @@ _LEAST = {"output": "", "data": {"path": ""}, "training": {"epochs": 1, "global_
 def main() -> None:
     """Entry point."""
     request = StepRequest.model_validate_json(sys.stdin.read())
+    answer: dict[str, Any]
     try:
         answer = {"measurement": measure(request).model_dump()}
     except UserError as error:
-        answer = {"error": error.__reduce__()[1]}
+        answer = {"error": [error.where, error.found, error.expected, error.remedy]}
     sys.stdout.write(json.dumps(answer))
 
 

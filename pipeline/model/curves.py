@@ -4,8 +4,8 @@
 
 Every margin that a configuration can name is drawn with its default keys, in a panel of its own with all others in grey
 behind it: `target-logits.png` as figure 3 of the ArcFace paper (Deng et al. 2019, arXiv:1801.07698) does, and
-`effective-gradients.png`. What depends on the embedding's length is drawn for three lengths, what is drawn at random for
-some samples.
+`effective-gradients.png`. What depends on the embedding's length is drawn for three lengths, what is drawn at random
+for some samples.
 """
 
 from __future__ import annotations
@@ -95,9 +95,7 @@ def draw(directory: Path) -> list[Path]:
     """
     # not the ends themselves: there sin θ is 0, and autograd's derivative by θ with it
     theta = np.radians(np.linspace(0.25, 179.75, 719))
-    curves = {
-        section.model_fields["kind"].default: margin_curves(section(), theta) for section in margin_sections()
-    }
+    curves = {section.model_fields["kind"].default: margin_curves(section(), theta) for section in margin_sections()}
     pictures = {
         "target-logits.png": _draw_logits(curves),
         "effective-gradients.png": _draw_gradients(curves),
@@ -190,10 +188,10 @@ def _panels(count: int, title: str, quantity: str, note: str) -> tuple[Any, list
     from matplotlib.figure import Figure
 
     rows = -(-count // _COLUMNS)
-    figure = Figure(figsize=(3.1 * _COLUMNS, 2.35 * rows + 1.0), layout="constrained")
+    figure = Figure(figsize=(3.1 * _COLUMNS, 2.35 * rows + 1.0))
     grid = figure.subplots(rows, _COLUMNS, sharex=True, sharey=True, squeeze=False).ravel()
     height = figure.get_figheight()
-    figure.get_layout_engine().set(rect=(0, 0, 1, 1 - 0.75 / height))
+    figure.set_layout_engine("constrained", rect=(0, 0, 1, 1 - 0.75 / height))
     figure.text(0.5, 1 - 0.12 / height, title, ha="center", va="top", fontsize=14, fontweight="bold")
     figure.text(0.5, 1 - 0.42 / height, note, ha="center", va="top", fontsize=10, color="#444444")
     figure.supxlabel("θ, angle between embedding and class centre, degrees", fontsize=11)

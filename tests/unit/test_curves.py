@@ -28,7 +28,7 @@ def test_every_registered_margin_is_drawn() -> None:
 
 def test_curves_are_the_formulas() -> None:
     (arcface,) = curves.margin_curves(ArcFaceMargin(scale=64, margin=0.5), THETA)
-    within = THETA + 0.5 < math.pi
+    within = math.pi - 0.5 > THETA
     np.testing.assert_allclose(arcface.phi[within], np.cos(THETA + 0.5)[within], atol=1e-12)
     np.testing.assert_allclose(arcface.pull[within], np.sin(THETA + 0.5)[within], atol=1e-9)
     share = 1 / (1 + np.exp(64 * np.cos(THETA + 0.5) - math.log(10_000)))
