@@ -137,6 +137,7 @@ def carry_over(start: Start, tensors: Mapping[str, Tensor], change: LabelChange)
         UserError: the two runs differ in more than their label maps.
     """
     by_row = {name for name, _ in row_sharded(start.tensors, start.head)}
+    tensors = _with_row_steps(tensors, start)
     lost = sorted(start.tensors.keys() - tensors.keys())
     if lost:
         raise UserError(lost[0], "is not in the checkpoint", remedy="keep head and optimizers of the same kind")
@@ -146,6 +147,22 @@ def carry_over(start: Start, tensors: Mapping[str, Tensor], change: LabelChange)
     with torch.no_grad():
         for name in by_row:
             start.tensors[name][kept] = tensors[name][labels]
+
+
+def check_frozen(change: LabelChange, num_frozen: int) -> None:
+    """Refuse to freeze new people, whose labels come between those of the old ones.
+
+    Raises:
+        UserError: one of the first `num_frozen` labels belongs to someone new.
+    """
+    new_labels = np.flatnonzero(~change.kept[:num_frozen])
+    if len(new_labels):
+        raise UserError(
+            "head.frozen_classes",
+            f"{num_frozen} labels from 0, but label {new_labels[0]} belongs to someone new",
+            f"at most {new_labels[0]}",
+            "labels follow the sorted names: new people whose names sort last keep the old labels",
+        )
 
 
 def imprint(start: Start, split: SplitIndex, crop_px: int, change: LabelChange) -> int:
@@ -195,3 +212,14 @@ def imprint(start: Start, split: SplitIndex, crop_px: int, change: LabelChange) 
             shape = (len(new_labels), *centres.shape[1:])
             centres[~kept] = rows_of_new.view(len(new_labels), *(1,) * (centres.ndim - 2), -1).expand(shape)
     return len(rows) - int(counts.sum())
+
+
+def _with_row_steps(tensors: Mapping[str, Tensor], start: Start) -> dict[str, Tensor]:
+    """The checkpoint's tensors, with a dense AdamW's one counter of steps as a counter a row where those are wanted."""
+    converted = dict(tensors)
+    for name in start.tensors.keys() - tensors.keys():
+        parameter, _, slot = name.rpartition("/")
+        if slot == "row_steps" and f"{parameter}/step" in converted:
+            num_rows = len(converted[f"{parameter}/exp_avg"])
+            converted[name] = converted.pop(f"{parameter}/step").expand(num_rows)
+    return converted

@@ -13,7 +13,7 @@ from pipeline.config.errors import UserError
 from pipeline.config.load import validate_config
 from pipeline.data.manifest import SplitIndex, open_dataset
 from pipeline.engine.embed_rows import embed_rows
-from pipeline.engine.new_people import carry_over, imprint, match_identities, old_identities, read_renames
+from pipeline.engine.new_people import carry_over, check_frozen, imprint, match_identities, old_identities, read_renames
 from pipeline.engine.run import plan_run
 from pipeline.engine.state import Start, prepare_start
 from tests.datasets import make_dataset
@@ -36,12 +36,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
-def start_of(data: Path, output: Path, optimizer: str = "sgd", margin: str = "arcface") -> Start:
+def start_of(data: Path, output: Path, optimizer: str = "sgd", margin: str = "arcface", num_frozen: int = 0) -> Start:
     tree = {
         "output": str(output),
         "data": {"path": str(data)},
         "backbone": {"kind": "iresnet", "depth": 18, "width": 0.125, "embedding_dim": 16},
-        "head": {"kind": "margin_softmax", "margin": {"kind": margin}},
+        "head": {"kind": "margin_softmax", "margin": {"kind": margin}, "frozen_classes": num_frozen},
         "optim": {"head": {"kind": optimizer}, "backbone": {"kind": optimizer}},
         "training": {"epochs": 1, "global_batch": 4, "local_batch": 4},
     }
@@ -135,6 +135,24 @@ def test_new_centres_are_the_photos_mean_at_the_old_length(tmp_path: Path, data:
         mean = embeddings.mean(0)
         torch.testing.assert_close(centres[label], length * mean / mean.norm(), rtol=1e-4, atol=1e-5)
     assert torch.equal(centres[[1, 3, 4]], trained["head/class_centres"][[0, 1, 3]])
+
+
+def test_frozen_old_centres_with_adamw_count_their_steps_by_row(tmp_path: Path, data: dict[str, Path]) -> None:
+    trained = as_if_trained(start_of(data["old"], tmp_path / "old", "adamw"))
+    trained["head_optimizer/class_centres/step"] = torch.tensor(7.0)
+    start = start_of(data["new"], tmp_path / "new", "adamw", num_frozen=1)
+    assert "head_optimizer/class_centres/step" not in start.tensors
+    carry_over(start, trained, match_identities(OLD, NEW, {}, WHERE))
+    assert start.tensors["head_optimizer/class_centres/row_steps"].tolist() == [0, 7, 0, 7, 7]
+    moments = trained["head_optimizer/class_centres/exp_avg_sq"][[0, 1, 3]]
+    assert torch.equal(start.tensors["head_optimizer/class_centres/exp_avg_sq"][[1, 3, 4]], moments)
+
+
+def test_new_people_are_not_frozen() -> None:
+    check_frozen(match_identities(OLD, [*OLD, "gus"], {}, WHERE), 4)
+    check_frozen(match_identities(OLD, NEW, {}, WHERE), 0)
+    with pytest.raises(UserError, match="3 labels from 0, but label 0 belongs to someone new; expected at most 0"):
+        check_frozen(match_identities(OLD, NEW, {}, WHERE), 3)
 
 
 def test_photos_that_cannot_be_read_are_counted(tmp_path: Path) -> None:
