@@ -117,8 +117,8 @@ def estimate(config: Config, num_classes: int, num_ranks: int, crop_px: int) -> 
     sizes = _scaled(large.tensor_bytes, small.tensor_bytes, factor)
     # the heap does not shrink: it stays as large as its greatest phase makes it, while mapped tensors come and go
     heap = sum(m.resident_bytes - max(m.mapped_bytes.values()) for m in (large, small)) // 2
-    # DistributedDataParallel keeps its buckets, which are the gradients, between steps
-    buckets = sizes["backbone_gradient"] if num_ranks > 1 else 0
+    # DistributedDataParallel keeps its buckets, which are the gradients, between steps, and lays them out twice
+    buckets = 2 * sizes["backbone_gradient"] if num_ranks > 1 else 0
     return Estimate(
         num_classes=num_classes,
         num_ranks=num_ranks,
