@@ -24,8 +24,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipeline.config.margins import ArcFaceMargin
-from pipeline.model.margins.base import Margin, build_margin
-from pipeline.model.partial_fc import MarginSoftmaxHead
+from pipeline.model.margins.base import GlobalBatch, Margin, build_margin
+from pipeline.model.partial_fc import HeadOptions, MarginSoftmaxHead
 
 WARM_UPS = 3
 LEAST_REPEATS = 5
@@ -74,7 +74,9 @@ def main() -> int:
         f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {arguments.classes:,} classes, D {arguments.dim}"
     )
     print("measured product rates: " + ", ".join(f"{name(d)} {rate / 1e12:.0f} TFLOP/s" for d, rate in peaks.items()))
-    head = MarginSoftmaxHead(arguments.classes, arguments.dim, build_margin(ArcFaceMargin()), seed=0).to(device)
+    margin = build_margin(ArcFaceMargin(), arguments.classes)
+    options = HeadOptions(products="bf16")
+    head = MarginSoftmaxHead(arguments.classes, arguments.dim, margin, 0, options).to(device)
     for batch in arguments.batch:
         generator = torch.Generator(device).manual_seed(batch)
         embeddings = torch.randn(batch, arguments.dim, generator=generator, device=device)
@@ -124,7 +126,7 @@ def contenders(head: MarginSoftmaxHead) -> list[Contender]:
         return lambda embeddings, labels: naive_loss(embeddings, head.class_centres, labels, head.margin, products)
 
     return [
-        Contender("ours", torch.float32, 4, ours),
+        Contender("ours", torch.bfloat16, 4, ours),
         Contender("all logits, fp32", torch.float32, 3, peer(torch.float32)),
         Contender("all logits, bf16", torch.bfloat16, 3, peer(torch.bfloat16)),
     ]
@@ -137,7 +139,8 @@ def naive_loss(embeddings: Tensor, centres: Tensor, labels: Tensor, margin: Marg
         functional.normalize(embeddings).to(products), functional.normalize(centres).to(products)
     )
     logits = margin.logit_scale(norm) * cosine.float()
-    target = margin.target_logit(cosine.gather(1, labels[:, None]).squeeze(1).float(), norm, labels, 0)
+    batch = GlobalBatch(norm, labels, torch.ones_like(labels, dtype=torch.bool), step=0, seed=0)
+    target = margin.target_logit(cosine.gather(1, labels[:, None]).squeeze(1).float(), batch)
     return functional.cross_entropy(logits.scatter(1, labels[:, None], target[:, None]), labels)
 
 

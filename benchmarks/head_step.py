@@ -35,6 +35,7 @@ from pipeline.config.schema import SGDConfig
 from pipeline.engine.head_optim import HeadOptimizer
 from pipeline.engine.memory import keep_freed_memory
 from pipeline.model.head import build_head
+from pipeline.model.partial_fc import initial_centres
 
 DIM = 512
 SCALE, MARGIN = 64.0, 0.5
@@ -50,7 +51,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, nargs="+", default=[1.0, 0.1], help="sample rate")
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--only", choices=["ours", "naive", "in place"], help="leave the others out")
+    parser.add_argument("--curve", type=int, metavar="STEPS", help="compare losses with a dense float64 head instead")
     parser.add_argument("--json", type=Path, help="write the figures")
     arguments = parser.parse_args()
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29611", "WORLD_SIZE": str(arguments.ranks)}
@@ -76,7 +77,9 @@ def run_rank(rank: int, arguments: argparse.Namespace, results: Any) -> None:
     keep_freed_memory()
     dist.initialise("cpu")
     figures = []
-    for batch in arguments.batch:
+    if arguments.curve:
+        figures.append(curve(arguments.classes, arguments.batch[0], arguments.curve))
+    for batch in [] if arguments.curve else arguments.batch:
         for rate in arguments.rate:
             figures.append(compare(arguments, batch, rate))
             if rank == 0:
@@ -93,14 +96,16 @@ def compare(arguments: argparse.Namespace, batch: int, rate: float) -> dict[str,
         "naive": lambda: peer(arguments.classes, batch, rate, in_place=False),
         "in place": lambda: peer(arguments.classes, batch, rate, in_place=True),
     }
-    chosen = {name: make for name, make in makers.items() if arguments.only in (None, name)}
     found: dict[str, Any] = {"batch": batch, "rate": rate, "classes": arguments.classes, "ranks": arguments.ranks}
-    for name, make in chosen.items():
-        step = make()
+    steps = {}
+    for name, make in makers.items():
+        step = steps[name] = make()
         found[name] = {"extra_mib": extra_memory_mib(lambda step=step: [step(0), step(1)]), "times_s": []}
-        for number in range(arguments.repeats):
+    found["product_s"] = []
+    for number in range(arguments.repeats):
+        for name, step in steps.items():
             found[name]["times_s"].append(timed(lambda step=step, number=number: step(2 + number)))
-    found["product_s"] = product_time(arguments.classes, batch, rate, arguments.ranks)
+        found["product_s"].append(product_time(arguments.classes, batch, rate, arguments.ranks))
     return found
 
 
@@ -137,11 +142,16 @@ def peer(num_classes: int, batch: int, rate: float, in_place: bool) -> Step:
 
 def local_batch(num_classes: int, batch: int, number: int) -> tuple[Tensor, Tensor]:
     """This rank's part of a global batch that depends on the step alone."""
-    generator = torch.Generator().manual_seed(number)
-    embeddings, labels = torch.randn(batch, DIM, generator=generator), torch.arange(batch) * 97 % num_classes
+    embeddings, labels = global_batch(num_classes, batch, number)
     local = batch // dist.world_size()
     own = slice(dist.rank() * local, (dist.rank() + 1) * local)
     return embeddings[own].clone().requires_grad_(), labels[own]
+
+
+def global_batch(num_classes: int, batch: int, number: int) -> tuple[Tensor, Tensor]:
+    """Embeddings and labels of all ranks."""
+    generator = torch.Generator().manual_seed(number)
+    return torch.randn(batch, DIM, generator=generator), torch.arange(batch) * 97 % num_classes
 
 
 def timed(fn: Callable[[], object]) -> float:
@@ -168,27 +178,61 @@ def product_time(num_classes: int, batch: int, rate: float, ranks: int) -> float
     rows = max(1, int(rate * num_classes) // ranks)
     queries, block = torch.randn(batch, DIM), functional.normalize(torch.randn(1024, DIM))
     out = torch.empty(batch, len(block))
-    times = []
-    for _ in range(5):
-        times.append(timed(lambda: [torch.mm(queries, block.t(), out=out) for _ in range(32)]))
-    return statistics.median(times) / 32 * rows / len(block)
+    num_blocks = -(-rows // len(block))
+    seconds = timed(lambda: [torch.mm(queries, block.t(), out=out) for _ in range(num_blocks)])
+    return seconds * rows / (num_blocks * len(block))
+
+
+def curve(num_classes: int, batch: int, num_steps: int) -> dict[str, Any]:
+    """Losses of our head and of a dense float64 one over some steps from the same start; embeddings are given."""
+    losses = []
+    step = ours(num_classes, batch, 1.0)
+    dense = None
+    if dist.rank() == 0:
+        centres = torch.nn.Parameter(initial_centres(0, 0, num_classes, DIM).double())
+        dense = torch.optim.SGD([centres], lr=LR, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
+    for number in range(num_steps):
+        # few batches, again and again: the centres learn them and the loss falls
+        loss = step(number % 4)
+        if dense is not None:
+            losses.append((loss, dense_step(dense, centres, batch, number % 4)))
+            if number % 10 == 9:
+                print(f"step {number + 1}: ours {losses[-1][0]:.6f}, dense float64 {losses[-1][1]:.6f}", flush=True)
+        dist.barrier()
+    if dense is not None:
+        worst = max(abs(one - other) / other for one, other in losses)
+        print(f"greatest relative difference over {num_steps} steps: {worst:.1e}")
+    return {"curve": losses}
+
+
+def dense_step(optimizer: torch.optim.SGD, centres: Tensor, batch: int, number: int) -> float:
+    """Forward, backward and SGD of a head in one process that lays out all logits, in float64."""
+    embeddings, labels = global_batch(len(centres), batch, number)
+    cosine = functional.linear(functional.normalize(embeddings.double()), functional.normalize(centres))
+    own = torch.arange(batch), labels
+    logits = cosine.index_put(own, torch.cos(cosine[own].acos() + MARGIN)) * SCALE
+    loss = functional.cross_entropy(logits, labels)
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    return loss.item()
 
 
 def show(found: dict[str, Any]) -> None:
     """Print one comparison."""
     print(f"batch {found['batch']:,}, rate {found['rate']}, {found['classes']:,} classes, {found['ranks']} ranks")
-    names = [name for name in ("ours", "naive", "in place") if name in found]
-    for name in names:
+    product_s = statistics.median(found["product_s"])
+    for name in ("ours", "naive", "in place"):
         times = found[name]["times_s"]
         line = f"  {name:9} {statistics.median(times):7.3f} s ({min(times):.3f} to {max(times):.3f})"
         line += f"  extra memory {found[name]['extra_mib']:6.0f} MiB"
-        if name != "ours" and "ours" in found:
+        if name != "ours":
             speed = statistics.median(times) / statistics.median(found["ours"]["times_s"])
             memory = found["ours"]["extra_mib"] / found[name]["extra_mib"]
             line += f"  ours is {speed:.2f} times as fast, with {memory:.2f} of its memory"
         else:
             line += "  share of the floor " + ", ".join(
-                f"{n * found['product_s'] / statistics.median(times):.0%} ({n} products)" for n in (3, 4)
+                f"{n * product_s / statistics.median(times):.0%} ({n} products)" for n in (3, 4)
             )
         print(line, flush=True)
 

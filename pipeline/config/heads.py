@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from pipeline.config.margins import ArcFaceMargin, MarginConfig
+from pipeline.config.metric_heads import (
+    ContrastiveConfig,
+    MarginBasedConfig,
+    MultiSimilarityConfig,
+    NPairConfig,
+    TripletConfig,
+)
 from pipeline.config.section import Section
 
 
@@ -44,4 +51,7 @@ class MarginSoftmaxConfig(Section):
         return self
 
 
-HeadConfig = MarginSoftmaxConfig
+HeadConfig = Annotated[
+    MarginSoftmaxConfig | ContrastiveConfig | TripletConfig | MarginBasedConfig | MultiSimilarityConfig | NPairConfig,
+    Field(discriminator="kind"),
+]

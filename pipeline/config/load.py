@@ -22,7 +22,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         UserError: unreadable file, bad YAML, an unknown key (with the nearest known one), or a value out of range.
     """
-    tree = read_yaml(Path(path))
+    # with every member named: an override that names another has to know which one's fields to drop
+    tree = _with_default_kinds(read_yaml(Path(path)), Config)
     # a union's member is chosen first, wherever it stands: choosing it later would drop the fields set before
     for override in sorted(overrides, key=lambda text: not text.partition("=")[0].endswith(".kind")):
         apply_override(tree, override)

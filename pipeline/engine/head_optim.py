@@ -91,14 +91,14 @@ class _RowSGD:
     @torch.no_grad()
     def step(self, active: ActiveRows, lr: float) -> None:
         for rows, update in _chunks(active):
-            values = self._parameter[rows]
+            values = self._parameter.index_select(0, rows)
             if self._decay:
                 update.add_(values, alpha=self._decay)
             if self._momentum:
                 buffer = self.state["momentum_buffer"]
-                update = buffer[rows].mul_(self._momentum).add_(update)
-                buffer[rows] = update
-            self._parameter[rows] = values.add_(update, alpha=-lr)
+                update = buffer.index_select(0, rows).mul_(self._momentum).add_(update)
+                buffer.index_copy_(0, rows, update)
+            self._parameter.index_copy_(0, rows, values.add_(update, alpha=-lr))
 
 
 class _RowAdamW:
@@ -118,16 +118,20 @@ class _RowAdamW:
     def step(self, active: ActiveRows, lr: float) -> None:
         first, second = self._betas
         for rows, gradient in _chunks(active):
-            steps = self.state["row_steps"][rows] + 1
-            mean = self.state["exp_avg"][rows].lerp_(gradient, 1 - first)
-            square = self.state["exp_avg_sq"][rows].mul_(second).addcmul_(gradient, gradient, value=1 - second)
+            steps, mean, square = (
+                self.state[slot].index_select(0, rows) for slot in ("row_steps", "exp_avg", "exp_avg_sq")
+            )
+            steps.add_(1)
+            mean.lerp_(gradient, 1 - first)
+            square.mul_(second).addcmul_(gradient, gradient, value=1 - second)
             for slot, value in (("row_steps", steps), ("exp_avg", mean), ("exp_avg_sq", square)):
-                self.state[slot][rows] = value
+                self.state[slot].index_copy_(0, rows, value)
             # in float32, 1 − 0.999 would have lost its digits
             per_row = steps.double().view(-1, *(1,) * (gradient.ndim - 1))
             denominator = square.div_((1 - second**per_row).to(square.dtype)).sqrt_().add_(ADAM_EPS)
             update = mean.div_((1 - first**per_row).to(mean.dtype)).div_(denominator)
-            self._parameter[rows] = self._parameter[rows].mul_(1 - lr * self._decay).add_(update, alpha=-lr)
+            values = self._parameter.index_select(0, rows).mul_(1 - lr * self._decay).add_(update, alpha=-lr)
+            self._parameter.index_copy_(0, rows, values)
 
 
 def _chunks(active: ActiveRows) -> Iterator[tuple[Tensor, Tensor]]:

@@ -71,7 +71,7 @@ def choose_classes(
     trained = None if first_trained == 0 else torch.nonzero(classes >= first_trained).squeeze(1)
     moved = classes if trained is None else classes[trained]
     rows = {
-        name: ActiveRows(moved, nn.Parameter(parameter.detach()[classes]), trained)
+        name: ActiveRows(moved, nn.Parameter(parameter.detach().index_select(0, classes)), trained)
         for name, parameter in parameters.items()
     }
     return ActiveClasses(classes, num_classes, rows)

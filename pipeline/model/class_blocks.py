@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipeline import dist
+from pipeline.model import triton_blocks
 from pipeline.model.margins.base import NegativeTransform
 
 MIN_NORM = 1e-12
@@ -145,25 +146,11 @@ class _Walk(torch.autograd.Function):
         options: WalkOptions,
     ) -> tuple[Tensor, Tensor, Tensor]:
         blocks = _Blocks(queries, centres, bias, options)
-        total = queries.new_zeros(len(queries))
-        greatest = torch.full_like(total, -torch.inf)
         kept: list[Tensor] = []
-        for start, stop in blocks.ranges():
-            logits, _ = blocks.logits(start, stop)
-            if len(kept) < blocks.num_kept:
-                kept.append(logits)
-            values = options.transform(logits) if options.transform else logits
-            is_free = not (kept and values is kept[-1])
-            if not is_free:
-                values = values.clone()
-            _set_targets(values, columns - start, -torch.inf)
-            block_greatest = torch.maximum(greatest, values.amax(1))
-            if options.reduction == "softplus_sum":
-                total += functional.softplus(values).sum(1)
-            else:
-                floor = _finite(block_greatest)
-                total = total * (greatest - floor).exp_() + values.sub_(floor[:, None]).exp_().sum(1)
-            greatest = block_greatest
+        if is_fused(queries, options):
+            greatest, total = triton_blocks.reduce_classes(*blocks.fused_arguments(columns))
+        else:
+            greatest, total = _reduce_by_blocks(blocks, columns, options, kept)
         global_greatest = dist.all_reduce_max(greatest.clone())
         if options.reduction == "softplus_sum":
             reduced = dist.all_reduce_sum(total)
@@ -189,6 +176,20 @@ class _Walk(torch.autograd.Function):
         # autocast may be on where backward() is called, and would run these products in its narrow type
         with torch.autocast(queries.device.type, enabled=False):
             for number, (start, stop) in enumerate(blocks.ranges()):
+                if is_fused(queries, options):
+                    gradient = triton_blocks.classes_gradient(
+                        *blocks.fused_arguments(columns),
+                        reduced,
+                        reduced_gradient.contiguous(),
+                        target_gradient.contiguous(),
+                        start,
+                        stop,
+                        torch.bfloat16,
+                    )
+                    if bias_gradient is not None:
+                        torch.sum(gradient, 0, dtype=bias.dtype, out=bias_gradient[start:stop])
+                    blocks.add_gradients(start, stop, gradient, queries_gradient, centres_gradient)
+                    continue
                 logits, chosen = (kept[number], None) if number < len(kept) else blocks.logits(start, stop)
                 gradient = _logits_gradient(logits, reduced, reduced_gradient, columns - start, options)
                 if bias_gradient is not None:
@@ -204,6 +205,42 @@ class _Walk(torch.autograd.Function):
         return queries_gradient, centres_gradient, bias_gradient, None, None, None
 
 
+def is_fused(queries: Tensor, options: WalkOptions) -> bool:
+    """Whether the walk takes the way of `triton_blocks`, where logits never leave the chip."""
+    return (
+        options.is_bf16
+        and queries.dtype == torch.float32
+        and options.transform is None
+        and options.reduction == "log_sum_exp"
+        and options.num_subcentres == 1
+        and triton_blocks.is_available(queries.device)
+    )
+
+
+def _reduce_by_blocks(
+    blocks: _Blocks, columns: Tensor, options: WalkOptions, kept: list[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Greatest logit [N] and, relative to it, the reduction [N] over this rank's classes; fills `kept`."""
+    total = blocks.queries.new_zeros(len(blocks.queries))
+    greatest = torch.full_like(total, -torch.inf)
+    for start, stop in blocks.ranges():
+        logits, _ = blocks.logits(start, stop)
+        if len(kept) < blocks.num_kept:
+            kept.append(logits)
+        values = options.transform(logits) if options.transform else logits
+        if kept and values is kept[-1]:
+            values = values.clone()
+        _set_targets(values, columns - start, -torch.inf)
+        block_greatest = torch.maximum(greatest, values.amax(1))
+        if options.reduction == "softplus_sum":
+            total += functional.softplus(values).sum(1)
+        else:
+            floor = _finite(block_greatest)
+            total = total * (greatest - floor).exp_() + values.sub_(floor[:, None]).exp_().sum(1)
+        greatest = block_greatest
+    return greatest, total
+
+
 class _Blocks:
     """A rank's class centres, block by block; classes are counted, of K rows each.
 
@@ -215,8 +252,7 @@ class _Blocks:
     def __init__(
         self, queries: Tensor, centres: Tensor, bias: Tensor | None, options: WalkOptions, inverse: Tensor | None = None
     ) -> None:
-        self._queries, self._centres, self._bias, self._options = queries, centres, bias, options
-        self._factors = _rounded(queries) if options.is_bf16 else queries
+        self.queries, self._centres, self._bias, self._options = queries, centres, bias, options
         self._num_classes = len(centres) // options.num_subcentres
         self._has_inverse = inverse is not None
         self.inverse = inverse
@@ -235,7 +271,7 @@ class _Blocks:
     def logits(self, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
         """Logits [N, n] of the classes' most similar rows, and which these are: [N, n, 1] int64, None for K = 1."""
         rows = self._rows(start, stop)
-        products = torch.mm(self._factors, (_rounded(rows) if self._options.is_bf16 else rows).t())
+        products = _product(self.queries, rows.t(), self._options)
         inverse = self._inverse(start, stop, rows)
         if inverse is not None:
             products.mul_(inverse)
@@ -251,20 +287,31 @@ class _Blocks:
         self, start: int, stop: int, gradient: Tensor, queries_gradient: Tensor, centres_gradient: Tensor
     ) -> None:
         """Carry the gradient [N, n · K] of a block's products to queries (added) and rows (set); overwrites it."""
-        options = self._options
-        rows = factors = self._rows(start, stop)
+        rows = self._rows(start, stop)
         inverse = self._inverse(start, stop, rows)
         if inverse is not None:
             gradient.mul_(inverse)
-        if options.is_bf16:
-            gradient, factors = _rounded(gradient), _rounded(rows)
-        queries_gradient.addmm_(gradient, factors)
-        k = options.num_subcentres
-        part = torch.mm(gradient.t(), self._factors, out=centres_gradient[start * k : stop * k])
+        k = self._options.num_subcentres
+        part = centres_gradient[start * k : stop * k]
+        if self._options.is_bf16:
+            queries_gradient.add_(_product(gradient, rows, self._options))
+            part.copy_(_product(gradient.t(), self.queries, self._options))
+        else:
+            queries_gradient.addmm_(gradient, rows)
+            torch.mm(gradient.t(), self.queries, out=part)
         if inverse is not None:
             # through w / |w|: only what is perpendicular to w moves the direction
             along = torch.linalg.vecdot(rows, part).mul_(inverse).mul_(inverse)
             part.addcmul_(rows, along[:, None], value=-1)
+
+    def fused_arguments(self, columns: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:
+        """What the functions of `triton_blocks` begin with."""
+        inverse = self._inverse(0, self._num_classes, self._centres)
+        self._has_inverse = True
+        if inverse is None:
+            inverse = torch.ones(len(self._centres), device=self._centres.device)
+        bias = None if self._bias is None else self._bias.contiguous()
+        return self.queries.to(torch.bfloat16), self._centres, inverse, bias, columns
 
     def _rows(self, start: int, stop: int) -> Tensor:
         k = self._options.num_subcentres
@@ -287,6 +334,16 @@ def _inverse_lengths(rows: Tensor) -> Tensor:
 def _rounded(x: Tensor) -> Tensor:
     """To bfloat16 and back: products of such factors are exact in float32, as tensor cores form them."""
     return x.to(torch.bfloat16).to(x.dtype)
+
+
+def _product(left: Tensor, right: Tensor, options: WalkOptions) -> Tensor:
+    """Matrix product, in float32 or more; bfloat16 factors where asked for."""
+    if not options.is_bf16:
+        return left @ right
+    if left.device.type == "cuda":
+        return torch.mm(left.to(torch.bfloat16), right.to(torch.bfloat16), out_dtype=torch.float32)
+    # a CPU would round the result too
+    return _rounded(left).to(right.dtype) @ _rounded(right)
 
 
 def _logits_gradient(

@@ -142,6 +142,12 @@ def build_head(config: HeadConfig, num_classes: int, embedding_dim: int, seed: i
 
     Initial values are a function of `seed` alone, whatever the number of ranks.
     """
-    import pipeline.model.partial_fc  # noqa: F401  registers its builder; it imports this module, so not at the top
+    # these register their builders; they import this module, so not at the top
+    import pipeline.model.metric.contrastive
+    import pipeline.model.metric.margin_based
+    import pipeline.model.metric.multi_similarity
+    import pipeline.model.metric.n_pair
+    import pipeline.model.metric.triplet
+    import pipeline.model.partial_fc  # noqa: F401
 
     return _builders[config.kind](config, num_classes, embedding_dim, seed)

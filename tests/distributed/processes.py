@@ -23,6 +23,8 @@ from pipeline import dist
 
 PRELOADED = [
     "pipeline.model.partial_fc",
+    "pipeline.engine.head_optim",
+    "torch._dynamo",  # an optimizer imports it at its first step
     "torch.distributed.tensor",
     "torch.distributed.checkpoint",
     "pytest",

@@ -91,6 +91,30 @@ def test_whole_step(shape: tuple[int, int, int], types: tuple[torch.dtype, torch
             assert error < 1e-5, name
 
 
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_the_walk_takes_the_kernels(
+    shape: tuple[int, int, int], has_bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = make_inputs(*shape, has_bias=has_bias)
+    in_blocks = walk(inputs, 300, is_bf16=True)
+    calls = []
+
+    def counted(*arguments: Any) -> Tensor:
+        calls.append(arguments)
+        return original(*arguments)
+
+    original = triton_blocks.classes_gradient
+    monkeypatch.setattr(triton_blocks, "is_available", lambda device: True)
+    monkeypatch.setattr(triton_blocks, "classes_gradient", counted)
+    on_chip = walk(inputs, 300, is_bf16=True)
+    assert len(calls) == -(-shape[1] // 300)
+    for name, error in differences(on_chip, dense(inputs)).items():
+        assert error < (2**-8 if name in ("queries", "centres", "bias") else 1e-5), name
+    for name, error in differences(on_chip, in_blocks).items():
+        assert error < 2**-8, name
+
+
 def test_rounding_of_inputs_to_bfloat16() -> None:
     """What a whole bf16 step loses against exact inputs, at ArcFace's scale; the own class's logit stays float32."""
     inputs = make_inputs(64, 300, 128, scale=64.0)

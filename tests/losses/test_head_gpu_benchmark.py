@@ -19,7 +19,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 @pytest.mark.parametrize("peer", [1, 2])
 def test_peers_compute_the_heads_loss(peer: int) -> None:
-    head = MarginSoftmaxHead(50, 16, build_margin(ArcFaceMargin()), seed=0)
+    head = MarginSoftmaxHead(50, 16, build_margin(ArcFaceMargin(), 50), seed=0)
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(0, 50, (12,), generator=generator)
     found = []

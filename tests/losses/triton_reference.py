@@ -105,14 +105,13 @@ def dense(inputs: Inputs) -> Result:
     )
 
 
-def walk(inputs: Inputs, block_rows: int) -> Result:
+def walk(inputs: Inputs, block_rows: int, is_bf16: bool = False) -> Result:
     """The same through `walk_classes`."""
     queries, centres = inputs.queries.clone().requires_grad_(), inputs.centres.clone().requires_grad_()
     bias = None if inputs.bias is None else inputs.bias.clone().requires_grad_()
     arguments = (queries, centres, bias, inputs.columns)
-    target, negative_lse, negative_max = walk_classes(
-        *arguments, target_product(*arguments, inputs.normalise), WalkOptions(inputs.normalise, block_rows, None)
-    )
+    options = WalkOptions(inputs.normalise, block_rows, is_bf16=is_bf16)
+    target, negative_lse, negative_max = walk_classes(*arguments, target_product(*arguments, options), options)
     loss = loss_of(target, negative_lse)
     loss.backward()
     assert queries.grad is not None
@@ -140,7 +139,8 @@ def composed(
     queries, centres, bias, columns = inputs.queries, inputs.centres, inputs.bias, inputs.columns
     lengths = inverse_lengths(inputs)
     own = inputs if target is None else target
-    target_logit = target_product(own.queries.float(), own.centres.float(), bias, columns, inputs.normalise)
+    options = WalkOptions(inputs.normalise, block_rows)
+    target_logit = target_product(own.queries.float(), own.centres.float(), bias, columns, options)
     greatest, total = triton_blocks.reduce_classes(queries, centres, lengths, bias, columns, input_precision)
     negative_lse = greatest.masked_fill(greatest == -torch.inf, 0) + total.log()
     with torch.enable_grad():

@@ -12,6 +12,7 @@ import yaml
 from pipeline.config.errors import UserError
 from pipeline.config.load import config_fields, load_config, validate_config
 from pipeline.config.margins import CosFaceMargin
+from pipeline.config.metric_heads import TripletConfig
 from pipeline.config.schema import AdamWConfig
 
 REPOSITORY = Path(__file__).parents[2]
@@ -49,6 +50,12 @@ def test_override_of_kind_drops_the_other_members_fields(tmp_path: Path) -> None
     tree = MINIMAL | {"optim": {"backbone": {"kind": "sgd", "momentum": 0.5}}}
     config = load_config(write(tmp_path, tree), ["optim.backbone.kind=adamw"])
     assert config.optim.backbone == AdamWConfig()
+
+
+def test_override_of_kind_drops_the_fields_of_a_member_that_goes_unnamed(tmp_path: Path) -> None:
+    tree = MINIMAL | {"head": {"margin": {"kind": "cosface"}, "block_bytes": 4096}}
+    config = load_config(write(tmp_path, tree), ["head.kind=triplet"])
+    assert config.head == TripletConfig()
 
 
 @pytest.mark.parametrize("is_kind_first", [True, False])
