@@ -11,6 +11,7 @@ import json
 import subprocess
 import sys
 from dataclasses import dataclass
+from typing import Any
 
 from pipeline import dist
 from pipeline.config.errors import UserError
@@ -19,6 +20,7 @@ from pipeline.engine.measure_link import seconds_per_byte
 from pipeline.engine.measure_step import StepMeasurement, StepRequest
 from pipeline.engine.memory import MMAP_THRESHOLD_BYTES
 from pipeline.model.head import build_head
+from pipeline.model.partial_fc import KEEP_BYTES_CPU
 
 USUAL_CROP_PX = 112
 """What is assumed where there is no data set."""
@@ -93,7 +95,7 @@ def estimate(config: Config, num_classes: int, num_ranks: int, crop_px: int) -> 
     def measure(num_rows: int) -> StepMeasurement:
         return _run(
             StepRequest(
-                config=config.model_dump(mode="json"),
+                config=_with_share(config.model_dump(mode="json"), num_rows / shape.num_rows),
                 num_rows=num_rows,
                 num_queries=shape.num_queries,
                 crop_px=crop_px,
@@ -116,7 +118,9 @@ def estimate(config: Config, num_classes: int, num_ranks: int, crop_px: int) -> 
     mapped = _scaled(large.mapped_bytes, small.mapped_bytes, factor)
     sizes = _scaled(large.tensor_bytes, small.tensor_bytes, factor)
     # the heap does not shrink: it stays as large as its greatest phase makes it, while mapped tensors come and go
-    heap = sum(m.resident_bytes - max(m.mapped_bytes.values()) for m in (large, small)) // 2
+    heap = max(value - mapped[phase] for phase, value in live.items())
+    measured = (large, small)
+    besides = sum(m.resident_bytes - m.greatest_heap_bytes - max(m.mapped_bytes.values()) for m in measured) // 2
     # DistributedDataParallel keeps its buckets, which are the gradients, between steps, and lays them out twice
     buckets = 2 * sizes["backbone_gradient"] if num_ranks > 1 else 0
     return Estimate(
@@ -136,7 +140,7 @@ def estimate(config: Config, num_classes: int, num_ranks: int, crop_px: int) -> 
             "the head's working memory": _scaled_number(large.head_working_bytes, small.head_working_bytes, factor),
         },
         tensor_peak_bytes=max(live.values()),
-        resident_peak_bytes=heap + max(mapped.values()) + buckets,
+        resident_peak_bytes=besides + heap + max(mapped.values()) + buckets,
         process_bytes=large.process_bytes,
         seconds=_by_part(shape, num_micro_batches, whole, large.seconds, growth)
         | {"communication": _communication_s(config, shape, num_ranks, sizes["backbone_gradient"])},
@@ -188,6 +192,20 @@ def describe(found: Estimate) -> str:
     ]
     lines += [f"  {name:<34}{value:>12,.3f}{value / found.step_s:>7.0%}" for name, value in found.seconds.items()]
     return "\n".join(lines)
+
+
+def _with_share(tree: dict[str, Any], share: float) -> dict[str, Any]:
+    """The configuration for a head with a share of the class centres, whose budgets are that share of the real ones.
+
+    So the same part of its logits is kept for the backward pass, and what it costs stays proportional to class centres.
+    """
+    changed: dict[str, Any] = {
+        key: _with_share(value, share) if isinstance(value, dict) else value for key, value in tree.items()
+    }
+    if changed.get("kind") == "margin_softmax":
+        budget = KEEP_BYTES_CPU if changed["keep_bytes"] is None else changed["keep_bytes"]
+        changed["keep_bytes"] = round(share * budget)
+    return changed
 
 
 def _run(request: StepRequest) -> StepMeasurement:

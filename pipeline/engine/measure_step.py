@@ -18,6 +18,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ from pipeline.model.head import build_head
 
 PHASES = ("forward", "head", "backward", "backbone_optimizer", "head_optimizer")
 _NUM_TIMED_STEPS = 4
+_PHOTOS_PER_PERSON = 4
 _PROCESS = Path("/proc/self")
 _MARK = "phase:"
 
@@ -85,6 +87,11 @@ class StepMeasurement(BaseModel):
     """Sizes by what they belong to: backbone, backbone_optimizer, backbone_gradient, head, head_optimizer,
     head_gradient; all but the gradients stay from step to step."""
 
+    @property
+    def greatest_heap_bytes(self) -> int:
+        """The most that is there at once of tensors that come from the allocator's heap."""
+        return max(value - self.mapped_bytes[phase] for phase, value in self.live_bytes.items())
+
 
 def measure(request: StepRequest) -> StepMeasurement:
     """Build the model, take a few steps, measure each phase. A single process's affair, which should be a fresh one."""
@@ -103,7 +110,9 @@ def measure(request: StepRequest) -> StepMeasurement:
     if head.needs_teacher:
         raise UserError("head.kind", "a head with a teacher is not estimated", "another head")
     head_optimizer = HeadOptimizer(config.optim.head, head)
-    labels = torch.randint(0, request.num_rows, (request.num_queries,), generator=generator)
+    # people with several photos each, for losses over pairs
+    people = torch.randint(0, request.num_rows, (request.num_queries,), generator=generator)
+    labels = people.repeat_interleave(_PHOTOS_PER_PERSON)[: request.num_queries]
     valid, sample_ids = torch.ones(len(labels), dtype=torch.bool), torch.arange(len(labels))
     # a run on ranks rounds up, so that the gathered embeddings are at least this rank's own
     copies = -(-request.num_queries // local_batch)
@@ -133,8 +142,7 @@ def measure(request: StepRequest) -> StepMeasurement:
     def step(record: Callable[[str], AbstractContextManager[Any]]) -> dict[str, int]:
         head.begin_step(labels, valid, step=0, epoch=0.0)
         if request.accumulates:
-            with record("earlier"):
-                micro_batch(_unrecorded)
+            micro_batch(_unrecorded)
         micro_batch(record)
         norms.finish_step(1 + request.accumulates)
         gradients = {
@@ -158,25 +166,22 @@ def measure(request: StepRequest) -> StepMeasurement:
     for _ in range(_NUM_TIMED_STEPS):
         gradients = step(clock.phase)
     resident = peak_resident_bytes() - base
-    live, mapped, left = _live_bytes(step)
+    live, mapped = _live_bytes(step)
     sizes = dict.fromkeys(("backbone", "backbone_optimizer", "head", "head_optimizer"), 0)
     lasting_mapped = 0
     for name, tensor in training_tensors(backend, head, head_optimizer, mesh=None).items():
         sizes[name.partition("/")[0]] += tensor.nbytes
         lasting_mapped += tensor.nbytes if tensor.nbytes >= MMAP_THRESHOLD_BYTES else 0
     lasting = sum(sizes.values())
-    activations = left["forward"] - left["earlier"]
-    before_head = left["forward"] if request.holds_activations else left["earlier"]
     return StepMeasurement(
         seconds={phase: statistics.median(values) for phase, values in clock.seconds.items()},
         processor_seconds={phase: statistics.median(values) for phase, values in clock.processor_seconds.items()},
         resident_bytes=resident,
         process_bytes=base,
-        live_bytes={phase: live[phase] + lasting for phase in PHASES},
-        mapped_bytes={phase: mapped[phase] + lasting_mapped for phase in PHASES},
-        activation_bytes=activations,
-        # what an earlier micro-batch has left is not allocated anew, it is added to; yet the new one is there first
-        head_working_bytes=max(0, live["head"] - before_head - gradients["head_gradient"]),
+        live_bytes={phase: live[phase].most + lasting for phase in PHASES},
+        mapped_bytes={phase: mapped[phase].most + lasting_mapped for phase in PHASES},
+        activation_bytes=live["forward"].after - live["forward"].before,
+        head_working_bytes=max(0, live["head"].most - live["head"].before - gradients["head_gradient"]),
         tensor_bytes=sizes | gradients,
     )
 
@@ -185,34 +190,40 @@ def _gradient_bytes(parameters: Iterable[nn.Parameter]) -> int:
     return sum(p.grad.nbytes for p in {id(p): p for p in parameters}.values() if p.grad is not None)
 
 
-def _live_bytes(step: Callable[..., Any]) -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
-    """Tensors made since the step began, by phase: at most, at most of large ones, and left at the phase's end."""
+@dataclass(frozen=True)
+class _Span:
+    """Bytes of tensors made since the step began, in a phase: at its beginning, at most, at its end."""
+
+    before: int
+    most: int
+    after: int
+
+
+def _live_bytes(step: Callable[..., Any]) -> tuple[dict[str, _Span], dict[str, _Span]]:
+    """Tensors by phase, and the large ones among them."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
         step(lambda name: record_function(_MARK + name))
     assert profiler.profiler is not None
     assert profiler.profiler.kineto_results is not None
     changes: list[tuple[int, int]] = []
-    spans: dict[str, tuple[int, int]] = {}
+    phases: dict[str, tuple[int, int]] = {}
     for event in profiler.profiler.kineto_results.events():
         if event.name() == "[memory]":
             changes.append((event.start_ns(), event.nbytes()))
         elif event.name().startswith(_MARK):
-            spans[event.name().removeprefix(_MARK)] = (event.start_ns(), event.end_ns())
+            phases[event.name().removeprefix(_MARK)] = (event.start_ns(), event.end_ns())
     changes.sort(key=lambda change: change[0])
     large = [change for change in changes if abs(change[1]) >= MMAP_THRESHOLD_BYTES]
-    live, mapped, left = {"earlier": 0}, {"earlier": 0}, {"earlier": 0}
-    for phase, span in spans.items():
-        live[phase], left[phase] = _greatest_and_last(changes, span)
-        mapped[phase], _ = _greatest_and_last(large, span)
-    return live, mapped, left
+    all_spans, large_spans = (
+        {phase: _span(some, start, end) for phase, (start, end) in phases.items()} for some in (changes, large)
+    )
+    return all_spans, large_spans
 
 
-def _greatest_and_last(changes: list[tuple[int, int]], span: tuple[int, int]) -> tuple[int, int]:
-    """Of a sum that changes at moments, in a span of time."""
-    start, end = span
+def _span(changes: list[tuple[int, int]], start: int, end: int) -> _Span:
     before = sum(size for moment, size in changes if moment < start)
     values = list(itertools.accumulate((size for moment, size in changes if start <= moment < end), initial=before))
-    return max(values), values[-1]
+    return _Span(before, max(values), values[-1])
 
 
 def resident_bytes() -> int:
