@@ -141,15 +141,6 @@ def all_ranks_agree(flag: bool) -> bool:
     return all_reduce_scalar_sum(float(not flag)) == 0
 
 
-def broadcast_object(obj: Any, src: int = 0) -> Any:
-    """Rank `src`'s object on all ranks; it must pickle."""
-    if world_size() == 1:
-        return obj
-    box = [obj]
-    c10d.broadcast_object_list(box, src=src)
-    return box[0]
-
-
 def _all_reduce(x: Tensor, operation: Any) -> Tensor:
     if world_size() > 1:
         c10d.all_reduce(x.detach(), op=operation)

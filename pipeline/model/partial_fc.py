@@ -151,7 +151,7 @@ class MarginSoftmaxHead(Head):
         queries, scale = self._queries(embeddings, norm)
         options = self._walk_options(queries)
         target = target_product(queries, centres, bias, columns, options)
-        if self.training and bool(slots.num_valid):
+        if margin.has_statistics and self.training and bool(slots.num_valid):
             self._observe(queries, centres, columns, target, scale, batch, options)
             queries, scale = self._queries(embeddings, norm)  # it may have moved the scale
             target = target_product(queries, centres, bias, columns, options) if margin.needs_class_pass else target

@@ -38,7 +38,6 @@ def test_single_process_needs_no_group() -> None:
     assert dist.all_reduce_scalar_sum(2.5) == 2.5
     assert dist.all_ranks_agree(True)
     assert not dist.all_ranks_agree(False)
-    assert dist.broadcast_object({"a": 1}) == {"a": 1}
     dist.barrier()
     dist.shutdown()
 
@@ -60,8 +59,16 @@ def collectives() -> dict[str, object]:
     greatest = torch.tensor([float(-rank), float(rank)])
     assert dist.all_reduce_sum(summed) is summed
     assert dist.all_reduce_max(greatest) is greatest
+    part = torch.tensor(float(rank), requires_grad=True)
+    joined = dist.sum_over_ranks(part)
+    (3 * joined).backward()
+    replicated = torch.tensor(1.0, requires_grad=True)
+    (rank * dist.times_world_size_in_backward(replicated)).backward()
     return {
         "rank": (rank, size),
+        "joined": joined.detach(),
+        "part_gradient": part.grad,
+        "replicated_gradient": replicated.grad,
         "gathered": gathered.detach(),
         "strided": dist.all_gather_rows(torch.full((3, 2), rank).t()),
         "flags": dist.all_gather_rows(torch.tensor([rank == 1])),
@@ -70,7 +77,6 @@ def collectives() -> dict[str, object]:
         "max": greatest,
         "scalar": dist.all_reduce_scalar_sum(rank + 0.1),
         "agree": (dist.all_ranks_agree(True), dist.all_ranks_agree(rank > 0), dist.all_ranks_agree(False)),
-        "object": dist.broadcast_object({"from": rank}, src=size - 1),
     }
 
 
@@ -87,7 +93,11 @@ def test_collectives(size: int) -> None:
         assert torch.equal(result["max"], torch.tensor([0.0, size - 1.0]))
         assert result["scalar"] == pytest.approx(sum(range(size)) + 0.1 * size)
         assert result["agree"] == (True, False, False)
-        assert result["object"] == {"from": size - 1}
+        # every rank's part of a sum, and a replicated parameter of whose gradient each computes a part: the mean over
+        # ranks of what comes back is the whole gradient
+        assert result["joined"].item() == sum(range(size))
+        assert result["part_gradient"].item() == 3.0 * size
+        assert result["replicated_gradient"].item() == rank * size
 
 
 def raise_on_last_rank() -> None:

@@ -86,8 +86,8 @@ def on_this_rank(name: str, kind: str, dtype: torch.dtype, block_bytes: int | No
         betas = torch.zeros(NUM_CLASSES, dtype=torch.float64)
         if head.is_per_class:
             active = head.active_rows()["beta"]
-            assert active.values.grad is not None
-            betas[active.rows + head.first_class] = active.values.grad.double()
+            assert active.leaf.grad is not None
+            betas[active.rows + head.first_class] = active.leaf.grad.double()
         else:
             assert head.beta.grad is not None
             betas[0] = head.beta.grad.double() / size  # as the engine does, which then adds the ranks'

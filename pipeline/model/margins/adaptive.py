@@ -35,7 +35,7 @@ class AdaCos(Margin):
     def __init__(self, dynamic: bool, num_classes: int) -> None:
         super().__init__()
         self.dynamic = dynamic
-        self.needs_whole_batch = self.needs_class_pass = dynamic
+        self.needs_whole_batch = self.has_statistics = self.needs_class_pass = dynamic
         # with one or two classes the formula gives no scale at all
         self.register_buffer("scale", torch.tensor(math.sqrt(2) * math.log(max(num_classes, 3) - 1)))
 
@@ -59,6 +59,7 @@ class CurricularFace(ArcFace):
     arXiv:2004.00288, equations 4 to 6), t the moving average of the targets' cosines."""
 
     needs_whole_batch = True
+    has_statistics = True
     t: Tensor
 
     def __init__(self, scale: float, margin: float, momentum: float) -> None:
@@ -132,6 +133,7 @@ class AdaFace(ScaledCosine):
     """
 
     needs_whole_batch = True
+    has_statistics = True
     norm_mean: Tensor
     norm_deviation: Tensor
 

@@ -59,6 +59,8 @@ class Margin(nn.Module):
     """Whether `GlobalBatch.centre_norm` is wanted."""
     needs_whole_batch = False
     """Whether it computes with statistics over the batch, so that all of it must come at once."""
+    has_statistics = False
+    """Whether `observe` or `observe_classes` does anything."""
     needs_class_pass = False
     """Whether `observe_classes` is wanted, at the price of one more pass over the classes."""
     sums_softplus = False

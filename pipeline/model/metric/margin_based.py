@@ -76,13 +76,13 @@ class MarginBasedHead(MetricHead):
         everywhere = dist.all_gather_rows(torch.stack([labels, valid.long()], dim=1))
         rows = everywhere[everywhere[:, 1] > 0, 0].unique() - self.first_class
         rows = rows[(rows >= 0) & (rows < len(self.beta))]
-        self._active = ActiveRows(rows, nn.Parameter(self.beta.detach()[rows]))
+        self._active = ActiveRows(rows, nn.Parameter(self.beta.detach()[rows]), None)
 
     def anchor_parameter(self, batch: GlobalBatch) -> Tensor:
         if not self.is_per_class:
             return self.beta.expand(len(batch.labels))
         assert self._active is not None, "begin_step comes first"
-        rows, values = self._active.rows, self._active.values
+        rows, values = self._active.rows, self._active.leaf
         own = batch.labels - self.first_class
         if len(rows) == 0:
             return cast(Tensor, _JoinParts.apply(values.sum() * torch.zeros_like(own, dtype=values.dtype)))
