@@ -28,6 +28,7 @@ from pipeline.engine.head_optim import HeadOptimizer
 from pipeline.engine.lock import exclusive, leave_with_launcher
 from pipeline.engine.memory import keep_freed_memory
 from pipeline.engine.run import RunPlan, refresh_resume, write_config
+from pipeline.engine.state import training_tensors
 from pipeline.engine.teacher import load_teacher
 from pipeline.model.backbones import build_backbone
 from pipeline.model.head import build_head
@@ -216,20 +217,7 @@ class Trainer:
             buffer.copy_(buffers[name])
 
     def _tensors(self) -> dict[str, Tensor]:
-        """All tensors of a checkpoint, live: replicated ones, and the head's row-sharded ones."""
-        tensors = {checkpoint.BACKBONE_PREFIX + name: t for name, t in self.backend.model.state_dict().items()}
-        tensors |= {f"backbone_optimizer/{name}": t for name, t in self.backend.optimizer_tensors().items()}
-        sharded = self.head.sharded_tensors()
-        head_tensors = dict(self.head.state_dict())
-        for name, (tensor, num_rows) in sharded.items():
-            head_tensors[name] = checkpoint.shard_rows(tensor.detach(), num_rows, self.mesh)
-        tensors |= {f"head/{name}": t for name, t in head_tensors.items()}
-        for name, tensor in self.head_optimizer.tensors().items():
-            owner = name.rpartition("/")[0]
-            if owner in sharded and tensor.ndim:
-                tensor = checkpoint.shard_rows(tensor, sharded[owner][1], self.mesh)
-            tensors[f"head_optimizer/{name}"] = tensor
-        return tensors
+        return training_tensors(self.backend, self.head, self.head_optimizer, self.mesh)
 
     def _save(self) -> None:
         info = checkpoint.CheckpointInfo(
