@@ -5,7 +5,7 @@
 
 Ranks are gloo processes with one thread each. Ours and the peers take turns in the same processes; printed are medians
 with minimum and maximum, the peak of memory beyond parameters and optimizer state, and the share of the floor:
-the time of the matrix products alone, measured in the same processes on blocks as large as ours. The floor counts
+the time of the matrix products alone, measured in the same processes over as many rows. The floor counts
 four products where the backward pass forms the logits again and three where it kept them.
 """
 
@@ -34,6 +34,7 @@ from pipeline.config.margins import ArcFaceMargin
 from pipeline.config.schema import SGDConfig
 from pipeline.engine.head_optim import HeadOptimizer
 from pipeline.engine.memory import keep_freed_memory
+from pipeline.model.block_size import block_rows
 from pipeline.model.head import build_head
 from pipeline.model.partial_fc import initial_centres
 
@@ -101,11 +102,13 @@ def compare(arguments: argparse.Namespace, batch: int, rate: float) -> dict[str,
     for name, make in makers.items():
         step = steps[name] = make()
         found[name] = {"extra_mib": extra_memory_mib(lambda step=step: [step(0), step(1)]), "times_s": []}
-    found["product_s"] = []
+    found["form_s"], found["carry_back_s"] = [], []
     for number in range(arguments.repeats):
         for name, step in steps.items():
             found[name]["times_s"].append(timed(lambda step=step, number=number: step(2 + number)))
-        found["product_s"].append(product_time(arguments.classes, batch, rate, arguments.ranks))
+        form_s, carry_back_s = product_times(arguments.classes, batch, rate, arguments.ranks)
+        found["form_s"].append(form_s)
+        found["carry_back_s"].append(carry_back_s)
     return found
 
 
@@ -115,7 +118,6 @@ def ours(num_classes: int, batch: int, rate: float) -> Step:
     config = MarginSoftmaxConfig(margin=ArcFaceMargin(scale=SCALE, margin=MARGIN), **sampling)
     head = build_head(config, num_classes, DIM, seed=0)
     optimizer = HeadOptimizer(SGDConfig(lr=LR, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY), head)
-    optimizer.prime()
 
     def step(number: int) -> float:
         embeddings, labels = local_batch(num_classes, batch, number)
@@ -173,14 +175,28 @@ def extra_memory_mib(fn: Callable[[], object]) -> float:
     return (_status_kib("VmHWM") - before) / 1024
 
 
-def product_time(num_classes: int, batch: int, rate: float, ranks: int) -> float:
-    """Seconds of one product of a rank's rows with the batch, by blocks, on all ranks at the same time."""
+def product_times(num_classes: int, batch: int, rate: float, ranks: int) -> tuple[float, float]:
+    """Seconds of the products alone, on all ranks at the same time: to form the logits, and to carry gradients back.
+
+    Over as many rows as a rank has, in memory, in blocks as large as ours; outputs are there before.
+    """
     rows = max(1, int(rate * num_classes) // ranks)
-    queries, block = torch.randn(batch, DIM), functional.normalize(torch.randn(1024, DIM))
-    out = torch.empty(batch, len(block))
-    num_blocks = -(-rows // len(block))
-    seconds = timed(lambda: [torch.mm(queries, block.t(), out=out) for _ in range(num_blocks)])
-    return seconds * rows / (num_blocks * len(block))
+    queries, centres, gradient = torch.randn(batch, DIM), torch.randn(rows, DIM), torch.zeros(rows, DIM)
+    block_size = block_rows(batch + DIM, queries, None)
+    blocks = [slice(start, min(start + block_size, rows)) for start in range(0, rows, block_size)]
+    logits, total = torch.randn(batch, block_size), torch.zeros(batch, DIM)
+
+    def form() -> None:
+        for block in blocks:
+            torch.mm(queries, centres[block].t(), out=logits[:, : block.stop - block.start])
+
+    def carry_back() -> None:
+        for block in blocks:
+            part = logits[:, : block.stop - block.start]
+            total.addmm_(part, centres[block])
+            torch.mm(part.t(), queries, out=gradient[block])
+
+    return timed(form), timed(carry_back)
 
 
 def curve(num_classes: int, batch: int, num_steps: int) -> dict[str, Any]:
@@ -221,7 +237,7 @@ def dense_step(optimizer: torch.optim.SGD, centres: Tensor, batch: int, number: 
 def show(found: dict[str, Any]) -> None:
     """Print one comparison."""
     print(f"batch {found['batch']:,}, rate {found['rate']}, {found['classes']:,} classes, {found['ranks']} ranks")
-    product_s = statistics.median(found["product_s"])
+    form_s, carry_back_s = (statistics.median(found[name]) for name in ("form_s", "carry_back_s"))
     for name in ("ours", "naive", "in place"):
         times = found[name]["times_s"]
         line = f"  {name:9} {statistics.median(times):7.3f} s ({min(times):.3f} to {max(times):.3f})"
@@ -231,8 +247,9 @@ def show(found: dict[str, Any]) -> None:
             memory = found["ours"]["extra_mib"] / found[name]["extra_mib"]
             line += f"  ours is {speed:.2f} times as fast, with {memory:.2f} of its memory"
         else:
+            floors = {3: form_s + carry_back_s, 4: 2 * form_s + carry_back_s}
             line += "  share of the floor " + ", ".join(
-                f"{n * product_s / statistics.median(times):.0%} ({n} products)" for n in (3, 4)
+                f"{seconds / statistics.median(times):.0%} ({number} products)" for number, seconds in floors.items()
             )
         print(line, flush=True)
 

@@ -5,7 +5,7 @@
     python benchmarks/loss_families.py --data build/celeba --test build/lfw --pairs lfw/pairs.txt --seeds 0 1
 
 Every run is `configs/small_real_cpu.yaml` with another head, in one process of one thread; `--jobs` of them side by
-side. A run that is finished is not repeated, one that was killed goes on. Time is processor time, so that it does not
+side. A run that is finished is not repeated. Time is processor time, so that it does not
 depend on what else the machine does. Accuracy is the mean of ten folds; with 600 pairs its standard error is 1.5 %.
 """
 

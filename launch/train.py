@@ -9,17 +9,22 @@ A run that stands in `output` is resumed, on any number of ranks. SIGTERM or Ctr
     python launch/train.py --config configs/demo_cpu.yaml --check      # only check configuration, data and checkpoint
 
     python launch/train.py --describe                                  # list all configuration keys
+
+    python launch/train.py --config configs/demo_cpu.yaml --estimate --ranks 4 --num-classes 100000   # memory and time
 """
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipeline.config.errors import EXIT_PREEMPTED, UserError, run_command
+
+if TYPE_CHECKING:
+    from pipeline.config.schema import Config
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
 
@@ -30,6 +35,9 @@ def main(
     config: Annotated[Path | None, typer.Option(help="a recipe, see configs/")] = None,
     check: Annotated[bool, typer.Option("--check", help="check configuration, data and checkpoint, then stop")] = False,
     describe: Annotated[bool, typer.Option("--describe", help="list every configuration key")] = False,
+    estimate: Annotated[bool, typer.Option("--estimate", help="measure what a rank will need, then stop")] = False,
+    ranks: Annotated[int | None, typer.Option(min=1, help="estimate for so many ranks; default: 1")] = None,
+    num_classes: Annotated[int | None, typer.Option(min=2, help="estimate for so many people, without data")] = None,
 ) -> None:
     """Run or check a recipe."""
     from pipeline.config.load import config_fields, load_config
@@ -41,6 +49,13 @@ def main(
     if config is None:
         raise UserError("--config", "missing", "a recipe", "for example --config configs/demo_cpu.yaml")
     loaded = load_config(config, overrides or [])
+    if estimate:
+        typer.echo(_estimate(loaded, ranks or 1, num_classes))
+        return
+    if ranks is not None or num_classes is not None:
+        raise UserError(
+            "--ranks, --num-classes", "given without --estimate", "torchrun --nproc-per-node says the ranks"
+        )
     from pipeline.engine.run import plan_run
 
     plan = plan_run(loaded)
@@ -52,6 +67,17 @@ def main(
     result = train(plan)
     if not result.is_finished and "RANK" not in os.environ:
         raise SystemExit(EXIT_PREEMPTED)  # under torchrun the supervisor says it: there it would count as a crash
+
+
+def _estimate(config: Config, num_ranks: int, num_classes: int | None) -> str:
+    from pipeline.data.manifest import open_dataset
+    from pipeline.engine.estimate import USUAL_CROP_PX, describe, estimate
+
+    if num_classes is not None:
+        return describe(estimate(config, num_classes, num_ranks, USUAL_CROP_PX))
+    dataset = open_dataset(config.data.path)
+    num_labels = dataset.split(config.data.split).num_labels
+    return describe(estimate(config, num_labels, num_ranks, dataset.info.crop.size_px))
 
 
 if __name__ == "__main__":

@@ -116,6 +116,21 @@ def all_checkpoints(directory: Path) -> list[Path]:
     return sorted(path.parent for path in directory.glob(f"step-*/{DESCRIPTION}") if path.parent.suffix != ".tmp")
 
 
+def find_checkpoint(path: Path) -> Path:
+    """The newest checkpoint of a run directory or a `checkpoints` directory; one checkpoint is given back as it is.
+
+    Raises:
+        UserError: none there.
+    """
+    if (path / DESCRIPTION).is_file():
+        return path
+    for directory in (path, path / "checkpoints"):
+        if directory.is_dir() and (found := latest_checkpoint(directory)) is not None:
+            return found
+    found_text = "no checkpoint in it" if path.is_dir() else "no such directory"
+    raise UserError(path, found_text, "a run directory or a checkpoint `step-N`", "train one with launch/train.py")
+
+
 def read_info(path: Path) -> CheckpointInfo:
     """Read `checkpoint.json`.
 
@@ -215,7 +230,7 @@ def load_backbone(path: Path, device: torch.device) -> LoadedBackbone:
 
     A single process's affair: not collective, whatever the number of ranks that wrote the checkpoint.
     """
-    checkpoint = _find(path)
+    checkpoint = find_checkpoint(path)
     info = read_info(checkpoint)
     config = validate_config(info.config, where=str(checkpoint / DESCRIPTION))
     crop_px = int(info.dataset["crop"]["size_px"])
@@ -238,16 +253,6 @@ def load_backbone(path: Path, device: torch.device) -> LoadedBackbone:
 def versions() -> dict[str, str]:
     """Versions that matter to who wants to repeat a run."""
     return {"torch": torch.__version__}
-
-
-def _find(path: Path) -> Path:
-    if (path / DESCRIPTION).is_file():
-        return path
-    for directory in (path, path / "checkpoints"):
-        if directory.is_dir() and (found := latest_checkpoint(directory)) is not None:
-            return found
-    found_text = "no checkpoint in it" if path.is_dir() else "no such directory"
-    raise UserError(path, found_text, "a run directory or a checkpoint `step-N`", "train one with launch/train.py")
 
 
 def _prune(directory: Path, newest: Path, keep: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -16,22 +17,30 @@ from preprocess.sources import read_source
 
 
 def make_dataset(
-    root: Path, *, num_samples: int, num_identities: int, crop_px: int, samples_per_shard: int = 64, seed: int = 0
+    root: Path,
+    *,
+    num_samples: int,
+    num_identities: int,
+    crop_px: int,
+    samples_per_shard: int = 64,
+    seed: int = 0,
+    names: Sequence[str] | None = None,
 ) -> Path:
     """Write a data set with one split, `train`, at `root / "data"` and return that path; photos stand beside it.
 
     Crops of an identity share their large shapes, so that a model can learn them. One more photo is a text file: each
-    data set has a reject.
+    data set has a reject. Identities are called `names`, or person000, person001, ….
     """
+    names = names or [f"person{number:03d}" for number in range(num_identities)]
     rng = np.random.default_rng(seed)
     faces = [random_image(rng, crop_px) for _ in range(num_identities)]
     photos = root / "photos"
     for number in range(num_samples):
-        folder = photos / f"person{number % num_identities:03d}"
+        folder = photos / names[number % num_identities]
         folder.mkdir(parents=True, exist_ok=True)
         image = cv2.addWeighted(faces[number % num_identities], 0.7, random_image(rng, crop_px), 0.3, 0)
         (folder / f"{number:05d}.jpg").write_bytes(encode_jpeg(image))
-    (photos / "person000" / "notes.jpg").write_text("not a photo")
+    (photos / names[0] / "notes.jpg").write_text("not a photo")
     options = ShardOptions(
         crop=CropOptions(detector="none", size_px=crop_px), samples_per_shard=samples_per_shard, seed=seed
     )

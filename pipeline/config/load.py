@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -90,9 +90,12 @@ def config_fields(model: type[BaseModel] = Config, prefix: str = "") -> Iterator
     for name, field in model.model_fields.items():
         key = f"{prefix}{name}"
         members = _section_types(field.annotation)
-        if not members:
+        is_named = _is_mapping(field.annotation)
+        if not members or is_named:
             default = "required" if field.is_required() else str(field.default)
             yield key, default, field.description or ""
+        if is_named:
+            key = f"{key}.NAME"
         for member in members:
             kind = member.model_fields.get("kind")
             suffix = f"[{kind.default}]" if kind is not None and len(members) > 1 else ""
@@ -113,6 +116,11 @@ def _section_types(annotation: Any) -> list[type[BaseModel]]:
     return [section for argument in get_args(annotation) for section in _section_types(argument)]
 
 
+def _is_mapping(annotation: Any) -> bool:
+    """Whether a field holds sections under names of the user's choice."""
+    return get_origin(annotation) is dict
+
+
 def _with_default_kinds(tree: Mapping[str, Any], model: type[BaseModel]) -> dict[str, Any]:
     """Name the default member of each union that a tree sets fields of without saying which member it means."""
     filled = dict(tree)
@@ -121,45 +129,84 @@ def _with_default_kinds(tree: Mapping[str, Any], model: type[BaseModel]) -> dict
         members = _section_types(field.annotation)
         if not isinstance(child, Mapping) or not members:
             continue
+        if _is_mapping(field.annotation):
+            filled[name] = {key: _section_with_default_kinds(value, members) for key, value in child.items()}
+            continue
         if len(members) > 1 and "kind" not in child and isinstance(field.default, BaseModel):
             child = {"kind": field.default.model_dump()["kind"], **child}
-        chosen = [m for m in members if len(members) == 1 or m.model_fields["kind"].default == child.get("kind")]
-        filled[name] = _with_default_kinds(child, chosen[0]) if chosen else child
+        filled[name] = _section_with_default_kinds(child, members)
     return filled
+
+
+def _section_with_default_kinds(section: Any, members: list[type[BaseModel]]) -> Any:
+    if not isinstance(section, Mapping):
+        return section
+    kind = section.get("kind")
+    chosen = [m for m in members if len(members) == 1 or m.model_fields["kind"].default == kind]
+    return _with_default_kinds(section, chosen[0]) if chosen else section
 
 
 def _explain(error: ValidationError, tree: Mapping[str, Any], where: str) -> UserError:
     first = error.errors()[0]
-    path, model = _strip_tags(first["loc"], tree)
+    path, holder = _strip_tags(first["loc"])
     dotted = ".".join(path) or where
     if first["type"] == "extra_forbidden":
-        known = sorted(model.model_fields) if model else []
-        close = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
-        remedy = f"did you mean {close[0]!r}?" if close else ""
-        return UserError(dotted, "unknown key", f"one of {', '.join(known)}", remedy)
+        known = sorted(holder.model_fields)
+        return UserError(dotted, "unknown key", f"one of {', '.join(known)}", _did_you_mean(path[-1], known))
     if first["type"] == "missing":
-        return UserError(dotted, "missing", "a value", f"set it in {where} or as {dotted}=…")
+        # an override that mistypes the name of one section among named ones makes a new, unfinished one
+        others = [name for name in _siblings(path, tree) if name != path[-2]]
+        remedy = _did_you_mean(path[-2], others) if others else ""
+        return UserError(dotted, "missing", "a value", remedy or f"set it in {where} or as {dotted}=…")
     message = first["msg"].removeprefix("Value error, ")
     if first["type"].startswith("union_tag"):
-        return UserError(f"{dotted}.kind", message)
+        kinds = [m.model_fields["kind"].default for m in _section_types(holder.model_fields[path[-1]].annotation)]
+        found = first.get("ctx", {}).get("tag", "")
+        shown = repr(found) if found else "missing"
+        return UserError(f"{dotted}.kind", shown, f"one of {', '.join(kinds)}", _did_you_mean(found, kinds))
     value = first.get("input")
     shown = "" if isinstance(value, Mapping | BaseModel) else f"{value!r}: "
     return UserError(dotted, f"{shown}{message[0].lower()}{message[1:]}")
 
 
-def _strip_tags(location: tuple[int | str, ...], tree: Any) -> tuple[list[str], type[BaseModel] | None]:
+def _did_you_mean(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else ""
+
+
+def _siblings(path: list[str], tree: Any) -> list[str]:
+    """Names beside the section that misses a key, where sections stand under names of the user's choice."""
+    annotation: Any = Config
+    for name in path[:-2]:
+        fields = [m.model_fields[name] for m in _section_types(annotation) if name in m.model_fields]
+        annotation = fields[0].annotation if fields else None
+        tree = tree.get(name) if isinstance(tree, Mapping) else None
+    return list(tree) if _is_mapping(annotation) and isinstance(tree, Mapping) else []
+
+
+def _strip_tags(location: tuple[int | str, ...]) -> tuple[list[str], type[BaseModel]]:
     """Drop the union tags that pydantic puts into locations; also give the section that holds the last key."""
     path: list[str] = []
     members: list[type[BaseModel]] = [Config]
-    holder: type[BaseModel] | None = Config
+    holder: type[BaseModel] = Config
+    is_named = False
     for part in location:
+        if is_named:  # a name of the user's choice; its section's type is the mapping's
+            path.append(str(part))
+            is_named = False
+            continue
         tagged = [m for m in members if "kind" in m.model_fields and m.model_fields["kind"].default == part]
         if len(members) > 1 and tagged:
             members = tagged
             holder = tagged[0]
             continue
-        holder = members[0] if members else None
+        if part == "[key]" or not members:
+            # pydantic's mark of a mapping's key; inside a leaf, an element's number or the tag of a plain union
+            path += [str(part)] if isinstance(part, int) else []
+            continue
+        holder = members[0]
         path.append(str(part))
-        field = holder.model_fields.get(str(part)) if holder else None
+        field = holder.model_fields.get(str(part))
         members = _section_types(field.annotation) if field else []
+        is_named = field is not None and _is_mapping(field.annotation)
     return path, holder

@@ -25,12 +25,9 @@ class NormFaceMargin(Section):
     """Train s, from `scale` on."""
 
 
-class LSoftmaxMargin(Section):
-    """Large-margin softmax: ‖W‖‖x‖ψ(θ), nothing normalised (Liu et al. 2016, arXiv:1612.02295)."""
+class AnnealedMargin(Section):
+    """What margins share that begin as plain softmax, because they would not converge at once."""
 
-    kind: Literal["l_softmax"] = "l_softmax"
-    margin: Literal[1, 2, 3, 4] = 2
-    """m, the factor on the target's angle."""
     annealing_start: float = Field(1000.0, ge=0)
     """λ at the first step: the target's logit is (λ cos θ + ψ)/(1 + λ)."""
     annealing_rate: float = Field(0.12, ge=0)
@@ -39,7 +36,15 @@ class LSoftmaxMargin(Section):
     """Least λ; 0 for the full margin in the end."""
 
 
-class SphereFaceMargin(Section):
+class LSoftmaxMargin(AnnealedMargin):
+    """Large-margin softmax: ‖W‖‖x‖ψ(θ), nothing normalised (Liu et al. 2016, arXiv:1612.02295)."""
+
+    kind: Literal["l_softmax"] = "l_softmax"
+    margin: Literal[1, 2, 3, 4] = 2
+    """m, the factor on the target's angle."""
+
+
+class SphereFaceMargin(AnnealedMargin):
     """A-softmax: class centres normalised, ‖x‖ψ(θ), annealed (Liu et al. 2017, arXiv:1704.08063)."""
 
     kind: Literal["sphereface"] = "sphereface"
@@ -47,12 +52,6 @@ class SphereFaceMargin(Section):
     """m, the factor on the target's angle."""
     scale: float | None = Field(None, gt=0)
     """s; None keeps the embedding's length, as the paper does; 30 is usual otherwise."""
-    annealing_start: float = Field(1000.0, ge=0)
-    """λ at the first step: the target's logit is (λ cos θ + ψ)/(1 + λ)."""
-    annealing_rate: float = Field(0.12, ge=0)
-    """λ = max(annealing_floor, annealing_start / (1 + annealing_rate · step))."""
-    annealing_floor: float = Field(5.0, ge=0)
-    """Least λ; 0 for the full margin in the end."""
 
 
 class CosFaceMargin(Section):

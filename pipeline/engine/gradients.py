@@ -30,7 +30,7 @@ class GradientPass:
         backend: owner of the backbone.
         statistics: batch norm's, of the same network.
         head: the loss.
-        teacher: a frozen network whose embeddings the head asks for, or None.
+        teacher: a frozen network whose embeddings the head asks for, in all steps or in some, or None.
         seed: of the dropout masks.
     """
 
@@ -90,7 +90,7 @@ class GradientPass:
     def _whole_batch(self, micros: list[MicroBatch], labels: Tensor, valid: Tensor, step: int) -> HeadOutput:
         with torch.no_grad():
             embedded = [self._embed(micro, moves_statistics=not micro.is_filler) for micro in micros]
-        taught = [self._teach(micro) for micro in micros]
+        taught = [t for t in map(self._teach, micros) if t is not None]
         leaf = torch.cat(embedded).requires_grad_()
         out = self._head(
             leaf,
@@ -98,7 +98,7 @@ class GradientPass:
             torch.cat([m.sample_ids for m in micros]),
             valid,
             step,
-            teacher_embeddings=None if self._teacher is None else torch.cat([t for t in taught if t is not None]),
+            teacher_embeddings=torch.cat(taught) if taught else None,
         )
         out.loss.backward()
         assert leaf.grad is not None
@@ -116,7 +116,7 @@ class GradientPass:
             return self._backend.forward(micro.images)
 
     def _teach(self, micro: MicroBatch) -> Tensor | None:
-        if self._teacher is None:
+        if self._teacher is None or not self._head.needs_teacher:
             return None
         with torch.no_grad():
             return self._teacher(micro.images)

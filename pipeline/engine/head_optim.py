@@ -21,7 +21,10 @@ _ROWS_AT_ONCE = 1024
 
 
 class HeadOptimizer:
-    """Owner of a head's optimizer state. All methods are called by all ranks; `gradient_norm` is collective."""
+    """Owner of a head's optimizer state. All methods are called by all ranks; `gradient_norm` is collective.
+
+    The state is laid out at construction: a checkpoint holds that of parameters which no step has trained yet, too.
+    """
 
     def __init__(self, config: OptimizerConfig, head: Head) -> None:
         self.head = head
@@ -29,6 +32,8 @@ class HeadOptimizer:
         row_sparse = head.row_sparse()
         self._dense = {name: p for name, p in head.named_parameters() if name not in row_sparse and p.requires_grad}
         self._optimizer = optim.build_optimizer(config, self._dense) if self._dense else None
+        if self._optimizer is not None:
+            optim.prime_optimizer(self._optimizer)
         self._rows = {name: _row_optimizer(config, head.get_parameter(name)) for name in sorted(row_sparse)}
         sharded = head.sharded_tensors()
         self._sharded = [p for name, p in self._dense.items() if name in sharded]
@@ -57,19 +62,14 @@ class HeadOptimizer:
         if self._optimizer is not None:
             optim.set_lr(self._optimizer, lr)
             self._optimizer.step()
-        for name, optimizer in self._rows.items():
-            optimizer.step(active[name], lr)
+        for name, rows in active.items():
+            self._rows[name].step(rows, lr)
         self.zero_grad()
 
     def zero_grad(self) -> None:
         """Clear the gradients."""
         for parameter in [*self._dense.values(), *(rows.leaf for rows in self.head.active_rows().values())]:
             parameter.grad = None
-
-    def prime(self) -> None:
-        """Lay out the state without moving a parameter, so that a checkpoint can be read into it."""
-        if self._optimizer is not None:
-            optim.prime_optimizer(self._optimizer)
 
     def tensors(self) -> dict[str, Tensor]:
         """The state as live tensors under `parameter-name/slot`; those with dimensions are cut as their parameter."""

@@ -8,7 +8,8 @@ import sys
 # from <malloc.h>
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
-_GREATEST_MMAP_THRESHOLD = 32 << 20  # glibc refuses more
+MMAP_THRESHOLD_BYTES = 32 << 20  # glibc refuses more
+"""Smaller blocks come from a heap that only grows; greater ones are mapped one by one and given back when freed."""
 _GREATEST_INT = 2**31 - 1
 
 
@@ -23,5 +24,5 @@ def keep_freed_memory() -> None:
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, _GREATEST_MMAP_THRESHOLD)
+        mallopt(_M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES)
         mallopt(_M_TRIM_THRESHOLD, _GREATEST_INT)

@@ -74,7 +74,10 @@ def scale_gradients(parameters: Iterable[nn.Parameter], norm: Tensor, max_norm: 
 
 
 def prime_optimizer(optimizer: torch.optim.Optimizer) -> None:
-    """Make the optimizer lay out its state without moving a parameter, so that a checkpoint can be read into it."""
+    """Make the optimizer lay out its state, as it is before a first step, without moving a parameter.
+
+    A checkpoint can then be read into it, or steps be done as if it had not been called.
+    """
     rates = [group["lr"] for group in optimizer.param_groups]
     for group in optimizer.param_groups:
         for parameter in group["params"]:
@@ -82,6 +85,10 @@ def prime_optimizer(optimizer: torch.optim.Optimizer) -> None:
         group["lr"] = 0.0
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+    for state in optimizer.state.values():
+        for value in state.values():
+            if isinstance(value, Tensor):
+                value.zero_()
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
 

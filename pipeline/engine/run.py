@@ -15,11 +15,13 @@ import yaml
 from pipeline import checkpoint
 from pipeline.config.decoder import DaliDecoder
 from pipeline.config.errors import UserError
+from pipeline.config.heads import with_teacher
 from pipeline.config.schema import Config
 from pipeline.data.manifest import Dataset, SplitIndex, label_map_sha256, open_dataset
 from pipeline.data.mined_list import MinedList, read_list
 from pipeline.data.mined_order import MiningLayout
 from pipeline.data.step_plan import check_batches
+from pipeline.engine.teacher import TeacherPlan, plan_teacher
 from pipeline.model.backbones import build_backbone
 
 CONFIG_FILE = "config.yaml"
@@ -54,6 +56,8 @@ class RunPlan:
     total_samples: int
     """Length of the run: a whole number of global batches."""
     resume: Resume | None
+    teacher: TeacherPlan | None = None
+    """Where the head learns from one."""
 
     @property
     def checkpoints(self) -> Path:
@@ -75,7 +79,7 @@ class RunPlan:
 
 
 def plan_run(config: Config) -> RunPlan:
-    """Check a configuration against the world: accelerator, data set, batch, checkpoint. Not collective.
+    """Check a configuration against the world: accelerator, data set, batch, teacher, checkpoint. Not collective.
 
     Raises:
         UserError: anything the user can mend, before a single process is started.
@@ -91,7 +95,12 @@ def plan_run(config: Config) -> RunPlan:
     training = config.training
     check_batches(len(split), training.global_batch, training.local_batch)
     label_map = label_map_sha256(split.identities())
-    return refresh_resume(RunPlan(config, dataset, split, label_map, _total_samples(config, split), None))
+    teacher = plan_teacher(config, dataset.info.crop, label_map)
+    if teacher is not None:
+        # a teacher that is trained further must not change what this run learns when it is resumed
+        config = config.model_copy(update={"head": with_teacher(config.head, teacher.path)})
+    total_samples = _total_samples(config, split)
+    return refresh_resume(RunPlan(config, dataset, split, label_map, total_samples, None, teacher))
 
 
 def refresh_resume(plan: RunPlan) -> RunPlan:
@@ -173,7 +182,8 @@ def _check_resume(
     changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
     fixed_keys = FIXED_KEYS if config.mining is None else FIXED_KEYS + FIXED_KEYS_OF_MINING
     for key in changed:
-        if any(key == fixed or key.startswith(fixed + ".") for fixed in fixed_keys):
+        is_fixed = any(key == fixed or key.startswith(fixed + ".") for fixed in fixed_keys)
+        if is_fixed or _is_another_model(key, old.get(key), new.get(key)):
             raise UserError(key, f"{new.get(key)!r}, but {path} was trained with {old.get(key)!r}", remedy=remedy)
     if label_map != info.label_map_sha256:
         raise UserError(
@@ -190,3 +200,10 @@ def _check_resume(
             "restore the data set, or start another run with output=DIR",
         )
     return [f"{key}: {old.get(key)} → {new.get(key)}" for key in changed if key != "output"]
+
+
+def _is_another_model(key: str, old: object, new: object) -> bool:
+    """Whether a key of a sum's parts, or of a teacher, changes what a run learns or from whom."""
+    if key.endswith("teacher.checkpoint"):
+        return Path(str(old)).name != Path(str(new)).name  # the same step, moved to another place, is the same teacher
+    return key.endswith(".head.kind") and None not in (old, new)

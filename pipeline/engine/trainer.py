@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline import checkpoint, dist
 from pipeline.config.errors import UserError, report_status
@@ -29,7 +29,9 @@ from pipeline.engine.head_optim import HeadOptimizer
 from pipeline.engine.lock import exclusive, leave_with_launcher
 from pipeline.engine.memory import keep_freed_memory
 from pipeline.engine.run import RunPlan, refresh_resume, write_config
+from pipeline.engine.state import training_tensors
 from pipeline.engine.stream import Stream
+from pipeline.engine.teacher import load_teacher
 from pipeline.model.backbones import build_backbone
 from pipeline.model.head import build_head
 from pipeline.monitor import Monitor
@@ -77,11 +79,16 @@ class Trainer:
         self.backend: Backend = DDPBackend(model, config.optim.backbone, config.training.precision, device)
         self.statistics = RunningStatistics(model)
         self.head = build_head(config.head, plan.split.num_labels, config.backbone.embedding_dim, config.seed)
+        self.mesh = checkpoint.rank_mesh(device)
+        teacher: nn.Module | None = None
+        if plan.teacher is not None:
+            loaded = load_teacher(plan.teacher, device, self.mesh)
+            self.head.attach_teacher(loaded.teacher)
+            teacher = loaded.module
         self.head.to(device)
         self.head_optimizer = HeadOptimizer(config.optim.head, self.head)
         self._stream = Stream(plan, self.backend, device)
-        self._pass = GradientPass(self.backend, self.statistics, self.head, None, config.seed)
-        self.mesh = checkpoint.rank_mesh(device)
+        self._pass = GradientPass(self.backend, self.statistics, self.head, teacher, config.seed)
         self._settle()
         if plan.resume is not None:
             self._load()
@@ -198,20 +205,7 @@ class Trainer:
             buffer.copy_(buffers[name])
 
     def _tensors(self) -> dict[str, Tensor]:
-        """All tensors of a checkpoint, live: replicated ones, and the head's row-sharded ones."""
-        tensors = {checkpoint.BACKBONE_PREFIX + name: t for name, t in self.backend.model.state_dict().items()}
-        tensors |= {f"backbone_optimizer/{name}": t for name, t in self.backend.optimizer_tensors().items()}
-        sharded = self.head.sharded_tensors()
-        head_tensors = dict(self.head.state_dict())
-        for name, (tensor, num_rows) in sharded.items():
-            head_tensors[name] = checkpoint.shard_rows(tensor.detach(), num_rows, self.mesh)
-        tensors |= {f"head/{name}": t for name, t in head_tensors.items()}
-        for name, tensor in self.head_optimizer.tensors().items():
-            owner = name.rpartition("/")[0]
-            if owner in sharded and tensor.ndim:
-                tensor = checkpoint.shard_rows(tensor, sharded[owner][1], self.mesh)
-            tensors[f"head_optimizer/{name}"] = tensor
-        return tensors
+        return training_tensors(self.backend, self.head, self.head_optimizer, self.mesh)
 
     def _save(self) -> None:
         info = checkpoint.CheckpointInfo(
@@ -233,7 +227,6 @@ class Trainer:
     def _load(self) -> None:
         assert self.plan.resume is not None
         self.backend.prime_optimizer()
-        self.head_optimizer.prime()
         checkpoint.load_into(self.plan.resume.path, self._tensors())
         info = self.plan.resume.info
         self.step, self.samples, self._num_bad_samples = info.step, info.samples, info.num_bad_samples

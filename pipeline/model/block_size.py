@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-BYTES_CPU = 2**20
-"""Of a block on a CPU: it stays in a core's cache between two passes."""
+BYTES_CPU = 2**22
+"""Of a block on a CPU: it stays in the shared cache between two passes. Measured, a head step takes 4 to 12 % longer
+with 1 MiB (more calls) and no less time with 16 MiB."""
 BYTES_GPU = 128 * 2**20
 """Of a block on a GPU: large enough for full matrix products."""
 

@@ -22,6 +22,7 @@ from torch.nn import functional
 
 from pipeline import dist
 from pipeline.model import triton_blocks
+from pipeline.model.huge_pages import in_huge_pages
 from pipeline.model.margins.base import NegativeTransform
 
 MIN_NORM = 1e-12
@@ -151,12 +152,14 @@ class _Walk(torch.autograd.Function):
             greatest, total = triton_blocks.reduce_classes(*blocks.fused_arguments(columns))
         else:
             greatest, total = _reduce_by_blocks(blocks, columns, options, kept)
-        global_greatest = dist.all_reduce_max(greatest.clone())
+        # one collective for both: their sizes are nothing beside its latency
+        parts = dist.all_gather_rows(torch.stack([greatest, total])).view(-1, 2, len(queries))
+        global_greatest = parts[:, 0].amax(0)
         if options.reduction == "softplus_sum":
-            reduced = dist.all_reduce_sum(total)
+            reduced = parts[:, 1].sum(0)
         else:
             floor = _finite(global_greatest)
-            reduced = floor + dist.all_reduce_sum(total * (greatest - floor).exp_()).log_()
+            reduced = floor + (parts[:, 1] * (parts[:, 0] - floor).exp_()).sum(0).log_()
         ctx.options, ctx.kept, ctx.inverse = options, kept, blocks.inverse
         ctx.save_for_backward(queries, centres, bias, columns, reduced)
         ctx.mark_non_differentiable(global_greatest)
@@ -171,7 +174,7 @@ class _Walk(torch.autograd.Function):
         ctx.kept = []  # they are overwritten below: a second backward pass forms them again
         blocks = _Blocks(queries, centres, bias, options, ctx.inverse)
         queries_gradient = torch.zeros_like(queries)
-        centres_gradient = torch.empty_like(centres)
+        centres_gradient = in_huge_pages(torch.empty_like(centres))
         bias_gradient = None if bias is None else torch.empty_like(bias)
         # autocast may be on where backward() is called, and would run these products in its narrow type
         with torch.autocast(queries.device.type, enabled=False):

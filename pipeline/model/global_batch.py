@@ -8,10 +8,7 @@ import torch
 from torch import Tensor
 
 from pipeline import dist
-from pipeline.config.errors import UserError
-
-NUM_NAMED = 5
-"""Samples that an error about labels names."""
+from pipeline.model.labels import check_labels
 
 
 @dataclass(frozen=True)
@@ -36,17 +33,7 @@ def gather_slots(labels: Tensor, sample_ids: Tensor, valid: Tensor, num_classes:
     """
     gathered = dist.all_gather_rows(torch.stack([labels, sample_ids, valid.long()], dim=1))
     slots = Slots(gathered[:, 0], gathered[:, 1], gathered[:, 2].bool(), gathered[:, 2].sum())
-    wrong = slots.valid & ((slots.labels < 0) | (slots.labels >= num_classes))
-    if wrong.any():
-        pairs = zip(slots.sample_ids[wrong].tolist(), slots.labels[wrong].tolist(), strict=True)
-        found = [f"sample {sample} has label {label}" for sample, label in pairs]
-        more = f" and {len(found) - NUM_NAMED} more" if len(found) > NUM_NAMED else ""
-        raise UserError(
-            "labels",
-            ", ".join(found[:NUM_NAMED]) + more,
-            f"0 to {num_classes - 1}",
-            "the head was built for another set of identities; preprocess verify checks the data set",
-        )
+    check_labels(slots.labels, slots.sample_ids, slots.valid, num_classes)
     return slots
 
 

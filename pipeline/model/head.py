@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from pipeline.config.heads import HeadConfig
+from pipeline.model.teacher import Teacher
 
 HeadBuilder = Callable[[Any, int, int, int], "Head"]
 """(configuration section, num_classes, embedding_dim, seed) to a head."""
@@ -56,12 +57,24 @@ class Head(nn.Module):
     Row-sparse ones (`row_sparse`): sharded, and a step moves `active_rows` only. All others are replicated: every rank
     has them and computes a gradient, whose mean over ranks is the exact one; the engine averages it.
     Buffers are replicated unless they are in `sharded_tensors`, and go into checkpoints.
+
+    A step that gives a parameter no gradient leaves it, its momentum and the rest of its optimizer's state as they are.
     """
 
     needs_whole_batch: bool = False
     """The loss is no sum over micro-batches: the engine calls `forward` once a step, with the whole global batch."""
     needs_teacher: bool = False
-    """`forward` wants `teacher_embeddings`."""
+    """`forward` wants `teacher_embeddings`; like `needs_whole_batch`, asked after each `begin_step`."""
+
+    def attach_teacher(self, teacher: Teacher) -> None:
+        """Hear about the frozen teacher, once, before an optimizer is built. Called where `needs_teacher`.
+
+        Parameters whose shape depends on the teacher are made here.
+
+        Raises:
+            UserError: the teacher does not fit.
+        """
+        raise NotImplementedError
 
     def begin_step(self, labels: Tensor, valid: Tensor, step: int, epoch: float) -> None:
         """Hear what a step will bring, before any call of `forward` for it. Collective on all ranks.
@@ -117,7 +130,7 @@ class Head(nn.Module):
         return frozenset()
 
     def active_rows(self) -> dict[str, ActiveRows]:
-        """For each name in `row_sparse`, what the step begun last trains."""
+        """What the step begun last trains, by names of `row_sparse`; of a name that is missing, nothing."""
         return {}
 
 
@@ -143,6 +156,10 @@ def build_head(config: HeadConfig, num_classes: int, embedding_dim: int, seed: i
     Initial values are a function of `seed` alone, whatever the number of ranks.
     """
     # these register their builders; they import this module, so not at the top
+    import pipeline.model.centre
+    import pipeline.model.distillation
+    import pipeline.model.harmonic
+    import pipeline.model.head_sum
     import pipeline.model.metric.contrastive
     import pipeline.model.metric.margin_based
     import pipeline.model.metric.multi_similarity

@@ -21,6 +21,7 @@ from pipeline.model.block_size import block_rows
 from pipeline.model.class_blocks import MIN_NORM, WalkOptions, target_length, target_product, walk_classes
 from pipeline.model.global_batch import Slots, gather_slots, without_masked
 from pipeline.model.head import ActiveRows, Head, HeadOutput, register_head
+from pipeline.model.huge_pages import in_huge_pages
 from pipeline.model.margins.base import GlobalBatch, Margin, NegativeTransform, build_margin
 
 INITIAL_STD = 0.01
@@ -51,7 +52,7 @@ def initial_centres(seed: int, start: int, stop: int, embedding_dim: int) -> Ten
     Row j, column k is a function of (seed, j, k) alone: it has its own place in a counter-based generator's stream
     (Philox, Salmon et al. 2011), so any rank makes just its rows.
     """
-    centres = torch.empty(stop - start, embedding_dim)
+    centres = in_huge_pages(torch.empty(stop - start, embedding_dim))
     counters_per_row = -(-embedding_dim // 4)
     key = np.array([seed, _CENTRES_KEY], dtype=np.uint64)
     for first in range(start, stop, _INITIAL_ROWS_AT_ONCE):

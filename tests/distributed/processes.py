@@ -22,6 +22,8 @@ import torch.distributed as c10d
 from pipeline import dist
 
 PRELOADED = [
+    "pipeline.checkpoint",
+    "pipeline.engine.head_optim",
     "pipeline.model.partial_fc",
     "pipeline.engine.head_optim",
     "torch._dynamo",  # an optimizer imports it at its first step

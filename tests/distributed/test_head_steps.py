@@ -100,7 +100,6 @@ def resumed_run(case: Case) -> dict[str, Tensor]:
     first_head, first_optimizer = built(case)
     train(first_head, first_optimizer, range(1))
     head, optimizer = built(case)
-    optimizer.prime()
     with torch.no_grad():
         copies = {name: t.detach().clone() for name, t in tensors_of(first_head, first_optimizer).items()}
         for name, tensor in tensors_of(head, optimizer).items():

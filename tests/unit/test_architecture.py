@@ -21,6 +21,7 @@ LAYERS = [
     ["pipeline.model"],
     ["pipeline.checkpoint"],
     ["pipeline.engine"],
+    ["pipeline.interop"],
     ["pipeline.evaluate"],
 ]
 FORBIDDEN = {
@@ -103,7 +104,15 @@ def test_heavy_libraries_have_one_home() -> None:
     assert wrong == []
 
 
-@pytest.mark.parametrize("command", [["-m", "preprocess.cli", "--help"], ["launch/train.py", "--help"]])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["-m", "preprocess.cli", "--help"],
+        ["launch/train.py", "--help"],
+        ["launch/import_arcface.py", "--help"],
+        ["launch/extend_head.py", "--help"],
+    ],
+)
 def test_help_imports_nothing_heavy(command: list[str]) -> None:
     result = subprocess.run(
         [sys.executable, "-X", "importtime", *command], capture_output=True, text=True, cwd=REPOSITORY, check=True

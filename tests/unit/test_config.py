@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,9 @@ import pytest
 import yaml
 
 from pipeline.config.errors import UserError
+from pipeline.config.heads import CentreConfig, HeadPart, MarginSoftmaxConfig, single_heads, with_teacher
 from pipeline.config.load import config_fields, load_config, validate_config
-from pipeline.config.margins import CosFaceMargin
+from pipeline.config.margins import ArcFaceMargin, CosFaceMargin
 from pipeline.config.metric_heads import TripletConfig
 from pipeline.config.schema import AdamWConfig
 
@@ -28,6 +30,17 @@ def write(tmp_path: Path, tree: object) -> Path:
 @pytest.mark.parametrize("recipe", sorted((REPOSITORY / "configs").rglob("*.yaml")), ids=lambda path: path.stem)
 def test_every_shipped_recipe_loads(recipe: Path) -> None:
     load_config(recipe)
+
+
+def examples(page: str) -> list[str]:
+    return re.findall(r"```yaml\n(.*?)```", (REPOSITORY / "docs" / page).read_text(), flags=re.DOTALL)
+
+
+def test_the_examples_of_the_heads_page_load(tmp_path: Path) -> None:
+    found = [load_config(write(tmp_path, MINIMAL | yaml.safe_load(example))).head for example in examples("heads.md")]
+    kinds = {head.kind for config in found for head in single_heads(config).values()}
+    assert {"centre", "distillation", "harmonic", "triplet", "margin_softmax"} <= kinds
+    assert any(config.kind == "sum" for config in found)
 
 
 def test_overrides_reach_nested_keys_and_switch_unions(tmp_path: Path) -> None:
@@ -89,6 +102,117 @@ def test_mistakes_are_one_line(tmp_path: Path, override: str, where: str, said: 
     assert caught.value.where == where
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+SUM = {
+    "kind": "sum",
+    "parts": {
+        "softmax": {"head": {"kind": "margin_softmax", "margin": {"kind": "softmax"}}},
+        "centre": {"weight": 0.5, "head": {"kind": "centre"}},
+    },
+}
+
+
+def test_overrides_reach_into_named_sections(tmp_path: Path) -> None:
+    config = load_config(
+        write(tmp_path, MINIMAL | {"head": SUM}),
+        [
+            "head.parts.centre.weight=[[0, 0], [2.5, 1]]",
+            "head.parts.softmax.weight=1e-1",
+            "head.parts.softmax.head.margin.scale=30",
+            "head.parts.softmax.head.margin.kind=cosface",
+            "head.parts.third.head.strength=2",
+            "head.parts.third.head.kind=centre",
+        ],
+    )
+    assert config.head.parts == {
+        "softmax": HeadPart(weight=0.1, head=MarginSoftmaxConfig(margin=CosFaceMargin(scale=30))),
+        "centre": HeadPart(weight=[(0, 0), (2.5, 1)], head=CentreConfig()),
+        "third": HeadPart(head=CentreConfig(strength=2)),
+    }
+    # what a run writes down and a checkpoint keeps is read back the same
+    assert validate_config(config.model_dump(mode="json")) == config
+
+
+def test_default_kinds_are_filled_in_named_sections(tmp_path: Path) -> None:
+    tree = {"kind": "sum", "parts": {"a": {"head": {"kind": "margin_softmax", "margin": {"margin": 0.3}}}}}
+    head = load_config(write(tmp_path, MINIMAL | {"head": tree})).head
+    assert head.parts["a"].head.margin == ArcFaceMargin(margin=0.3)
+
+
+@pytest.mark.parametrize(
+    ("override", "where", "said"),
+    [
+        ("head.parts.centre.wieght=1", "head.parts.centre.wieght", "did you mean 'weight'?"),
+        ("head.parts.centre.head.stength=1", "head.parts.centre.head.stength", "did you mean 'strength'?"),
+        ("head.parts.softmax.head.margin.x=1", "head.parts.softmax.head.margin.x", "unknown key"),
+        ("head.parts.centr.weight=1", "head.parts.centr.head", "missing; expected a value; did you mean 'centre'?"),
+        ("head.parts.other.weight=1", "head.parts.other.head", "missing; expected a value; set it in"),
+        ("head.parts.centre.head.kind=center", "head.parts.centre.head.kind", "did you mean 'centre'?"),
+        ("head.parts.other.head.strength=1", "head.parts.other.head.kind", "missing; expected one of margin_softmax,"),
+        ("head.parts.centre.head.kind=sum", "head.parts.centre.head.kind", "'sum'; expected one of margin_softmax,"),
+        ("head.parts.centre.weight=-1", "head.parts.centre.weight", "greater than or equal to 0"),
+        ("head.parts.centre.weight=[]", "head.parts.centre.weight", "at least 1 item"),
+        ("head.parts.centre.weight=[[0,1],[2,-1]]", "head.parts.centre.weight.1.1", "greater than or equal to 0"),
+        ("head.parts.centre.weight=[[2,1],[0,1]]", "head.parts.centre", "must ascend"),
+        ("head.parts.centre.weight=[[1,1],[1,2],[1,3]]", "head.parts.centre", "at most two at one"),
+        ("head.parts.centre=3", "head.parts.centre", "3: input should be a valid dictionary"),
+        ("head.parts.Centre={}", "head.parts.Centre", "string should match pattern"),
+        ("head.parts={}", "head.parts", "at least 1 item"),
+        ("head.parts.centre.head={kind: harmonic}", "head.parts.centre.head.teacher", "missing"),
+    ],
+)
+def test_mistakes_in_named_sections_are_one_line(tmp_path: Path, override: str, where: str, said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_config(write(tmp_path, MINIMAL | {"head": SUM}), [override])
+    assert caught.value.where == where
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("softmax", "centre", "epoch"),
+    [
+        ("[[0, 1], [5, 0]]", "[[5, 0], [6, 1]]", "5"),
+        ("[[0, 1], [5, 1], [5, 0]]", "[[5, 0], [6, 1]]", "5"),
+        ("[[0, 1], [5, 0]]", "[[0, 1], [3, 0]]", "5"),
+        ("[[2, 0], [3, 1]]", "[[2, 0], [3, 1]]", "0"),
+        ("[[0, 1], [2, 1], [2, 0], [4, 0], [4, 1]]", "0", "2"),
+        ("0", "0", "0"),
+    ],
+)
+def test_some_part_has_a_weight_at_all_times(tmp_path: Path, softmax: str, centre: str, epoch: str) -> None:
+    overrides = [f"head.parts.softmax.weight={softmax}", f"head.parts.centre.weight={centre}"]
+    with pytest.raises(UserError, match=f"head: no part has a weight at epoch {epoch}$"):
+        load_config(write(tmp_path, MINIMAL | {"head": SUM}), overrides)
+
+
+def test_a_jump_from_one_part_to_another_is_no_gap(tmp_path: Path) -> None:
+    overrides = [
+        "head.parts.softmax.weight=[[0, 1], [5, 1], [5, 0]]",
+        "head.parts.centre.weight=[[5, 0], [5, 1]]",
+    ]
+    load_config(write(tmp_path, MINIMAL | {"head": SUM}), overrides)
+
+
+def test_one_sum_has_one_teacher(tmp_path: Path) -> None:
+    parts = {
+        "a": {"head": {"kind": "distillation", "teacher": {"checkpoint": "one"}}},
+        "b": {"head": {"kind": "harmonic", "teacher": {"checkpoint": "one"}}},
+    }
+    recipe = write(tmp_path, MINIMAL | {"head": {"kind": "sum", "parts": parts}})
+    config = load_config(recipe)
+    moved = with_teacher(config.head, Path("two"))
+    assert [str(head.teacher.checkpoint) for head in single_heads(moved).values()] == ["two", "two"]
+    with pytest.raises(UserError, match=r"head: parts name several teachers \(one, three\)"):
+        load_config(recipe, ["head.parts.b.head.teacher.checkpoint=three"])
+
+
+def test_named_sections_are_described() -> None:
+    described = {key: (default, description) for key, default, description in config_fields()}
+    assert described["head[sum].parts"][0] == "required"
+    assert described["head[sum].parts.NAME.weight"][0] == "1.0"
+    assert described["head[sum].parts.NAME.head[centre].strength"][0] == "0.003"
 
 
 def test_missing_key_is_named() -> None:

@@ -49,6 +49,22 @@ def test_priming_moves_nothing_and_lays_out_all_state(config: SGDConfig | AdamWC
     assert optimizer.param_groups[0]["lr"] == config.lr
 
 
+@pytest.mark.parametrize("config", [SGDConfig(lr=0.1), AdamWConfig(lr=0.1)])
+def test_a_primed_optimizer_steps_like_a_new_one(config: SGDConfig | AdamWConfig) -> None:
+    gradients = torch.randn(3, 4, 2)
+    results = []
+    for is_primed in (True, False):
+        parameter = nn.Parameter(torch.ones(4, 2))
+        optimizer = optim.build_optimizer(config, {"w": parameter})
+        if is_primed:
+            optim.prime_optimizer(optimizer)
+        for gradient in gradients:
+            parameter.grad = gradient.clone()
+            optimizer.step()
+        results.append(parameter.detach())
+    assert torch.equal(*results)
+
+
 def test_gradient_norm_and_clipping() -> None:
     a, b = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(1))
     a.grad, b.grad = torch.tensor([3.0, 0.0]), torch.tensor([4.0])
