@@ -133,6 +133,14 @@ def test_asked_to_stop_in_a_round_it_saves_first(tmp_path: Path, data: Path, mon
     assert (read_info(newest).step, read_info(newest).mined_list) == (2, None)
 
 
+def test_a_margin_softmax_takes_mined_slots_too(tmp_path: Path, data: Path) -> None:
+    recipe = write_recipe(tmp_path / "recipe.yaml", data, tmp_path / "run")
+    plan = plan_run(load_config(recipe, ["head.kind=margin_softmax", "training.epochs=1"]))
+    plan.config.output.mkdir()
+    assert Trainer(plan, torch.device("cpu")).run().is_finished
+    assert [record.get("mined_round") for record in records(plan.config.output).values()] == [None] * 2 + [1.0] * 4
+
+
 def refusal(recipe: Path, *overrides: str) -> str:
     with pytest.raises(UserError) as caught:
         plan_run(load_config(recipe, overrides))
