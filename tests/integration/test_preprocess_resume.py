@@ -75,12 +75,12 @@ def start_and_hold(photos: Path, out: Path) -> subprocess.Popen[str]:
 
     before = finished()
     process = start(photos, out)
-    for _ in range(2000):
+    for _ in range(8000):
         if finished() - before:
             os.killpg(process.pid, signal.SIGSTOP)
             return process
         assert process.poll() is None, process.communicate()
-        time.sleep(0.02)
+        time.sleep(0.005)
     raise AssertionError("no slice was made")
 
 
@@ -139,7 +139,7 @@ def test_sigkill_at_random_instants(photos: Path, undisturbed: tuple[dict[str, b
     assert num_killed >= 1
 
 
-def test_parent_killed_then_sigterm(photos: Path, expected: dict[str, bytes], tmp_path: Path) -> None:
+def test_killed_parent_takes_its_workers_along(photos: Path, expected: dict[str, bytes], tmp_path: Path) -> None:
     process = start_and_hold(photos, tmp_path / "out")
     workers = workers_of(process.pid)
     assert len(workers) == 2
@@ -147,19 +147,12 @@ def test_parent_killed_then_sigterm(photos: Path, expected: dict[str, bytes], tm
     let_go(process)
     process.communicate()
     wait_until_gone(workers)
-    process = start_and_hold(photos, tmp_path / "out")
-    workers = workers_of(process.pid)
-    process.terminate()
-    let_go(process)
-    _, errors = process.communicate(timeout=60)
-    assert (process.returncode, errors) == (143, "")
-    wait_until_gone(workers)
     again = run(photos, tmp_path / "out")
     assert "going on:" in again.stdout
     assert tree(tmp_path / "out") == expected
 
 
-def test_worker_killed_then_ctrl_c(photos: Path, expected: dict[str, bytes], tmp_path: Path) -> None:
+def test_killed_worker_ends_the_run(photos: Path, expected: dict[str, bytes], tmp_path: Path) -> None:
     process = start_and_hold(photos, tmp_path / "out")
     os.kill(workers_of(process.pid)[0], signal.SIGKILL)
     let_go(process)
@@ -167,16 +160,30 @@ def test_worker_killed_then_ctrl_c(photos: Path, expected: dict[str, bytes], tmp
     assert process.returncode == 2
     assert "a worker process died" in errors
     assert errors.count("\n") == 1
+    assert run(photos, tmp_path / "out").returncode == 0
+    assert tree(tmp_path / "out") == expected
+
+
+@pytest.mark.parametrize("is_ctrl_c", [False, True], ids=["sigterm", "ctrl-c"])
+def test_asked_to_stop(photos: Path, expected: dict[str, bytes], tmp_path: Path, is_ctrl_c: bool) -> None:
+    # a run from the beginning: when its first slice is there, most of the work is still to do
     process = start_and_hold(photos, tmp_path / "out")
     workers = workers_of(process.pid)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: workers get it too
+    if is_ctrl_c:
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: workers get it too
+    else:
+        process.terminate()
     let_go(process)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "Traceback" not in errors
-    assert "goes on where it stopped" in errors
+    assert process.returncode == (130 if is_ctrl_c else 143)
+    if is_ctrl_c:
+        assert "Traceback" not in errors
+        assert "goes on where it stopped" in errors
+    else:
+        assert errors == ""
     wait_until_gone(workers)
-    assert run(photos, tmp_path / "out").returncode == 0
+    again = run(photos, tmp_path / "out")
+    assert "going on:" in again.stdout
     assert tree(tmp_path / "out") == expected
 
 
