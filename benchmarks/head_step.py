@@ -99,6 +99,7 @@ def compare(arguments: argparse.Namespace, batch: int, rate: float) -> dict[str,
     }
     found: dict[str, Any] = {"batch": batch, "rate": rate, "classes": arguments.classes, "ranks": arguments.ranks}
     steps = {}
+    product_times(arguments.classes, batch, rate, arguments.ranks)  # what libraries take once is nobody's
     for name, make in makers.items():
         step = steps[name] = make()
         found[name] = {"extra_mib": extra_memory_mib(lambda step=step: [step(0), step(1)]), "times_s": []}

@@ -147,7 +147,7 @@ class _Walk(torch.autograd.Function):
         options: WalkOptions,
     ) -> tuple[Tensor, Tensor, Tensor]:
         blocks = _Blocks(queries, centres, bias, options)
-        kept: list[Tensor] = []
+        kept: list[_Kept] = []
         if is_fused(queries, options):
             greatest, total = triton_blocks.reduce_classes(*blocks.fused_arguments(columns))
         else:
@@ -170,7 +170,7 @@ class _Walk(torch.autograd.Function):
         target_gradient, reduced_gradient = gradients[0], gradients[1]
         queries, centres, bias, columns, reduced = ctx.saved_tensors
         options: WalkOptions = ctx.options
-        kept: list[Tensor] = ctx.kept
+        kept: list[_Kept] = ctx.kept
         ctx.kept = []  # they are overwritten below: a second backward pass forms them again
         blocks = _Blocks(queries, centres, bias, options, ctx.inverse)
         queries_gradient = torch.zeros_like(queries)
@@ -193,8 +193,12 @@ class _Walk(torch.autograd.Function):
                         torch.sum(gradient, 0, dtype=bias.dtype, out=bias_gradient[start:stop])
                     blocks.add_gradients(start, stop, gradient, queries_gradient, centres_gradient)
                     continue
-                logits, chosen = (kept[number], None) if number < len(kept) else blocks.logits(start, stop)
-                gradient = _logits_gradient(logits, reduced, reduced_gradient, columns - start, options)
+                chosen = None
+                if number < len(kept) and kept[number].floor is not None:
+                    gradient = _gradient_of_exponentials(kept[number], reduced, reduced_gradient)
+                else:
+                    logits, chosen = (kept[number].block, None) if number < len(kept) else blocks.logits(start, stop)
+                    gradient = _logits_gradient(logits, reduced, reduced_gradient, columns - start, options)
                 if bias_gradient is not None:
                     _set_targets(gradient, columns - start, target_gradient if options.is_bias_on_target else 0.0)
                     torch.sum(gradient, 0, out=bias_gradient[start:stop])
@@ -221,27 +225,40 @@ def is_fused(queries: Tensor, options: WalkOptions) -> bool:
 
 
 def _reduce_by_blocks(
-    blocks: _Blocks, columns: Tensor, options: WalkOptions, kept: list[Tensor]
+    blocks: _Blocks, columns: Tensor, options: WalkOptions, kept: list[_Kept]
 ) -> tuple[Tensor, Tensor]:
     """Greatest logit [N] and, relative to it, the reduction [N] over this rank's classes; fills `kept`."""
     total = blocks.queries.new_zeros(len(blocks.queries))
     greatest = torch.full_like(total, -torch.inf)
+    keeps_exponentials = options.transform is None and options.reduction == "log_sum_exp"
     for start, stop in blocks.ranges():
         logits, _ = blocks.logits(start, stop)
-        if len(kept) < blocks.num_kept:
-            kept.append(logits)
+        is_kept = len(kept) < blocks.num_kept
         values = options.transform(logits) if options.transform else logits
-        if kept and values is kept[-1]:
-            values = values.clone()
+        if is_kept and not keeps_exponentials:
+            kept.append(_Kept(logits, None))
+            values = values.clone() if values is logits else values
         _set_targets(values, columns - start, -torch.inf)
         block_greatest = torch.maximum(greatest, values.amax(1))
         if options.reduction == "softplus_sum":
             total += functional.softplus(values).sum(1)
         else:
             floor = _finite(block_greatest)
-            total = total * (greatest - floor).exp_() + values.sub_(floor[:, None]).exp_().sum(1)
+            values.sub_(floor[:, None]).exp_()
+            total = total * (greatest - floor).exp_() + values.sum(1)
+            if is_kept and keeps_exponentials:
+                kept.append(_Kept(values, floor))
         greatest = block_greatest
     return greatest, total
+
+
+class _Kept(NamedTuple):
+    """A block that the backward pass does not form again."""
+
+    block: Tensor
+    """[N, n] logits, or exp(logits − floor), 0 at targets."""
+    floor: Tensor | None
+    """[N], finite; None for logits."""
 
 
 class _Blocks:
@@ -347,6 +364,14 @@ def _product(left: Tensor, right: Tensor, options: WalkOptions) -> Tensor:
         return torch.mm(left.to(torch.bfloat16), right.to(torch.bfloat16), out_dtype=torch.float32)
     # a CPU would round the result too
     return _rounded(left).to(right.dtype) @ _rounded(right)
+
+
+def _gradient_of_exponentials(kept: _Kept, reduced: Tensor, reduced_gradient: Tensor) -> Tensor:
+    """As `_logits_gradient`, from exp(z − floor): one multiplication in the block's memory."""
+    assert kept.floor is not None
+    # a floor is above the log-sum-exp only where it stands for a block without any class, whose exponentials are 0
+    weight = (kept.floor - _finite(reduced)).clamp_(max=0).exp_().mul_(reduced_gradient)
+    return kept.block.mul_(weight[:, None])
 
 
 def _logits_gradient(
