@@ -4,161 +4,29 @@
     preprocess shard build/photos build/data --val-identities 0.1
     preprocess verify build/data
 
-Each command imports its implementation when it runs, so that `--help` is quick.
+Each command stands in a module of `preprocess.commands` and imports its implementation when it runs, so that `--help`
+is quick.
 """
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import typer
 
-from pipeline.config.errors import UserError, run_command
+from pipeline.config.errors import run_command
+from preprocess.commands.shard import shard
+from preprocess.commands.stats import stats
+from preprocess.commands.synth import synth
+from preprocess.commands.verify import verify
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+
+for _command in (synth, shard, verify, stats):
+    app.command()(_command)
 
 
 @app.callback()
 def _root() -> None:
     """Photos in, verified shards and a manifest out."""
-
-
-@app.command()
-def synth(
-    out: Path = typer.Argument(..., metavar="OUT", help="Folder for the photos; made when missing."),
-    identities: int = typer.Option(100, help="Number of people."),
-    photos: int = typer.Option(20, help="Photos of each."),
-    size: int = typer.Option(168, help="Width and height in pixels."),
-    seed: int = typer.Option(0, help="Another seed gives other people."),
-    workers: int = typer.Option(0, help="Processes; 0 for one a core."),
-    quality: int = typer.Option(92, help="JPEG quality, 1 to 100."),
-) -> None:
-    """Render photos of synthetic people, with true boxes and landmarks in OUT/annotations.parquet.
-
-    The same command goes on where it was interrupted; the bytes depend on seed, size and quality alone.
-
-    [bold]Examples[/bold]
-
-        preprocess synth build/photos --identities 100 --photos 20
-
-        preprocess synth build/big --identities 10000 --photos 50 --seed 7 --workers 16
-
-        preprocess shard build/photos/annotations.parquet build/data
-    """
-    import os
-
-    from preprocess.synthetic.command import run_synth
-
-    if workers < 0:
-        raise UserError("--workers", str(workers), "a number of processes, or 0 for one a core")
-    run_synth(out, identities, photos, seed, size, quality, workers or os.cpu_count() or 1)
-
-
-@app.command()
-def shard(
-    source: Path = typer.Argument(..., metavar="SRC", help="Folder of identity folders, or a .csv or .parquet list."),
-    out: Path = typer.Argument(..., metavar="OUT", help="Folder for the data set; new, empty, or begun before."),
-    detector: str = typer.Option("mtcnn", help="mtcnn (brings its weights) or yunet (needs --weights)."),
-    weights: Path | None = typer.Option(None, help="The detector's weight file; its sha256 is recorded."),
-    size: int = typer.Option(112, help="Width and height of the crops in pixels."),
-    face: str = typer.Option("largest", help="Which face of several: largest, central or score."),
-    min_score: float = typer.Option(0.7, help="Least detector score, 0 to 1."),
-    min_face_px: int = typer.Option(20, help="Least shorter side of the face box, in pixels of the photo."),
-    quality: int = typer.Option(95, help="JPEG quality of the crops, 1 to 100."),
-    samples_per_shard: int = typer.Option(16384, help="Photos in a shard, at most."),
-    val_identities: float = typer.Option(0.0, help="Share of the identities that goes to the split val."),
-    seed: int = typer.Option(0, help="Of the shuffle and the split."),
-    already_aligned: bool = typer.Option(
-        False, "--already-aligned", help="The photos are square, aligned crops: resize them only."
-    ),
-    licence: str = typer.Option("", help="Licence of the photos, for dataset.json and the card."),
-    max_rejects: float = typer.Option(0.5, help="Share of rejects beyond which the data set is left unfinished."),
-    workers: int = typer.Option(0, help="Processes; 0 for one a core."),
-) -> None:
-    """Find, align and crop faces, and write them as shards with a manifest.
-
-    SRC is a folder of folders, IDENTITY/PHOTO.jpg, or a list with the columns path, identity and optionally bbox
-    (x0 y0 x1 y1: which face is meant) and landmarks, used instead of detection: five x y pairs in px, of the eyes, the
-    nose tip and the mouth's corners; of eyes and corners the one further left in the image first.
-
-    Interrupted at any instant, the same command goes on; the bytes are those of an uninterrupted run.
-    What cannot be used stays in the manifest with a reason and is shown in OUT/rejects.
-
-    [bold]Examples[/bold]
-
-        preprocess shard photos data --val-identities 0.1
-
-        preprocess shard photos data --detector yunet --weights yunet.onnx --min-face-px 60
-
-        preprocess shard crops.csv data --already-aligned --size 112
-    """
-    import signal
-
-    from rich.console import Console
-
-    from preprocess import run
-    from preprocess.storage import one_line_errors
-
-    signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))  # ends the workers too
-    options = run.check_options(
-        crop={
-            "detector": "none" if already_aligned else detector,
-            "size_px": size,
-            "face": face,
-            "min_score": min_score,
-            "min_face_px": min_face_px,
-        },
-        quality=quality,
-        samples_per_shard=samples_per_shard,
-        val_identities=val_identities,
-        seed=seed,
-        licence=licence,
-    )
-    try:
-        with one_line_errors(out):
-            run.shard(source, out, options, weights, workers, max_rejects, Console())
-    except KeyboardInterrupt:  # typer would leave without a word
-        typer.echo("interrupted; the same command goes on where it stopped", err=True)
-        raise typer.Exit(130) from None
-
-
-@app.command()
-def verify(out: Path = typer.Argument(..., metavar="OUT", help="A finished data set.")) -> None:
-    """Recompute every hash and CRC, and name the shard, key and byte of each fault.
-
-    Exit code 0 when all is well, 1 when there are faults, 2 when OUT is not a finished data set.
-
-    [bold]Examples[/bold]
-
-        preprocess verify data
-    """
-    from rich.console import Console
-
-    from preprocess import run
-    from preprocess.storage import one_line_errors
-
-    with one_line_errors(out):
-        is_sound = run.verify(out, Console())
-    if not is_sound:
-        raise typer.Exit(1)
-
-
-@app.command()
-def stats(out: Path = typer.Argument(..., metavar="OUT", help="A finished data set.")) -> None:
-    """Show counts, photos an identity, rejects by reason, sizes, pose, sharpness and scores.
-
-    [bold]Examples[/bold]
-
-        preprocess stats data
-    """
-    from rich.console import Console
-
-    from preprocess.stats import print_stats
-    from preprocess.storage import one_line_errors
-
-    with one_line_errors(out):
-        print_stats(out, Console())
 
 
 def main() -> None:

@@ -1,0 +1,75 @@
+"""`preprocess shard`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import typer
+
+
+def shard(
+    source: Path = typer.Argument(..., metavar="SRC", help="Folder of identity folders, or a .csv or .parquet list."),
+    out: Path = typer.Argument(..., metavar="OUT", help="Folder for the data set; new, empty, or begun before."),
+    detector: str = typer.Option("mtcnn", help="mtcnn (brings its weights) or yunet (needs --weights)."),
+    weights: Path | None = typer.Option(None, help="The detector's weight file; its sha256 is recorded."),
+    size: int = typer.Option(112, help="Width and height of the crops in pixels."),
+    face: str = typer.Option("largest", help="Which face of several: largest, central or score."),
+    min_score: float = typer.Option(0.7, help="Least detector score, 0 to 1."),
+    min_face_px: int = typer.Option(20, help="Least shorter side of the face box, in pixels of the photo."),
+    quality: int = typer.Option(95, help="JPEG quality of the crops, 1 to 100."),
+    samples_per_shard: int = typer.Option(16384, help="Photos in a shard, at most."),
+    val_identities: float = typer.Option(0.0, help="Share of the identities that goes to the split val."),
+    seed: int = typer.Option(0, help="Of the shuffle and the split."),
+    already_aligned: bool = typer.Option(
+        False, "--already-aligned", help="The photos are square, aligned crops: resize them only."
+    ),
+    licence: str = typer.Option("", help="Licence of the photos, for dataset.json and the card."),
+    max_rejects: float = typer.Option(0.5, help="Share of rejects beyond which the data set is left unfinished."),
+    workers: int = typer.Option(0, help="Processes; 0 for one a core."),
+) -> None:
+    """Find, align and crop faces, and write them as shards with a manifest.
+
+    SRC is a folder of folders, IDENTITY/PHOTO.jpg, or a list with the columns path, identity and optionally bbox
+    (x0 y0 x1 y1: which face is meant) and landmarks, used instead of detection: five x y pairs in px, of the eyes, the
+    nose tip and the mouth's corners; of eyes and corners the one further left in the image first.
+
+    Interrupted at any instant, the same command goes on; the bytes are those of an uninterrupted run.
+    What cannot be used stays in the manifest with a reason and is shown in OUT/rejects.
+
+    [bold]Examples[/bold]
+
+        preprocess shard photos data --val-identities 0.1
+
+        preprocess shard photos data --detector yunet --weights yunet.onnx --min-face-px 60
+
+        preprocess shard crops.csv data --already-aligned --size 112
+    """
+    import signal
+
+    from rich.console import Console
+
+    from preprocess import run
+    from preprocess.storage import one_line_errors
+
+    signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))  # ends the workers too
+    options = run.check_options(
+        crop={
+            "detector": "none" if already_aligned else detector,
+            "size_px": size,
+            "face": face,
+            "min_score": min_score,
+            "min_face_px": min_face_px,
+        },
+        quality=quality,
+        samples_per_shard=samples_per_shard,
+        val_identities=val_identities,
+        seed=seed,
+        licence=licence,
+    )
+    try:
+        with one_line_errors(out):
+            run.shard(source, out, options, weights, workers, max_rejects, Console())
+    except KeyboardInterrupt:  # typer would leave without a word
+        typer.echo("interrupted; the same command goes on where it stopped", err=True)
+        raise typer.Exit(130) from None
