@@ -65,6 +65,8 @@ class StepBatch:
     """This rank's; the same number on every rank."""
     num_micro_batches_global: int
     """Real ones in the global batch."""
+    num_top_ups: int
+    """Slots of the global batch that repeat a photo to fill a person's group."""
     wait_s: float
     """How long the consumer waited for this batch."""
     bad_samples: list[BadSample]
@@ -250,6 +252,7 @@ class Loader:
             step_position=plan.position,
             micro_batches=micro_batches,
             num_micro_batches_global=plan.num_micro_batches_global,
+            num_top_ups=plan.num_top_ups,
             wait_s=wait_s,
             bad_samples=[bad for _, found in results for bad in found],
         )
