@@ -1,4 +1,4 @@
-"""Proof that an epoch sees every sample exactly once: the loader's own plan and reader, on every rank, with a restart."""
+"""Proof that an epoch sees every sample exactly once: training's own plan and reader, on all ranks, with a restart."""
 
 from __future__ import annotations
 
