@@ -100,7 +100,7 @@ def make_loader(split: SplitIndex, crop_px: int, decoder: CpuDecoder | DaliDecod
         start=0,
         stop=num_samples,
         decoder=decoder,
-        flip_probability=0.0,
+        augment=(),
         device=torch.device("cpu"),
         crop_px=crop_px,
         num_threads=WORKERS,

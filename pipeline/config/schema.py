@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from pipeline.config.augment import Augmentation, Flip
 from pipeline.config.decoder import CpuDecoder, DaliDecoder
 from pipeline.config.heads import HeadConfig, MarginSoftmaxConfig
 from pipeline.config.mining import MiningConfig
@@ -29,8 +30,8 @@ class DataConfig(Section):
     """Which samples a batch has."""
     decoder: Annotated[CpuDecoder | DaliDecoder, Field(discriminator="kind")] = CpuDecoder()
     """Who decodes the JPEGs."""
-    flip_probability: float = Field(0.5, ge=0, le=1)
-    """Probability of a horizontal flip, drawn per stream position."""
+    augment: tuple[Augmentation, ...] = (Flip(),)
+    """Operations on the crops, in the order in which they are applied."""
     num_threads: int = Field(2, ge=1)
     """Reading and decoding threads of each rank."""
     prefetch_steps: int = Field(2, ge=1)

@@ -105,7 +105,7 @@ class Stream:
             start=position,
             stop=min(segment.stop, plan.total_samples),
             decoder=config.data.decoder,
-            flip_probability=config.data.flip_probability,
+            augment=config.data.augment,
             device=self._device,
             crop_px=plan.crop_px,
             order=self._order(segment),

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.config.augment import Flip
 from pipeline.config.decoder import CpuDecoder
 from pipeline.config.order import OrderConfig, PlainOrderConfig, StreamingOrderConfig
 from pipeline.data.loader import Loader
@@ -95,7 +96,7 @@ def test_loaders_deliver_each_epoch_once(
                     start=start,
                     stop=start + steps * global_batch,
                     decoder=CpuDecoder(),
-                    flip_probability=0.5,
+                    augment=(Flip(),),
                     device=torch.device("cpu"),
                     crop_px=16,
                     order=build_order(config, split, 0),
