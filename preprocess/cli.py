@@ -13,6 +13,8 @@ from __future__ import annotations
 import typer
 
 from pipeline.config.errors import run_command
+from preprocess.commands.bench import bench
+from preprocess.commands.preview import preview
 from preprocess.commands.shard import shard
 from preprocess.commands.stats import stats
 from preprocess.commands.synth import synth
@@ -20,7 +22,7 @@ from preprocess.commands.verify import verify
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
-for _command in (synth, shard, verify, stats):
+for _command in (synth, shard, verify, stats, preview, bench):
     app.command()(_command)
 
 
