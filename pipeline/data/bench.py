@@ -58,7 +58,6 @@ def measure_loader(
     num_steps: int,
     batch: int,
     num_threads: int,
-    device: torch.device,
 ) -> BenchResult:
     """Run the training loader on one rank for some steps; a step before them starts it up and does not count."""
     with Loader(
@@ -72,7 +71,7 @@ def measure_loader(
         stop=(num_steps + 1) * batch,
         decoder=decoder,
         augment=augment,
-        device=device,
+        device=torch.device("cpu"),
         crop_px=crop_px,
         order=order,
         num_threads=num_threads,

@@ -30,7 +30,6 @@ def bench(
 
         preprocess bench data --config recipe.yaml --set data.num_threads=8
     """
-    import torch
     from rich.console import Console
 
     from pipeline.config.augment import Augmentation
@@ -74,6 +73,5 @@ def bench(
             num_steps=steps,
             batch=batch,
             num_threads=threads,
-            device=torch.device("cpu"),
         )
         show(result, threads, Console())
