@@ -13,6 +13,8 @@ from __future__ import annotations
 import typer
 
 from pipeline.config.errors import run_command
+from preprocess.commands.export import export
+from preprocess.commands.import_bin import import_bin
 from preprocess.commands.shard import shard
 from preprocess.commands.stats import stats
 from preprocess.commands.synth import synth
@@ -20,7 +22,7 @@ from preprocess.commands.verify import verify
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
-for _command in (synth, shard, verify, stats):
+for _command in (synth, shard, verify, stats, export, import_bin):
     app.command()(_command)
 
 
