@@ -266,12 +266,20 @@ def _encode(text: Any, encoding: Any, _: Any, __: Any) -> bytes:
     return text.encode("latin-1")
 
 
+def _make_empty(first: Any, _: Any, __: Any, ___: Any) -> bytes:
+    """How Python 3 writes no bytes for Python 2."""
+    if first is not None:
+        raise _RefusedError("a pickle that calls bytes with arguments")
+    return b""
+
+
 _FUNCTIONS: dict[str, Callable[[Any, Any, Any, Any], Any]] = {
     "numpy.core.multiarray._reconstruct": _make_array,
     "numpy.core.multiarray.scalar": _make_scalar,
     "numpy.core.numeric._frombuffer": _make_from_buffer,
     "numpy.dtype": _make_dtype,
     "_codecs.encode": _encode,
+    "__builtin__.bytes": _make_empty,
 }
 
 _OPERATIONS: dict[str, Callable[[_Machine, Any], None]] = {
