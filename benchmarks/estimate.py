@@ -111,7 +111,7 @@ def take_steps(config: Config, num_classes: int, crop_px: int) -> dict[str, floa
     backend.prime_optimizer()
     num_micro_batches = -(-training.global_batch // (training.local_batch * dist.world_size()))
     generator = torch.Generator().manual_seed(dist.rank())
-    batch = StepBatch(0, [], num_micro_batches * dist.world_size(), 0.0, [])
+    batch = StepBatch(0, [], num_micro_batches * dist.world_size(), 0, 0.0, [])
     for number in range(num_micro_batches):
         size = (training.local_batch, 3, crop_px, crop_px)
         batch.micro_batches.append(

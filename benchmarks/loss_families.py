@@ -27,6 +27,12 @@ REPOSITORY = Path(__file__).parents[1]
 RECIPE = REPOSITORY / "configs" / "small_real_cpu.yaml"
 # pairs are found within a global batch, so the losses that live on them get a larger one
 METRIC = ["training.global_batch=256", "optim.backbone.kind=adamw", "optim.backbone.lr=1e-3"]
+BALANCED = [
+    *METRIC,
+    "data.order.kind=identity_balanced",
+    "data.order.num_identities=32",
+    "data.order.photos_per_identity=8",
+]
 SUM = ["head.kind=sum"]
 SOFTMAX_PART = [
     "head.parts.softmax.head.kind=margin_softmax",
@@ -44,6 +50,9 @@ FAMILIES: dict[str, tuple[str, list[str]]] = {
     "contrastive": ("DeepID2's, m 1", [*METRIC, "head.kind=contrastive"]),
     "triplet": ("semi-hard, α 0.2", [*METRIC, "head.kind=triplet"]),
     "margin-based": ("α 0.2, β learnt", [*METRIC, "head.kind=margin_based"]),
+    "contrastive, 32 × 8": ("DeepID2's, m 1", [*BALANCED, "head.kind=contrastive"]),
+    "triplet, 32 × 8": ("semi-hard, α 0.2", [*BALANCED, "head.kind=triplet"]),
+    "margin-based, 32 × 8": ("α 0.2, β learnt", [*BALANCED, "head.kind=margin_based"]),
     "centre + softmax": (
         "CosFace + centre loss, λ 0.003",
         [*SUM, *SOFTMAX_PART, "head.parts.centre.head.kind=centre"],

@@ -33,6 +33,7 @@ from torch.distributed.tensor import DTensor, Shard
 from pipeline import dist
 from pipeline.config.errors import UserError
 from pipeline.config.load import validate_config
+from pipeline.data.balanced_order import BalancedPart
 from pipeline.model.backbones import build_backbone
 
 logger = logging.getLogger(__name__)
@@ -77,6 +78,8 @@ class CheckpointInfo(BaseModel):
     dataset: dict[str, Any]
     """`dataset.json` of the training data."""
     versions: dict[str, str]
+    order_parts: list[BalancedPart] = []
+    """How an identity-balanced order was cut so far."""
     mined_list: MinedListInfo | None = None
     """The list in use; None without mining, before the first round, and where the next step begins with a round."""
 

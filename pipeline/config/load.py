@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -85,21 +85,27 @@ def validate_config(tree: Mapping[str, Any], where: str = "configuration") -> Co
         raise _explain(error, tree, where) from None
 
 
-def config_fields(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, str, str]]:
-    """Walk all leaves: dotted key, default as text, description."""
+def config_fields(
+    model: type[BaseModel] = Config, prefix: str = "", inside: Collection[type[BaseModel]] = ()
+) -> Iterator[tuple[str, str, str]]:
+    """Walk all leaves: dotted key, default as text, description. Lists within lists are not walked again."""
     for name, field in model.model_fields.items():
         key = f"{prefix}{name}"
         members = _section_types(field.annotation)
-        is_named = _is_mapping(field.annotation)
-        if not members or is_named:
+        is_named, is_list = _is_mapping(field.annotation), get_origin(field.annotation) is tuple
+        if not members or is_named or is_list:
             default = "required" if field.is_required() else str(field.default)
             yield key, default, field.description or ""
         if is_named:
             key = f"{key}.NAME"
+        if is_list:
+            key = f"{key}.N"
+            members = [member for member in members if member not in inside]
+            inside = [*inside, *members]
         for member in members:
             kind = member.model_fields.get("kind")
             suffix = f"[{kind.default}]" if kind is not None and len(members) > 1 else ""
-            yield from config_fields(member, f"{key}{suffix}.")
+            yield from config_fields(member, f"{key}{suffix}.", inside)
 
 
 def _number_or_text(text: str) -> float | str:
@@ -160,7 +166,8 @@ def _explain(error: ValidationError, tree: Mapping[str, Any], where: str) -> Use
         return UserError(dotted, "missing", "a value", remedy or f"set it in {where} or as {dotted}=…")
     message = first["msg"].removeprefix("Value error, ")
     if first["type"].startswith("union_tag"):
-        kinds = [m.model_fields["kind"].default for m in _section_types(holder.model_fields[path[-1]].annotation)]
+        name = next(part for part in reversed(path) if not part.isdigit())
+        kinds = [m.model_fields["kind"].default for m in _section_types(holder.model_fields[name].annotation)]
         found = first.get("ctx", {}).get("tag", "")
         shown = repr(found) if found else "missing"
         return UserError(f"{dotted}.kind", shown, f"one of {', '.join(kinds)}", _did_you_mean(found, kinds))
@@ -199,6 +206,9 @@ def _strip_tags(location: tuple[int | str, ...]) -> tuple[list[str], type[BaseMo
         if len(members) > 1 and tagged:
             members = tagged
             holder = tagged[0]
+            continue
+        if isinstance(part, int) and members:  # an element of a list of sections
+            path.append(str(part))
             continue
         if part == "[key]" or not members:
             # pydantic's mark of a mapping's key; inside a leaf, an element's number or the tag of a plain union

@@ -11,9 +11,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from pipeline.config.augment import Augmentation, Flip
 from pipeline.config.decoder import CpuDecoder, DaliDecoder
 from pipeline.config.heads import HeadConfig, MarginSoftmaxConfig
 from pipeline.config.mining import MiningConfig
+from pipeline.config.order import OrderConfig, PlainOrderConfig
 from pipeline.config.section import Section
 
 
@@ -24,10 +26,12 @@ class DataConfig(Section):
     """Data set directory written by `preprocess shard`."""
     split: str = "train"
     """Which split to train on."""
+    order: OrderConfig = PlainOrderConfig()
+    """Which samples a batch has."""
     decoder: Annotated[CpuDecoder | DaliDecoder, Field(discriminator="kind")] = CpuDecoder()
     """Who decodes the JPEGs."""
-    flip_probability: float = Field(0.5, ge=0, le=1)
-    """Probability of a horizontal flip, drawn per stream position."""
+    augment: tuple[Augmentation, ...] = (Flip(),)
+    """Operations on the crops, in the order in which they are applied."""
     num_threads: int = Field(2, ge=1)
     """Reading and decoding threads of each rank."""
     prefetch_steps: int = Field(2, ge=1)
@@ -207,6 +211,12 @@ class Config(Section):
     """What to write down."""
     engine: EngineConfig = EngineConfig()
     """What replicates the backbone."""
+
+    @model_validator(mode="after")
+    def _mining_has_plain_order(self) -> Config:
+        if self.mining is not None and self.data.order != PlainOrderConfig():
+            raise ValueError("mining fills up batches of the plain order: leave data.order as it is, or mining out")
+        return self
 
     @model_validator(mode="after")
     def _a_group_fits(self) -> Config:

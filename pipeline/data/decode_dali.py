@@ -1,11 +1,12 @@
-"""Decoding with NVIDIA DALI, a micro-batch a call, on the CPU or (nvJPEG) on the rank's GPU.
+"""Decoding and augmentation with NVIDIA DALI, a micro-batch a call, on the CPU or (nvJPEG) on the rank's GPU.
 
 This is the only module that imports DALI, when a decoder is first built. Order, bytes and augmentation parameters are
-ours, so a run sees the same samples, flipped alike, whoever decodes.
+ours, so a run sees the same samples, augmented alike, whoever decodes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import cv2
@@ -14,16 +15,20 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from pipeline.config.augment import Augmentation
 from pipeline.config.decoder import DaliDecoder
 from pipeline.config.errors import UserError
+from pipeline.data.augment import Step, draw_steps
 from pipeline.data.decoder import DecodeFailure, check_header
+from pipeline.data.photo_steps import affine_matrix, blur_window, crop_matrix
 from pipeline.data.reader import UNDECODABLE
 
 _Bytes = npt.NDArray[np.uint8]
+_Arguments = dict[str, npt.NDArray[Any] | np.generic]
 
 
 class DaliBatchDecoder:
-    """Decodes to RGB; see `decoder.Decoder`.
+    """Decodes and augments; see `decoder.Decoder`. A micro-batch's memory is a list of its JPEGs.
 
     DALI raises for a whole micro-batch when one JPEG cannot be decoded, and its pipeline is spent. Then the pipeline is
     built anew and the micro-batch is halved until the culprit stands alone: about 2·log2(local_batch) runs, and
@@ -31,6 +36,7 @@ class DaliBatchDecoder:
 
     Args:
         config: where to decode.
+        operations: what the steps are drawn from: DALI's graph is laid out before the first of them.
         crop_px: side of the square crops.
         local_batch: slots of a micro-batch.
         device: where micro-batches are wanted.
@@ -41,7 +47,13 @@ class DaliBatchDecoder:
     """
 
     def __init__(
-        self, config: DaliDecoder, crop_px: int, local_batch: int, device: torch.device, num_threads: int
+        self,
+        config: DaliDecoder,
+        operations: Sequence[Augmentation],
+        crop_px: int,
+        local_batch: int,
+        device: torch.device,
+        num_threads: int,
     ) -> None:
         if config.device == "gpu" and not torch.cuda.is_available():
             raise UserError("decoder.device", "gpu, but there is no CUDA device", "cpu", "set decoder.device=cpu")
@@ -51,23 +63,36 @@ class DaliBatchDecoder:
         self._crop_px, self._local_batch = crop_px, local_batch
         self._device = device
         self._num_threads = num_threads
+        # for the kinds and their arguments; the values do not matter
+        self._example = draw_steps(operations, 0, np.zeros(1, np.int64), crop_px)
         black = np.zeros((crop_px, crop_px, 3), np.uint8)
         self._good_content: _Bytes = cv2.imencode(".jpg", black)[1].reshape(-1)
         self._pipeline: Any = self._build()
 
-    def prepare(self, content: bytearray, flip: bool) -> _Bytes | DecodeFailure:
-        """Check one sample's header; pixels are made later, a micro-batch at a time."""
-        return check_header(content, self._crop_px) or np.frombuffer(content, np.uint8)
+    def begin(self, num_slots: int) -> list[_Bytes | None]:
+        """Room for the JPEGs."""
+        return [None] * num_slots
 
-    def assemble(self, prepared: list[Any | None], flips: list[bool]) -> tuple[Tensor, dict[int, DecodeFailure]]:
-        """Decode and flip on DALI's device, hand over on ours: [B, 3, H, W] uint8."""
+    def prepare(
+        self, memory: list[_Bytes | None], slot: int, content: bytearray, steps: Sequence[Step]
+    ) -> DecodeFailure | None:
+        """Check one sample's header; pixels are made later, a micro-batch at a time."""
+        failure = check_header(content, self._crop_px)
+        if failure is None:
+            memory[slot] = np.frombuffer(content, np.uint8)
+        return failure
+
+    def assemble(
+        self, memory: list[_Bytes | None], is_filled: Sequence[bool], steps: Sequence[Step]
+    ) -> tuple[Tensor, dict[int, DecodeFailure]]:
+        """Decode and augment on DALI's device, hand over on ours: [B, 3, H, W] uint8."""
         side = self._crop_px
         made_on = self._device if self._on_gpu else torch.device("cpu")
         pin = self._device.type == "cuda" and not self._on_gpu
-        images = torch.zeros((len(prepared), 3, side, side), dtype=torch.uint8, device=made_on, pin_memory=pin)
-        contents = {slot: content for slot, content in enumerate(prepared) if content is not None}
+        images = torch.zeros((len(memory), 3, side, side), dtype=torch.uint8, device=made_on, pin_memory=pin)
+        contents = {slot: content for slot, content in enumerate(memory) if content is not None and is_filled[slot]}
         failures: dict[int, DecodeFailure] = {}
-        self._decode(list(contents.values()), flips, list(contents), images, failures)
+        self._decode(list(contents.values()), steps, list(contents), images, failures)
         return images.to(self._device, non_blocking=pin), failures
 
     def close(self) -> None:
@@ -75,10 +100,12 @@ class DaliBatchDecoder:
         self._pipeline = None
 
     def _build(self) -> Any:
-        from nvidia.dali import Pipeline, fn, types
+        from nvidia.dali import pipeline_def
 
         # Threads of our own run ahead of the consumer, so DALI need not: one micro-batch in, the same one out.
-        pipeline = Pipeline(
+        make = pipeline_def(
+            _graph,
+            enable_conditionals=True,
             batch_size=self._local_batch,
             num_threads=self._num_threads,
             device_id=self._device.index if self._on_gpu else None,
@@ -87,28 +114,14 @@ class DaliBatchDecoder:
             exec_async=False,
             exec_dynamic=False,
         )
-        with pipeline:
-            encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1)
-            flips = fn.external_source(name="flips", dtype=types.INT32, ndim=0)
-            # The pixels of libjpeg-turbo as far as nvJPEG can: smooth chroma upsampling, which the
-            # hardware unit lacks, and no rotation by EXIF, which torchvision does not do either.
-            gpu_only: dict[str, Any] = {"jpeg_fancy_upsampling": True, "hw_decoder_load": 0.0} if self._on_gpu else {}
-            images = fn.decoders.image(
-                encoded,
-                device="mixed" if self._on_gpu else "cpu",
-                output_type=types.RGB,
-                adjust_orientation=False,
-                **gpu_only,
-            )
-            images = fn.transpose(fn.flip(images, horizontal=flips), perm=[2, 0, 1])
-            pipeline.set_outputs(images)
+        pipeline = make([step.kind for step in self._example], self._crop_px, self._on_gpu)
         pipeline.build()
         return pipeline
 
     def _decode(
         self,
         contents: list[_Bytes],
-        flips: list[bool],
+        steps: Sequence[Step],
         slots: list[int],
         images: Tensor,
         failures: dict[int, DecodeFailure],
@@ -117,30 +130,36 @@ class DaliBatchDecoder:
         if not contents:
             return
         try:
-            decoded = self._run(contents, [flips[slot] for slot in slots])
+            decoded = self._run(contents, steps, slots)
         except RuntimeError:
             self._pipeline = None  # its memory first: the new one may need it
             self._pipeline = self._build()
             if len(slots) == 1:
                 # Where a good JPEG fails too, the sample is not to blame, and the run must not go on without samples.
-                self._run([self._good_content], [False])
+                self._run([self._good_content], self._example, [0])
                 # DALI's message holds its own call stack and no cause.
                 failures[slots[0]] = DecodeFailure(UNDECODABLE, "DALI could not decode it")
                 return
             half = len(slots) // 2
-            self._decode(contents[:half], flips, slots[:half], images, failures)
-            self._decode(contents[half:], flips, slots[half:], images, failures)
+            self._decode(contents[:half], steps, slots[:half], images, failures)
+            self._decode(contents[half:], steps, slots[half:], images, failures)
             return
         if len(slots) == len(images):
             images.copy_(decoded)
         else:
             images[torch.tensor(slots, device=images.device)] = decoded
 
-    def _run(self, contents: list[_Bytes], flips: list[bool]) -> Tensor:
+    def _run(self, contents: list[_Bytes], steps: Sequence[Step], slots: list[int]) -> Tensor:
         """Run the pipeline once: [n, 3, H, W] uint8 on the device of decoding, a copy of our own."""
         from nvidia.dali.plugin.pytorch import feed_ndarray
 
-        (batch,) = self._pipeline.run(encoded=contents, flips=[np.int32(flip) for flip in flips])
+        inputs: dict[str, Any] = {"encoded": contents}
+        for number, step in enumerate(steps):
+            inputs[f"{number} is_on"] = [np.bool_(step.is_on[slot]) for slot in slots]
+            arguments = [_arguments(step, slot, self._crop_px) for slot in slots]
+            for name in arguments[0]:
+                inputs[f"{number} {name}"] = [of_slot[name] for of_slot in arguments]
+        (batch,) = self._pipeline.run(**inputs)
         decoded = batch.as_tensor()
         if self._on_gpu:
             images = torch.empty(decoded.shape(), dtype=torch.uint8, device=self._device)
@@ -149,3 +168,80 @@ class DaliBatchDecoder:
             torch.cuda.current_stream(self._device).synchronize()
             return images
         return torch.from_numpy(np.array(decoded, copy=True))
+
+
+def _arguments(step: Step, slot: int, side: int) -> _Arguments:
+    """What DALI's operators take for a slot, by the names that `_apply` asks for."""
+    values = {name: float(drawn[slot]) for name, drawn in step.values.items()}
+    match step.kind:
+        case "random_resized_crop":
+            return {"matrix": crop_matrix(values, side).astype(np.float32)}
+        case "affine":
+            return {"matrix": affine_matrix(values).astype(np.float32)}
+        case "posterize":
+            return {"mask": np.uint8(256 - (1 << (8 - int(values["bits"]))))}
+        case "blur":
+            window = np.int32(blur_window(values["sigma_px"]))
+            return {"sigma": np.float32(values["sigma_px"]), "window": window}
+        case "low_resolution":
+            return {"size": np.full(2, values["side_px"], np.float32)}
+        case "jpeg":
+            return {"quality": np.int32(values["quality"])}
+        case "erase":
+            return {
+                "anchor": np.array([values["left"], values["top"]], np.float32),
+                "shape": np.array([values["width"], values["height"]], np.float32),
+                "fill": np.array([values["fill"]], np.float32),
+            }
+    return {name: np.float32(value) for name, value in values.items()}
+
+
+def _graph(kinds: list[str], side: int, on_gpu: bool) -> Any:
+    """DALI's graph: decode, then each step where it is on. DALI rewrites the source of this function for its `if`."""
+    from nvidia.dali import fn, types
+
+    encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1)
+    # The pixels of libjpeg-turbo as far as nvJPEG can: smooth chroma upsampling, which the
+    # hardware unit lacks, and no rotation by EXIF, which the CPU decoder does not do either.
+    gpu_only: dict[str, Any] = {"jpeg_fancy_upsampling": True, "hw_decoder_load": 0.0} if on_gpu else {}
+    images = fn.decoders.image(
+        encoded, device="mixed" if on_gpu else "cpu", output_type=types.RGB, adjust_orientation=False, **gpu_only
+    )
+    for number in range(len(kinds)):
+        is_on = fn.external_source(name=f"{number} is_on", dtype=types.BOOL, ndim=0)
+        if is_on:
+            images = _apply(kinds[number], number, images, side)
+    return fn.transpose(images, perm=[2, 0, 1])
+
+
+def _apply(kind: str, number: int, images: Any, side: int) -> Any:
+    """One operation in DALI's terms; `photo_steps` does the same on the CPU."""
+    from nvidia.dali import fn, types
+
+    def given(name: str, ndim: int = 0, dtype: Any = types.FLOAT) -> Any:
+        return fn.external_source(name=f"{number} {name}", dtype=dtype, ndim=ndim)
+
+    warp = {"inverse_map": True, "interp_type": types.INTERP_LINEAR}
+    resize = {"interp_type": types.INTERP_TRIANGULAR, "antialias": True}
+    operations: dict[str, Callable[[], Any]] = {
+        "flip": lambda: fn.flip(images, horizontal=1),
+        # without a fill value, what lies outside is the nearest pixel
+        "random_resized_crop": lambda: fn.warp_affine(images, matrix=given("matrix", 2), **warp),
+        "affine": lambda: fn.warp_affine(images, matrix=given("matrix", 2), fill_value=0, **warp),
+        "colour_jitter": lambda: fn.color_twist(
+            images, brightness=given("brightness"), contrast=given("contrast"), saturation=given("saturation")
+        ),
+        "hsv": lambda: fn.hsv(images, hue=given("hue_degrees"), saturation=given("saturation"), value=given("value")),
+        "grey": lambda: fn.hsv(images, saturation=0.0),
+        "posterize": lambda: images & given("mask", 0, types.UINT8),
+        "equalize": lambda: fn.equalize(images),
+        "blur": lambda: fn.gaussian_blur(images, sigma=given("sigma"), window_size=given("window", 0, types.INT32)),
+        "low_resolution": lambda: fn.resize(
+            fn.resize(images, size=given("size", 1), **resize), size=[float(side), float(side)], **resize
+        ),
+        "jpeg": lambda: fn.jpeg_compression_distortion(images, quality=given("quality", 0, types.INT32)),
+        "erase": lambda: fn.erase(
+            images, anchor=given("anchor", 1), shape=given("shape", 1), axes=[1, 0], fill_value=given("fill", 1)
+        ),
+    }
+    return operations[kind]()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from pipeline.config.augment import Augmentation
 from pipeline.config.decoder import CpuDecoder, DaliDecoder
+from pipeline.data.augment import Step
 from pipeline.data.jpeg import jpeg_size
 from pipeline.data.reader import SIZE_MISMATCH, UNDECODABLE
 
@@ -24,15 +27,28 @@ class DecodeFailure:
 class Decoder(Protocol):
     """Decodes in two stages: samples apart on many threads, then the micro-batch on one."""
 
-    def prepare(self, content: bytearray, flip: bool) -> Any:
-        """Do what one sample needs, in any thread; what is returned is handed to `assemble`, unless a DecodeFailure."""
+    def begin(self, num_slots: int) -> Any:
+        """Make what the samples of a micro-batch are prepared in."""
 
-    def assemble(self, prepared: list[Any | None], flips: list[bool]) -> tuple[Tensor, dict[int, DecodeFailure]]:
+    def prepare(self, memory: Any, slot: int, content: bytearray, steps: Sequence[Step]) -> DecodeFailure | None:
+        """Do what one sample needs, in any thread.
+
+        Args:
+            memory: from `begin`, for this micro-batch.
+            slot: of the sample in the micro-batch.
+            content: its JPEG.
+            steps: augmentation of the micro-batch.
+        """
+
+    def assemble(
+        self, memory: Any, is_filled: Sequence[bool], steps: Sequence[Step]
+    ) -> tuple[Tensor, dict[int, DecodeFailure]]:
         """Make the micro-batch, always in one and the same thread.
 
         Args:
-            prepared: [B] results of `prepare`; None for a slot without a sample, whose pixels become 0.
-            flips: [B], as given to `prepare`.
+            memory: from `begin`, all samples prepared.
+            is_filled: [B], False for a slot without a sample, whose pixels become 0.
+            steps: as given to `prepare`.
 
         Returns:
             [B, 3, H, W] uint8 RGB on the target device, and the slots found undecodable only now.
@@ -43,9 +59,15 @@ class Decoder(Protocol):
 
 
 def make_decoder(
-    config: CpuDecoder | DaliDecoder, *, crop_px: int, local_batch: int, device: torch.device, num_threads: int
+    config: CpuDecoder | DaliDecoder,
+    operations: Sequence[Augmentation],
+    *,
+    crop_px: int,
+    local_batch: int,
+    device: torch.device,
+    num_threads: int,
 ) -> Decoder:
-    """Build the decoder that a configuration names.
+    """Build the decoder that a configuration names; `operations` are what its steps will be drawn from.
 
     Raises:
         UserError: it needs a device that is not there.
@@ -53,7 +75,7 @@ def make_decoder(
     if isinstance(config, DaliDecoder):
         from pipeline.data.decode_dali import DaliBatchDecoder
 
-        return DaliBatchDecoder(config, crop_px, local_batch, device, num_threads)
+        return DaliBatchDecoder(config, operations, crop_px, local_batch, device, num_threads)
     from pipeline.data.decode_cpu import CpuBatchDecoder
 
     return CpuBatchDecoder(crop_px, device)

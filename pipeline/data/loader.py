@@ -1,7 +1,7 @@
 """From stream positions to micro-batches on the device, read and decoded ahead by threads of our own.
 
     with Loader(split, seed=0, global_batch=256, local_batch=64, rank=0, world_size=1, start=0, stop=100_000,
-                decoder=CpuDecoder(), flip_probability=0.5, device=device, crop_px=112) as loader:
+                decoder=CpuDecoder(), augment=[Flip()], device=device, crop_px=112) as loader:
         for batch in loader:
             ...
 
@@ -14,19 +14,21 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from pipeline.config.augment import Augmentation
 from pipeline.config.decoder import CpuDecoder, DaliDecoder
-from pipeline.data.augment import flip_flags
-from pipeline.data.decoder import DecodeFailure, Decoder, make_decoder
+from pipeline.data.augment import Step, draw_steps
+from pipeline.data.decoder import Decoder, make_decoder
 from pipeline.data.manifest import SplitIndex
 from pipeline.data.order import PlainOrder
 from pipeline.data.reader import BadSample, Reader
@@ -65,6 +67,8 @@ class StepBatch:
     """This rank's; the same number on every rank."""
     num_micro_batches_global: int
     """Real ones in the global batch."""
+    num_top_ups: int
+    """Slots of the global batch that repeat a photo to fill a person's group."""
     wait_s: float
     """How long the consumer waited for this batch."""
     bad_samples: list[BadSample]
@@ -72,7 +76,7 @@ class StepBatch:
 
 
 _Assembled = tuple[MicroBatch, list[BadSample]]
-_Prepared = dict[int, Any]
+_Bad = dict[int, BadSample]
 _Pending = list[Future[_Assembled]]
 
 
@@ -92,7 +96,7 @@ class Loader:
         start: stream position of the first step: the number of samples consumed so far.
         stop: stream position that no step begins at or after.
         decoder: who decodes.
-        flip_probability: of mirroring a sample left to right.
+        augment: operations on the samples, in order.
         device: where micro-batches are wanted.
         crop_px: side of the data set's square crops.
         order: which row stands at which position; None for the plain order of the split and the seed.
@@ -115,7 +119,7 @@ class Loader:
         start: int,
         stop: int,
         decoder: CpuDecoder | DaliDecoder,
-        flip_probability: float,
+        augment: Sequence[Augmentation],
         device: torch.device,
         crop_px: int,
         order: Order | None = None,
@@ -132,11 +136,11 @@ class Loader:
         self._global_batch, self._local_batch = global_batch, local_batch
         self._rank, self._world_size = rank, world_size
         self._start, self._stop = start, stop
-        self._flip_probability = flip_probability
+        self._augment, self._crop_px = augment, crop_px
         self._device = device
         self._prefetch_steps = prefetch_steps
         self._decoder: Decoder = make_decoder(
-            decoder, crop_px=crop_px, local_batch=local_batch, device=device, num_threads=num_threads
+            decoder, augment, crop_px=crop_px, local_batch=local_batch, device=device, num_threads=num_threads
         )
         self._reader = Reader(split)
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="loader-read")
@@ -190,36 +194,35 @@ class Loader:
 
     def _submit_micro_batch(self, plan: MicroBatchPlan) -> Future[_Assembled]:
         positions = np.arange(plan.position, plan.position + self._local_batch)
-        flips: list[bool] = flip_flags(self._seed, positions, self._flip_probability).tolist()
+        steps = draw_steps(self._augment, self._seed, positions, self._crop_px)
+        memory = self._decoder.begin(self._local_batch)
         slots = self._reader.by_place(plan.rows)
         chunks = [
-            self._pool.submit(self._prepare, plan.rows, flips, slots[first : first + _CHUNK].tolist())
+            self._pool.submit(self._prepare, plan.rows, memory, steps, slots[first : first + _CHUNK].tolist())
             for first in range(0, self._local_batch, _CHUNK)
         ]
-        return self._assembly.submit(self._assemble, plan, flips, chunks)
+        return self._assembly.submit(self._assemble, plan, memory, steps, chunks)
 
-    def _prepare(self, rows: np.ndarray, flips: list[bool], slots: list[int]) -> _Prepared:
-        """Read and prepare some slots of a micro-batch; each gets the decoder's result or a BadSample."""
-        prepared: _Prepared = {}
+    def _prepare(self, rows: npt.NDArray[np.int64], memory: Any, steps: Sequence[Step], slots: list[int]) -> _Bad:
+        """Read and prepare some slots of a micro-batch; gives those that have no sample."""
+        bad_samples: _Bad = {}
         for slot in slots:
             row = int(rows[slot])
             content = self._reader.read(row)
-            result = content if isinstance(content, BadSample) else self._decoder.prepare(content, flips[slot])
-            if isinstance(result, DecodeFailure):
-                result = self._reader.bad_sample(row, result.reason, result.detail)
-            prepared[slot] = result
-        return prepared
+            if isinstance(content, BadSample):
+                bad_samples[slot] = content
+                continue
+            failure = self._decoder.prepare(memory, slot, content, steps)
+            if failure is not None:
+                bad_samples[slot] = self._reader.bad_sample(row, failure.reason, failure.detail)
+        return bad_samples
 
-    def _assemble(self, plan: MicroBatchPlan, flips: list[bool], chunks: list[Future[_Prepared]]) -> _Assembled:
-        prepared: list[Any | None] = [None] * self._local_batch
-        bad_samples: dict[int, BadSample] = {}
-        for chunk in chunks:
-            for slot, result in chunk.result().items():
-                if isinstance(result, BadSample):
-                    bad_samples[slot] = result
-                else:
-                    prepared[slot] = result
-        images, failures = self._decoder.assemble(prepared, flips)
+    def _assemble(
+        self, plan: MicroBatchPlan, memory: Any, steps: Sequence[Step], chunks: list[Future[_Bad]]
+    ) -> _Assembled:
+        bad_samples = {slot: bad for chunk in chunks for slot, bad in chunk.result().items()}
+        is_filled = [slot not in bad_samples for slot in range(self._local_batch)]
+        images, failures = self._decoder.assemble(memory, is_filled, steps)
         for slot, failure in failures.items():
             bad_samples[slot] = self._reader.bad_sample(int(plan.rows[slot]), failure.reason, failure.detail)
         valid = np.full(self._local_batch, not plan.is_filler)
@@ -250,6 +253,7 @@ class Loader:
             step_position=plan.position,
             micro_batches=micro_batches,
             num_micro_batches_global=plan.num_micro_batches_global,
+            num_top_ups=plan.num_top_ups,
             wait_s=wait_s,
             bad_samples=[bad for _, found in results for bad in found],
         )

@@ -68,6 +68,7 @@ INDEX_SCHEMA = pa.schema(
         ("label", pa.int32()),  # contiguous within the split: 0 … num_labels - 1
         ("plan_label", pa.int64()),  # the manifest's label
         ("sample_id", pa.int64()),
+        ("by_label", pa.int32()),  # the split's rows, sorted by label, then row: the photos of a person side by side
     ]
 )
 
@@ -193,6 +194,8 @@ class SplitIndex:
     """Contiguous: 0 … num_labels - 1."""
     plan_label: npt.NDArray[np.int64]
     sample_id: npt.NDArray[np.int64]
+    by_label: npt.NDArray[np.int32]
+    """All rows, sorted by label, then row."""
     num_labels: int
 
     def __len__(self) -> int:
@@ -290,7 +293,8 @@ def _as_numpy(column: pa.ChunkedArray, dtype: type) -> npt.NDArray[Any]:
 def read_index(dataset: Dataset) -> pa.Table | None:
     """`index.arrow` as it stands, memory-mapped; None when it is missing, truncated, foreign or of another digest.
 
-    It is derived data: with None, readers make it again. Its content is not compared with the manifests here.
+    An older version's layout counts as foreign. It is derived data: with None, readers make it again.
+    Its content is not compared with the manifests here.
     """
     path = dataset.root / "index.arrow"
     try:
@@ -298,7 +302,9 @@ def read_index(dataset: Dataset) -> pa.Table | None:
         metadata = json.loads((table.schema.metadata or {}).get(b"facemill", b"{}"))
     except (pa.ArrowException, OSError, ValueError):
         return None
-    return table if isinstance(metadata, dict) and metadata.get("digest") == dataset.info.digest else None
+    if not isinstance(metadata, dict) or not table.schema.equals(INDEX_SCHEMA):
+        return None
+    return table if metadata.get("digest") == dataset.info.digest else None
 
 
 def _open_index(dataset: Dataset) -> pa.Table:
@@ -352,6 +358,7 @@ def build_index(dataset: Dataset) -> pa.Table:
         merged = merged.drop_columns(["label"])
         merged = merged.append_column("label", pa.array(contiguous.astype(np.int32)))
         merged = merged.append_column("plan_label", pa.array(plan_label))
+        merged = merged.append_column("by_label", pa.array(np.argsort(contiguous, kind="stable").astype(np.int32)))
         parts.append(merged.select(INDEX_SCHEMA.names).cast(INDEX_SCHEMA))
         ranges[split] = (num_rows, num_rows + len(merged))
         num_rows += len(merged)

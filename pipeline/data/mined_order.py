@@ -112,6 +112,10 @@ class MinedOrder:
         result[is_mined] = self._mined(int(num_mined[0]), int(num_mined[-1]))
         return result
 
+    def top_ups(self, start: int, count: int) -> npt.NDArray[np.bool_]:
+        """None: [count] False."""
+        return np.zeros(count, bool)
+
     def _mined(self, first: int, stop: int) -> npt.NDArray[np.int64]:
         """Rows of the segment's mined slots first … stop - 1."""
         size = self.groups.shape[1]
@@ -134,3 +138,7 @@ class ListedOrder:
     def rows(self, start: int, count: int) -> npt.NDArray[np.int64]:
         """Give the rows at places start … start + count - 1: [count] int64."""
         return self.listed[start : start + count]
+
+    def top_ups(self, start: int, count: int) -> npt.NDArray[np.bool_]:
+        """None: [count] False."""
+        return np.zeros(count, bool)

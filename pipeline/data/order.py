@@ -10,22 +10,45 @@ rank computes its part of any global batch for itself.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.data.counter import derive_keys, mix64
+from pipeline.data.bijection import NUM_ROUNDS, permute
+from pipeline.data.counter import derive_keys
 
-# A Feistel network of 4 rounds with good round functions passes for a random permutation (Luby, Rackoff 1988); the
-# bound is loose where the halves are a few bits, so small data sets get the benefit of more rounds.
-_NUM_ROUNDS = 10
-_SHIFT_32 = np.uint64(32)
+
+class FixedEpochs:
+    """What orders share whose epoch is always the same number of slots, and that repeat no photo to fill a group."""
+
+    num_rows: int
+    """Photos of an epoch."""
+
+    @property
+    def epoch_samples(self) -> int:
+        """Slots of an epoch."""
+        return self.num_rows
+
+    def top_ups(self, start: int, count: int) -> npt.NDArray[np.bool_]:
+        """None: [count] False."""
+        return np.zeros(count, bool)
+
+    def epoch(self, position: int) -> float:
+        """Epochs that are over at a stream position."""
+        return position / self.num_rows
+
+    def position_at(self, epoch: float) -> float:
+        """Stream position at which so many epochs are over."""
+        return epoch * self.num_rows
+
+    def describe(self) -> str:
+        """Nothing to say."""
+        return ""
 
 
 @dataclass(frozen=True)
-class PlainOrder:
+class PlainOrder(FixedEpochs):
     """Each epoch visits every row exactly once, in its own shuffled order."""
 
     num_rows: int
@@ -54,39 +77,6 @@ class PlainOrder:
             epoch, slot = divmod(start + done, self.num_rows)
             size = min(count - done, self.num_rows - slot)
             slots = np.arange(slot, slot + size, dtype=np.uint64)
-            result[done : done + size] = _permute(slots, self.num_rows, derive_keys(_NUM_ROUNDS, self.key, epoch))
+            result[done : done + size] = permute(slots, self.num_rows, derive_keys(NUM_ROUNDS, self.key, epoch))
             done += size
         return result
-
-
-def _permute(slots: npt.NDArray[np.uint64], num_rows: int, keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """Map slots to rows by a keyed bijection of [0, num_rows).
-
-    A slot is a cell of a grid of `height` × `width` ≥ num_rows cells, the smallest near-square one; each round shifts
-    one coordinate by a keyed hash of the other, modulo its side, which can be undone. An image that falls on one of
-    the grid's few surplus cells is mapped again until it falls inside (cycle walking: it follows the cycle of the
-    grid's bijection, whose start is inside, so it ends, and two slots never meet).
-    """
-    width = math.isqrt(num_rows - 1) + 1
-    height = -(-num_rows // width)
-    rows = _shuffle_cells(slots, height, width, keys)
-    outside = np.flatnonzero(rows >= num_rows)
-    while outside.size:
-        rows[outside] = _shuffle_cells(rows[outside], height, width, keys)
-        outside = outside[rows[outside] >= num_rows]
-    return rows
-
-
-def _shuffle_cells(
-    cells: npt.NDArray[np.uint64], height: int, width: int, keys: npt.NDArray[np.uint64]
-) -> npt.NDArray[np.uint64]:
-    sides = (np.uint64(height), np.uint64(width))
-    coordinates = [cells // sides[1], cells % sides[1]]
-    for number, key in enumerate(keys):
-        target = number % 2
-        side = sides[target]
-        # The hash's upper 32 bits scaled to the side: cheaper than a remainder, and as even for any side below 2^32.
-        shift = ((mix64(coordinates[1 - target] ^ key) >> _SHIFT_32) * side) >> _SHIFT_32
-        moved = coordinates[target] + shift
-        coordinates[target] = np.where(moved >= side, moved - side, moved)
-    return coordinates[0] * sides[1] + coordinates[1]

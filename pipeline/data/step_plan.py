@@ -24,6 +24,26 @@ class Order(Protocol):
     def rows(self, start: int, count: int) -> npt.NDArray[np.int64]:
         """Give the rows at stream positions start … start + count - 1: [count] int64."""
 
+    def top_ups(self, start: int, count: int) -> npt.NDArray[np.bool_]:
+        """Say which of these positions repeat a photo of the epoch to fill a person's group: [count]."""
+
+
+class EpochOrder(Order, Protocol):
+    """An order that a whole run can follow."""
+
+    @property
+    def epoch_samples(self) -> int:
+        """Slots of a full epoch."""
+
+    def epoch(self, position: int) -> float:
+        """Epochs that are over at a stream position."""
+
+    def position_at(self, epoch: float) -> float:
+        """Stream position at which so many epochs are over."""
+
+    def describe(self) -> str:
+        """What is to know about it, in a line; may be empty."""
+
 
 @dataclass(frozen=True)
 class MicroBatchPlan:
@@ -47,6 +67,8 @@ class StepPlan:
     """The same number on every rank; fillers stand last."""
     num_micro_batches_global: int
     """Real micro-batches in the global batch."""
+    num_top_ups: int
+    """Slots of the global batch that repeat a photo."""
 
 
 def check_batches(num_rows: int, global_batch: int, local_batch: int) -> None:
@@ -97,4 +119,5 @@ def plan_step(order: Order, position: int, global_batch: int, local_batch: int, 
     for place, number in enumerate(numbers):
         start = position + number * local_batch
         plans.append(MicroBatchPlan(start, order.rows(start, local_batch), is_filler=place >= stop - first))
-    return StepPlan(position, tuple(plans), num_global)
+    num_top_ups = int(np.count_nonzero(order.top_ups(position, global_batch)))
+    return StepPlan(position, tuple(plans), num_global, num_top_ups)

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from pipeline.data.decode_cpu import CpuBatchDecoder
+from pipeline.data.decode_cpu import decode_crop
 from pipeline.data.decoder import DecodeFailure
 from pipeline.data.manifest import SplitIndex
 from pipeline.data.reader import BadSample, Reader
@@ -32,7 +32,6 @@ def embed_rows(
         Rows [b] of which a photo could be read, and their L2-normalised embeddings [b, D] float32. Photos that cannot
         be read are left out.
     """
-    decoder = CpuBatchDecoder(crop_px, torch.device("cpu"))
     was_training = model.training
     model.eval()
     try:
@@ -41,12 +40,12 @@ def embed_rows(
                 crops, found = [], []
                 for row in rows[first : first + BATCH].tolist():
                     content = reader.read(row)
-                    pixels = content if isinstance(content, BadSample) else decoder.prepare(content, False)
+                    pixels = content if isinstance(content, BadSample) else decode_crop(content, crop_px)
                     if not isinstance(pixels, BadSample | DecodeFailure):
                         crops.append(pixels)
                         found.append(row)
                 if crops:
-                    embeddings = model(torch.from_numpy(np.stack(crops))).float()
+                    embeddings = model(torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).contiguous()).float()
                     yield np.array(found, np.int64), torch.nn.functional.normalize(embeddings)
     finally:
         model.train(was_training)

@@ -109,7 +109,7 @@ class Miner:
             start=0,
             stop=num_padded,
             decoder=config.data.decoder,
-            flip_probability=0,
+            augment=(),
             device=self._device,
             crop_px=self._crop_px,
             order=ListedOrder(np.resize(rows, num_padded)),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,18 +16,23 @@ from pipeline import checkpoint
 from pipeline.config.decoder import DaliDecoder
 from pipeline.config.errors import UserError
 from pipeline.config.heads import with_teacher
+from pipeline.config.order import IdentityBalancedConfig, PlainOrderConfig
 from pipeline.config.schema import Config
+from pipeline.data.balanced_order import BalancedPart
 from pipeline.data.manifest import Dataset, SplitIndex, label_map_sha256, open_dataset
 from pipeline.data.mined_list import MinedList, read_list
 from pipeline.data.mined_order import MiningLayout
-from pipeline.data.step_plan import check_batches
+from pipeline.data.orders import balanced_parts, build_order
+from pipeline.data.step_plan import EpochOrder, check_batches
 from pipeline.engine.teacher import TeacherPlan, plan_teacher
 from pipeline.model.backbones import build_backbone
 
 CONFIG_FILE = "config.yaml"
 CHECKPOINTS = "checkpoints"
 # a resume with another value of these would train another model, or see samples twice
-FIXED_KEYS = ("backbone", "head.kind", "seed", "data.split", "mining")
+FIXED_KEYS = ("backbone", "head.kind", "seed", "data.split", "data.order", "mining")
+# P × K batches are planned anew over what the epoch has not seen
+FREE_KEYS_OF_BALANCE = tuple(f"data.order.{name}" for name in ("num_identities", "photos_per_identity", "min_photos"))
 # with mining, which samples were seen follows from the number of steps
 FIXED_KEYS_OF_MINING = ("training.global_batch",)
 
@@ -55,6 +60,10 @@ class RunPlan:
     """sha256 of the identities in the order of their labels."""
     total_samples: int
     """Length of the run: a whole number of global batches."""
+    order: EpochOrder
+    """Of the samples; with mining, of those that are not mined."""
+    order_parts: tuple[BalancedPart, ...]
+    """How an identity-balanced order is cut."""
     resume: Resume | None
     teacher: TeacherPlan | None = None
     """Where the head learns from one."""
@@ -74,8 +83,8 @@ class RunPlan:
         return None if config is None else MiningLayout.create(config, self.config.training.global_batch)
 
     def epoch(self, samples: int) -> float:
-        """Passes over the split that `samples` slots of the stream make, mined ones not counted."""
-        return (samples if self.mining is None else self.mining.plain_position(samples)) / len(self.split)
+        """Epochs that `samples` slots of the stream make, mined ones not counted."""
+        return self.order.epoch(samples if self.mining is None else self.mining.plain_position(samples))
 
 
 def plan_run(config: Config) -> RunPlan:
@@ -94,13 +103,15 @@ def plan_run(config: Config) -> RunPlan:
         build_backbone(config.backbone, dataset.info.crop.size_px, config.seed)
     training = config.training
     check_batches(len(split), training.global_batch, training.local_batch)
+    parts = balanced_parts(config.data.order, training.global_batch, (), 0)
+    order = build_order(config.data.order, split, config.seed, parts)
     label_map = label_map_sha256(split.identities())
     teacher = plan_teacher(config, dataset.info.crop, label_map)
     if teacher is not None:
         # a teacher that is trained further must not change what this run learns when it is resumed
         config = config.model_copy(update={"head": with_teacher(config.head, teacher.path)})
-    total_samples = _total_samples(config, split)
-    return refresh_resume(RunPlan(config, dataset, split, label_map, total_samples, None, teacher))
+    total_samples = _total_samples(config, split, order, parts)
+    return refresh_resume(RunPlan(config, dataset, split, label_map, total_samples, order, parts, None, teacher))
 
 
 def refresh_resume(plan: RunPlan) -> RunPlan:
@@ -113,9 +124,15 @@ def refresh_resume(plan: RunPlan) -> RunPlan:
     if found is None:
         return replace(plan, resume=None)
     info = checkpoint.read_info(found)
-    changes = _check_resume(found, info, plan.config, plan.dataset, plan.label_map)
+    config, split = plan.config, plan.split
+    changes = _check_resume(found, info, config, plan.dataset, plan.label_map)
     listed = info.mined_list
     mined = None if listed is None else read_list(plan.config.output / listed.file, listed.sha256)
+    parts = balanced_parts(config.data.order, config.training.global_batch, info.order_parts, info.samples)
+    if parts != plan.order_parts:
+        order = build_order(config.data.order, split, config.seed, parts)
+        total_samples = max(info.samples, _total_samples(config, split, order, parts))
+        plan = replace(plan, order=order, order_parts=parts, total_samples=total_samples)
     return replace(plan, resume=Resume(found, info, changes, mined))
 
 
@@ -148,15 +165,17 @@ def _check_decoder(config: Config) -> None:
         raise UserError("data.decoder.device", "gpu, while device is cpu", "device=cuda", "or data.decoder.device=cpu")
 
 
-def _total_samples(config: Config, split: SplitIndex) -> int:
+def _total_samples(config: Config, split: SplitIndex, order: EpochOrder, parts: Sequence[BalancedPart]) -> int:
     """Length of the run, mined slots included.
 
     Raises:
         UserError: a run that ends before its first mining round, or people without a second photo.
     """
-    training, plain_samples = config.training, config.training.epochs * len(split)
+    training, plain_samples = config.training, order.position_at(config.training.epochs)
     if config.mining is None:
-        return max(1, round(plain_samples / training.global_batch)) * training.global_batch
+        start = parts[-1].start if parts else 0
+        num_steps = max(0 if start else 1, round((plain_samples - start) / training.global_batch))
+        return start + num_steps * training.global_batch
     layout = MiningLayout.create(config.mining, training.global_batch)
     total = layout.num_steps(plain_samples) * training.global_batch
     if layout.start >= total:
@@ -178,11 +197,18 @@ def _check_resume(
     path: Path, info: checkpoint.CheckpointInfo, config: Config, dataset: Dataset, label_map: str
 ) -> list[str]:
     remedy = "start another run with output=DIR, or go back to the old value"
-    old, new = dict(flatten(info.config)), dict(flatten(config.model_dump(mode="json")))
+    # a run from before there was a choice has the plain order
+    plain = flatten(PlainOrderConfig().model_dump(mode="json"), "data.order.")
+    old = ({} if "order" in info.config["data"] else dict(plain)) | dict(flatten(info.config))
+    new = dict(flatten(config.model_dump(mode="json")))
     changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
     fixed_keys = FIXED_KEYS if config.mining is None else FIXED_KEYS + FIXED_KEYS_OF_MINING
-    for key in changed:
-        is_fixed = any(key == fixed or key.startswith(fixed + ".") for fixed in fixed_keys)
+    is_balanced = old["data.order.kind"] == "identity_balanced" and isinstance(
+        config.data.order, IdentityBalancedConfig
+    )
+    free_keys = FREE_KEYS_OF_BALANCE if is_balanced else ()
+    for key in sorted(changed, key=lambda key: (not key.endswith(".kind"), key)):
+        is_fixed = any(key == fixed or key.startswith(fixed + ".") for fixed in fixed_keys) and key not in free_keys
         if is_fixed or _is_another_model(key, old.get(key), new.get(key)):
             raise UserError(key, f"{new.get(key)!r}, but {path} was trained with {old.get(key)!r}", remedy=remedy)
     if label_map != info.label_map_sha256:

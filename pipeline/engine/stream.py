@@ -85,10 +85,10 @@ class Stream:
         return plan.mining.segment(position)
 
     def _order(self, segment: Segment) -> Order:
-        plan, split = self._plan, self._plan.split
-        plain = PlainOrder.create(split.digest, len(split), plan.config.seed)
+        plan, plain = self._plan, self._plan.order
         if plan.mining is None or segment.number == 0:
             return plain
+        assert isinstance(plain, PlainOrder)
         assert self._mined is not None
         assert self._mined.number == segment.number
         return MinedOrder.create(plain, plan.mining, segment, self._mined, plan.config.seed)
@@ -105,7 +105,7 @@ class Stream:
             start=position,
             stop=min(segment.stop, plan.total_samples),
             decoder=config.data.decoder,
-            flip_probability=config.data.flip_probability,
+            augment=config.data.augment,
             device=self._device,
             crop_px=plan.crop_px,
             order=self._order(segment),

@@ -145,7 +145,8 @@ class Trainer:
                 "finite numbers",
                 "lower optim.backbone.lr or the margin; the newest checkpoint is untouched",
             )
-        factor = optim.schedule_factor(config.schedule, self.samples, self.plan.total_samples, len(self.plan.split))
+        epoch_samples = self.plan.order.epoch_samples
+        factor = optim.schedule_factor(config.schedule, self.samples, self.plan.total_samples, epoch_samples)
         lr, head_lr = factor * config.optim.backbone.lr, factor * config.optim.head.lr
         self.backend.step(lr, backbone_norm, config.optim.clip_backbone_norm)
         self.head_optimizer.step(head_lr, head_norm, config.optim.clip_head_norm)
@@ -154,6 +155,8 @@ class Trainer:
         values: dict[str, Tensor | float] = {"loss": loss, **metrics, "lr": lr, "lr_head": head_lr}
         values |= {"backbone_grad_norm": backbone_norm, "head_grad_norm": head_norm}
         values["bad_samples"] = self._num_bad_samples
+        if self.plan.order_parts:
+            values["top_ups"] = batch.num_top_ups
         return values, is_stop_asked
 
     def _exchange_counts(self, batch: StepBatch) -> tuple[Tensor, bool]:
@@ -219,6 +222,7 @@ class Trainer:
             config=self.config.model_dump(mode="json"),
             dataset=self.plan.dataset.info.model_dump(mode="json"),
             versions=checkpoint.versions(),
+            order_parts=list(self.plan.order_parts),
             mined_list=self._stream.reference(self.samples),
         )
         checkpoint.save(self.plan.checkpoints, self._tensors(), info, self.config.checkpoint.keep)
@@ -232,21 +236,23 @@ class Trainer:
         self.step, self.samples, self._num_bad_samples = info.step, info.samples, info.num_bad_samples
 
     def _is_save_due(self, saved_at: int) -> bool:
-        every = max(1, round(self.config.checkpoint.every_epochs * len(self.plan.split)))
+        every = max(1, round(self.config.checkpoint.every_epochs * self.plan.order.epoch_samples))
         return self.samples // every > saved_at // every
 
     def _opening_line(self) -> str:
         ranks = dist.world_size()
         resume = self.plan.resume
+        described = self.plan.order.describe()
+        order = f"\n  {described}" if described else ""
         if resume is None:
             return (
                 f"training {len(self.plan.split):,} samples of {self.plan.split.num_labels:,} identities, "
-                f"{self.plan.total_samples:,} samples in all, on {ranks} rank{'s' if ranks > 1 else ''}"
+                f"{self.plan.total_samples:,} samples in all, on {ranks} rank{'s' if ranks > 1 else ''}{order}"
             )
         before = resume.info.world_size
         moved = f"{before} → {ranks} ranks" if before != ranks else f"{ranks} rank{'s' if ranks > 1 else ''}"
         line = f"resumed at step {self.step:,} ({self.samples:,} samples), {moved}, nothing lost, nothing repeated"
-        return line + "".join(f"\n  changed {change}" for change in resume.changes)
+        return line + order + "".join(f"\n  changed {change}" for change in resume.changes)
 
     @contextmanager
     def _signals(self) -> Iterator[None]:

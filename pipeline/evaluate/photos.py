@@ -19,10 +19,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 
 from pipeline.config.errors import UserError
-from pipeline.data.decode_cpu import CpuBatchDecoder
+from pipeline.data.decode_cpu import decode_crop
 from pipeline.data.decoder import DecodeFailure
 from pipeline.data.manifest import STATUS_KEPT, Dataset, shard_paths
 from pipeline.data.reader import BadSample, Reader
@@ -103,7 +102,7 @@ class DatasetPhotos:
         Raises:
             UserError: no such split, or a manifest is missing or unreadable.
         """
-        self._decoder = CpuBatchDecoder(dataset.info.crop.size_px, torch.device("cpu"))
+        self._crop_px = dataset.info.crop.size_px
         self._readers: dict[str, Reader] = {}
         places: dict[str, dict[str, _Place | Rejected]] = defaultdict(dict)
         for split in splits:
@@ -142,10 +141,10 @@ class DatasetPhotos:
         content = self._readers[place.split].read(place.row)
         if isinstance(content, BadSample):
             return Rejected(f"{content.reason} in {content.shard}: {content.detail}")
-        pixels = self._decoder.prepare(content, False)
+        pixels = decode_crop(content, self._crop_px)
         if isinstance(pixels, DecodeFailure):
             return Rejected(f"{pixels.reason}: {pixels.detail}")
-        return pixels.transpose(1, 2, 0)
+        return pixels
 
 
 class FolderPhotos:

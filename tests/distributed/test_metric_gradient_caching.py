@@ -65,7 +65,7 @@ def make_parts() -> tuple[Backbone, list[MicroBatch], StepBatch]:
         )
     share = NUM_MICROS // dist.world_size()
     own = micros[dist.rank() * share : (dist.rank() + 1) * share]
-    return backbone, micros, StepBatch(0, own, NUM_MICROS, 0.0, [])
+    return backbone, micros, StepBatch(0, own, NUM_MICROS, 0, 0.0, [])
 
 
 def make_head(kind: str) -> Head:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.config.augment import Flip
 from pipeline.config.decoder import CpuDecoder, DaliDecoder
 from pipeline.data.decode_dali import DaliBatchDecoder
 from pipeline.data.loader import Loader, StepBatch
@@ -37,7 +38,7 @@ def load(split: SplitIndex, decoder: CpuDecoder | DaliDecoder) -> list[StepBatch
         start=0,
         stop=320,
         decoder=decoder,
-        flip_probability=0.5,
+        augment=(Flip(),),
         device=torch.device("cuda"),
         crop_px=CROP_PX,
     ) as loader:
@@ -64,10 +65,11 @@ def test_a_broken_jpeg_is_masked_and_its_neighbours_are_kept() -> None:
     contents = [bytearray(encode_jpeg(random_image(rng, CROP_PX))) for _ in range(16)]
     contents[5][contents[5].index(b"\xff\xdb") + 4] = 9  # a quantisation table that does not exist
     device = torch.device("cuda", torch.cuda.current_device())
-    decoder = DaliBatchDecoder(DaliDecoder(device="gpu"), CROP_PX, 16, device, num_threads=2)
-    prepared = [decoder.prepare(content, False) for content in contents]
+    decoder = DaliBatchDecoder(DaliDecoder(device="gpu"), (), CROP_PX, 16, device, num_threads=2)
+    memory = decoder.begin(16)
+    assert [decoder.prepare(memory, slot, content, ()) for slot, content in enumerate(contents)] == [None] * 16
     for _ in range(2):  # the pipeline built anew works like the first
-        images, failures = decoder.assemble(prepared, [False] * 16)
+        images, failures = decoder.assemble(memory, [True] * 16, ())
         assert {slot: failure.reason for slot, failure in failures.items()} == {5: "undecodable"}
         assert not images[5].any()
         for slot in set(range(16)) - {5}:

@@ -171,6 +171,29 @@ def test_mistakes_in_named_sections_are_one_line(tmp_path: Path, override: str, 
 
 
 @pytest.mark.parametrize(
+    ("override", "where", "said"),
+    [
+        ("data.augment=[{kind: flip, probabilty: 1}]", "data.augment.0.probabilty", "did you mean 'probability'?"),
+        ("data.augment=[{kind: flip}, {kind: blurr}]", "data.augment.1.kind", "did you mean 'blur'?"),
+        ("data.augment=[{kind: jpeg, quality: [0, 5]}]", "data.augment.0.quality.0", "greater than or equal to 1"),
+        (
+            "data.augment=[{kind: one_of, operations: [{kind: grey}, {kind: erase, fill: 999}]}]",
+            "data.augment.0.operations.1.fill",
+            "less than or equal to 255",
+        ),
+        ("data.augment=[{kind: blur, sigma_px: [2, 1]}]", "data.augment.0", "sigma_px: 2.0 to 1.0 is no range"),
+        ("data.augment=flip", "data.augment", "valid tuple"),
+    ],
+)
+def test_mistakes_in_lists_of_sections_are_one_line(tmp_path: Path, override: str, where: str, said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_config(write(tmp_path, MINIMAL), [override])
+    assert caught.value.where == where
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("softmax", "centre", "epoch"),
     [
         ("[[0, 1], [5, 0]]", "[[5, 0], [6, 1]]", "5"),

@@ -73,7 +73,7 @@ def test_a_teacher_sees_the_same_crops_while_a_working_part_asks_for_it(needs_wh
         )
         for number in range(2)
     ]
-    batch, num_valid = StepBatch(0, micros, 2, 0.0, []), torch.full((2,), float(LOCAL_BATCH))
+    batch, num_valid = StepBatch(0, micros, 2, 0, 0.0, []), torch.full((2,), float(LOCAL_BATCH))
     step_of.backward(batch, num_valid, 0, 0.5)
     assert teacher.shown == []
     assert set(other.taught) == {None}

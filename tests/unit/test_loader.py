@@ -7,6 +7,7 @@ import os
 import threading
 import time
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ import pytest
 import torch
 import torchvision.io
 
+from pipeline.config.augment import Flip
 from pipeline.config.decoder import CpuDecoder, DaliDecoder
 from pipeline.config.errors import UserError
-from pipeline.data.augment import flip_flags
+from pipeline.data.augment import Step, draw_steps
 from pipeline.data.decode_cpu import CpuBatchDecoder
 from pipeline.data.decode_dali import DaliBatchDecoder
 from pipeline.data.loader import Loader, StepBatch
@@ -39,7 +41,7 @@ def split(tmp_path: Path) -> SplitIndex:
 
 def make_loader(split: SplitIndex, **options: Any) -> Loader:
     defaults = {"seed": 0, "global_batch": 20, "local_batch": 10, "rank": 0, "world_size": 1, "start": 0, "stop": 100}
-    defaults |= {"decoder": CpuDecoder(), "flip_probability": 0.5, "device": CPU, "crop_px": CROP_PX}
+    defaults |= {"decoder": CpuDecoder(), "augment": (Flip(),), "device": CPU, "crop_px": CROP_PX}
     return Loader(split, **(defaults | options))
 
 
@@ -89,7 +91,8 @@ def test_pixels_labels_and_ids_are_right(split: SplitIndex, decoder: CpuDecoder 
             assert micro.sample_ids.tolist() == split.sample_id[rows].tolist()
             assert micro.valid.all()
             assert not micro.is_filler
-            flips = flip_flags(5, np.arange(micro.position, micro.position + 10), 0.5)
+            (step,) = draw_steps([Flip()], 5, np.arange(micro.position, micro.position + 10), CROP_PX)
+            flips = step.is_on
             num_flipped += int(flips.sum())
             for image, row, flip in zip(micro.images, rows, flips, strict=True):
                 expected = decode_directly(split, row).flip(-1) if flip else decode_directly(split, row)
@@ -153,6 +156,26 @@ def test_bad_samples_are_masked_and_counted(split: SplitIndex, decoder: CpuDecod
             assert difference <= 1, "the neighbours of a bad sample keep their own pixels"
 
 
+def test_a_scan_that_ends_early_is_refused(split: SplitIndex) -> None:
+    """libjpeg only warns of it and makes up the rest; the CRC is right where the file was broken before sharding."""
+    row = 11
+    path = split.shards[split.shard[row]]
+    content = bytearray(path.read_bytes())
+    begin, size = int(split.jpg_offset[row]), int(split.jpg_size[row])
+    cut = begin + size // 2
+    content[cut : begin + size] = b"\x00" * (size - size // 2 - 2) + b"\xff\xd9"
+    path.write_bytes(content)
+    crc, sizes = split.jpg_crc32.copy(), split.jpg_size.copy()
+    jpeg = bytes(content[begin:cut]) + b"\xff\xd9"
+    content[begin : begin + len(jpeg)] = jpeg
+    path.write_bytes(content)
+    crc[row], sizes[row] = zlib.crc32(jpeg), len(jpeg)
+    broken = dataclasses.replace(split, jpg_crc32=crc, jpg_size=sizes)
+    bad = [bad for batch in load(broken) for bad in batch.bad_samples]
+    assert [(one.sample_id, one.reason) for one in bad] == [(int(split.sample_id[row]), "undecodable")]
+    assert "premature end" in bad[0].detail
+
+
 @BOTH
 def test_crops_of_another_size_are_refused(split: SplitIndex, decoder: CpuDecoder | DaliDecoder) -> None:
     batches = load(split, decoder=decoder, crop_px=32)
@@ -163,7 +186,7 @@ def test_crops_of_another_size_are_refused(split: SplitIndex, decoder: CpuDecode
 
 
 def test_a_failure_of_dali_itself_is_not_blamed_on_samples(split: SplitIndex, monkeypatch: pytest.MonkeyPatch) -> None:
-    def run(self: DaliBatchDecoder, contents: list[Any], flips: list[bool]) -> torch.Tensor:
+    def run(self: DaliBatchDecoder, contents: list[Any], steps: Sequence[Step], slots: list[int]) -> torch.Tensor:
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr(DaliBatchDecoder, "_run", run)
@@ -218,11 +241,11 @@ def test_an_exception_in_a_thread_reaches_the_consumer(split: SplitIndex, monkey
     prepare = CpuBatchDecoder.prepare
     calls: list[int] = []
 
-    def fail(self: CpuBatchDecoder, content: bytearray, flip: bool) -> Any:
+    def fail(self: CpuBatchDecoder, memory: Any, slot: int, content: bytearray, steps: Sequence[Step]) -> Any:
         calls.append(1)
         if len(calls) == 70:
             raise MemoryError("no room")
-        return prepare(self, content, flip)
+        return prepare(self, memory, slot, content, steps)
 
     monkeypatch.setattr(CpuBatchDecoder, "prepare", fail)
     with make_loader(split, stop=10_000) as loader, pytest.raises(MemoryError, match="no room"):

@@ -1,0 +1,175 @@
+"""Samples a second of the loader, against the bare decoder and against what people would use instead.
+
+    preprocess shard PHOTOS build/celeba112 --size 112
+    python benchmarks/loader.py --data build/celeba112
+
+All get the same JPEGs, as uint8 crops without augmentation, in batches of 256, on two threads or two processes, from
+the page cache. The bare decoder has the bytes in memory and keeps nothing. The peers read the same tars (webdataset)
+and a folder of the same files (torchvision). They take turns, several times; printed are medians with minimum and
+maximum. `--passes N` runs the loader N times over the data in this process and prints its memory after each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+import webdataset
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from pipeline.config.decoder import CpuDecoder, DaliDecoder
+from pipeline.data.loader import Loader
+from pipeline.data.manifest import SplitIndex, open_dataset
+from pipeline.data.reader import Reader
+
+BATCH = 256
+WORKERS = 2
+_CHUNK = 16
+
+
+def main() -> None:
+    """Take turns and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--samples", type=int, default=12_288, help="samples of a turn")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--passes", type=int, help="watch the memory of so many passes instead")
+    parser.add_argument("--json", type=Path, help="write the figures")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    split = open_dataset(arguments.data).split("train")
+    crop_px = open_dataset(arguments.data).info.crop.size_px
+    if arguments.passes:
+        watch_memory(split, crop_px, arguments.passes)
+        return
+    num_samples = arguments.samples // BATCH * BATCH
+    folder = unpack(split, arguments.data.with_name(arguments.data.name + "-files"))
+    with Reader(split) as reader:
+        contents = [torch.frombuffer(reader.read(row), dtype=torch.uint8) for row in range(len(split))]
+    turns: dict[str, Callable[[], int]] = {
+        "bare decoder": lambda: bare_decoder(contents, num_samples),
+        "facemill, torchvision": lambda: ours(split, crop_px, CpuDecoder(), num_samples),
+        "facemill, DALI": lambda: ours(split, crop_px, DaliDecoder(), num_samples),
+        "webdataset.WebLoader": lambda: web_loader(split, num_samples),
+        "ImageFolder + DataLoader": lambda: image_folder(folder, num_samples),
+    }
+    rates: dict[str, list[float]] = {name: [] for name in turns}
+    for _ in range(arguments.repeats):
+        for name, turn in turns.items():
+            started = time.perf_counter()
+            done = turn()
+            rates[name].append(done / (time.perf_counter() - started))
+    print(f"{crop_px} px, {num_samples:,} samples a turn, {arguments.repeats} turns, {WORKERS} threads or processes")
+    best = statistics.median(rates["facemill, torchvision"])
+    for name, found in rates.items():
+        middle = statistics.median(found)
+        line = f"  {name:26} {middle:8,.0f} samples/s ({min(found):,.0f} to {max(found):,.0f})"
+        print(line + (f"  ours is {best / middle:.2f} of it" if not name.startswith("facemill, t") else ""))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(rates, indent=1))
+
+
+def ours(split: SplitIndex, crop_px: int, decoder: CpuDecoder | DaliDecoder, num_samples: int) -> int:
+    """The training loader on one rank."""
+    count = 0
+    with make_loader(split, crop_px, decoder, num_samples) as loader:
+        for batch in loader:
+            count += sum(len(micro.images) for micro in batch.micro_batches)
+    return count
+
+
+def make_loader(split: SplitIndex, crop_px: int, decoder: CpuDecoder | DaliDecoder, num_samples: int) -> Loader:
+    """Without augmentation."""
+    return Loader(
+        split,
+        seed=0,
+        global_batch=BATCH,
+        local_batch=BATCH,
+        rank=0,
+        world_size=1,
+        start=0,
+        stop=num_samples,
+        decoder=decoder,
+        augment=(),
+        device=torch.device("cpu"),
+        crop_px=crop_px,
+        num_threads=WORKERS,
+    )
+
+
+def bare_decoder(contents: list[Tensor], num_samples: int) -> int:
+    """libjpeg-turbo through torchvision on bytes in memory; pixels are dropped."""
+    rgb = torchvision.io.ImageReadMode.RGB.value
+
+    def decode(first: int) -> int:
+        for place in range(first, first + _CHUNK):
+            torch.ops.image.decode_jpeg(contents[place % len(contents)], rgb, False)
+        return _CHUNK
+
+    with ThreadPoolExecutor(WORKERS) as pool:
+        return sum(pool.map(decode, range(0, num_samples, _CHUNK)))
+
+
+def web_loader(split: SplitIndex, num_samples: int) -> int:
+    """webdataset with its shuffle buffer, decoding to uint8 tensors; tars dealt to workers."""
+    urls = [str(path) for path in split.shards] * (WORKERS if len(split.shards) < WORKERS else 1)
+    data = webdataset.WebDataset(urls, shardshuffle=len(urls), seed=0).shuffle(1000).decode("torchrgb8")
+    data = data.to_tuple("jpg", "cls").batched(BATCH).repeat()
+    loader = webdataset.WebLoader(data, batch_size=None, num_workers=WORKERS)
+    return take(loader, num_samples)
+
+
+def image_folder(folder: Path, num_samples: int) -> int:
+    """torchvision's folder of folders, shuffled."""
+    data = torchvision.datasets.ImageFolder(str(folder), torchvision.transforms.PILToTensor())
+    sampler = torch.utils.data.RandomSampler(data, replacement=True, num_samples=num_samples)
+    return take(DataLoader(data, BATCH, sampler=sampler, num_workers=WORKERS), num_samples)
+
+
+def take(loader: Any, num_samples: int) -> int:
+    """Iterate until so many samples have come."""
+    count = 0
+    for images, _ in loader:
+        count += len(images)
+        if count >= num_samples:
+            break
+    return count
+
+
+def unpack(split: SplitIndex, folder: Path) -> Path:
+    """The crops as files, a folder a person."""
+    if not folder.is_dir():
+        with Reader(split) as reader:
+            for row in range(len(split)):
+                content = reader.read(row)
+                assert isinstance(content, bytearray)
+                path = folder / f"{split.label[row]:06d}" / f"{row:08d}.jpg"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
+    return folder
+
+
+def watch_memory(split: SplitIndex, crop_px: int, num_passes: int) -> None:
+    """Resident memory of this process after each pass."""
+    found = []
+    for number in range(num_passes):
+        ours(split, crop_px, CpuDecoder(), len(split))
+        status = Path("/proc/self/status").read_text()
+        found.append(int(status.split("RssAnon:")[1].split()[0]) / 1024)
+        print(f"pass {number + 1}: {found[-1]:.1f} MiB")
+    print(f"from the second pass on: {min(found[1:]):.1f} to {max(found[1:]):.1f} MiB")
+
+
+if __name__ == "__main__":
+    warnings.filterwarnings("ignore", message=".*length of IterableDataset.*")
+    main()
