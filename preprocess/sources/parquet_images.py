@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.config.errors import UserError
@@ -141,7 +142,7 @@ class _OpenParquet:
                 del self._groups[next(iter(self._groups))]
             group = self._file.read_row_group(number, columns=[self._column])[self._column]
             if pa.types.is_struct(group.type):
-                group = pa.compute.struct_field(group, "bytes")
+                group = pc.struct_field(group, "bytes")
             self._groups[number] = group
         data: bytes | None = self._groups[number][row - self._starts[number]].as_py()
         return data
