@@ -30,6 +30,11 @@ class Source(Protocol):
     """Photos to be listed."""
 
     @property
+    def where(self) -> Path:
+        """What to name in messages."""
+        ...
+
+    @property
     def num_bytes(self) -> int:
         """Of the containers that listing goes through; 0 where photos are files of their own."""
         ...
@@ -106,7 +111,7 @@ def list_source(source: Source, on_bytes: OnBytes = lambda _: None) -> tuple[Pho
     table, notes = source.list_rows(on_bytes)
     if len(table) == 0:
         found = "; ".join(["no photos", *notes])
-        raise UserError(getattr(source, "root", None) or getattr(source, "path", ""), found, _EXPECTED)
+        raise UserError(source.where, found, _EXPECTED)
     return photos, table, notes
 
 

@@ -21,6 +21,10 @@ class FolderSource:
     root: Path
     num_bytes: int = 0
 
+    @property
+    def where(self) -> Path:
+        return self.root
+
     def photos(self) -> PhotoStore:
         return PhotoFiles(self.root, identity_folders=True)
 
@@ -35,6 +39,10 @@ class ListSource:
 
     path: Path
     num_bytes: int = 0
+
+    @property
+    def where(self) -> Path:
+        return self.path
 
     def photos(self) -> PhotoStore:
         return PhotoFiles(self.path.parent)

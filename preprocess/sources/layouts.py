@@ -34,6 +34,10 @@ class LayoutSource:
     layout: str
     num_bytes: int = 0
 
+    @property
+    def where(self) -> Path:
+        return self.root
+
     def photos(self) -> PhotoStore:
         return PhotoFiles(self.root)
 

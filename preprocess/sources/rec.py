@@ -50,6 +50,10 @@ class RecordSource:
     path: Path
 
     @property
+    def where(self) -> Path:
+        return self.path
+
+    @property
     def num_bytes(self) -> int:
         return container_stamp(self.path).num_bytes
 
@@ -62,22 +66,19 @@ class RecordSource:
         Raises:
             UserError: the file or its index is damaged, or a label is not a number that float32 holds exactly.
         """
-        rows, notes = Rows(), []
+        rows = Rows()
+        header = _HeaderRecord(None)
+        num_identity_records = 0
+        spans: list[tuple[int, int]] = []
         with open(self.path, "rb") as file:
-            records, found = self._records(file.fileno())
-            notes += found
-            heads = _HeaderRecord(None)
-            num_identity_records = 0
-            spans: list[tuple[int, int]] = []
-            done = 0
+            records, notes = self._records(file.fileno())
             for key, offset, head in records:
                 spans.append((offset, head.num_bytes))
-                done += head.num_bytes
                 if len(spans) % 4096 == 0:
-                    on_bytes(done)
+                    on_bytes(offset)
                 if key == 0 and head.flag == 2 and head.image_bytes == 0:
-                    heads = _HeaderRecord(head.labels)
-                elif heads.is_identity(key, head):
+                    header = _HeaderRecord(head.labels)
+                elif header.is_identity(key, head):
                     num_identity_records += 1
                 else:
                     rows.add(
@@ -90,12 +91,9 @@ class RecordSource:
         _check_covered(self.path, np.array(sorted(spans), np.int64).reshape(-1, 2), self.num_bytes)
         if num_identity_records:
             notes.append(f"{self.path.name}: {num_identity_records:,} records of identities, which hold no photo")
-        expected = heads.num_identities
-        if expected is not None and expected != num_identity_records:
-            notes.append(f"{self.path.name}: its first record counts {expected:,} identities")
-        notes += self._check_property(rows)
-        notes += self._others()
-        return rows.table(), notes
+        if header.num_identities not in (None, num_identity_records):
+            notes.append(f"{self.path.name}: its first record counts {header.num_identities:,} identities")
+        return rows.table(), [*notes, *self._check_property(rows), *self._others()]
 
     def _records(self, descriptor: int) -> tuple[Iterator[tuple[int, int, RecordHead]], list[str]]:
         """Key, offset and head of each record, by rising key."""

@@ -58,6 +58,10 @@ class TarSource:
     names: Sequence[str]
 
     @property
+    def where(self) -> Path:
+        return self.root / self.names[0] if len(self.names) == 1 else self.root
+
+    @property
     def num_bytes(self) -> int:
         return sum(container_stamp(self.root / name).num_bytes for name in self.names)
 

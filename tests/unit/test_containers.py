@@ -387,3 +387,4 @@ def test_listing_tells_how_far_it_is(tmp_path: Path) -> None:
         list_source(source, told.append)
         assert told == sorted(told)
         assert kind == "rec" or told[-1] == source.num_bytes
+        assert source.where == tmp_path / kind / ("train.rec" if kind == "rec" else "")

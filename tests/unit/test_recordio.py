@@ -192,6 +192,28 @@ def test_a_missing_index_gives_the_same_listing(tmp_path: Path) -> None:
     assert with_idx[1].equals(without[1])
 
 
+def test_counts_that_do_not_agree_are_said(tmp_path: Path) -> None:
+    folder = write_set(tmp_path, [jpegs(2)])
+    (folder / "property").write_text("85742,112,112")
+    data = (folder / "train.rec").read_bytes()
+    wrong = data.replace(struct.pack("<ff", 3.0, 4.0), struct.pack("<ff", 3.0, 9.0))
+    (folder / "train.rec").write_bytes(wrong)
+    assert list_source(find_source(folder))[2][1:] == [
+        "train.rec: its first record counts 6 identities",
+        "property counts 85,742 identities, the photos are of 1",
+    ]
+
+
+def test_sets_too_large_for_the_numbers_of_their_header(tmp_path: Path) -> None:
+    """Beyond 2**24 records the first record's numbers are rounded: then having no image makes a record a person's."""
+    folder = write_set(tmp_path, [jpegs(2), jpegs(1)])
+    data = (folder / "train.rec").read_bytes()
+    (folder / "train.rec").write_bytes(data.replace(struct.pack("<ff", 4.0, 6.0), struct.pack("<ff", 2.0**24, 2.0**25)))
+    _, table, notes = list_source(find_source(folder))
+    assert len(table) == 3
+    assert notes == ["train.rec: 2 records of identities, which hold no photo"]
+
+
 def test_an_image_without_bytes_is_a_reject(tmp_path: Path) -> None:
     _, table, _ = list_source(find_source(write_set(tmp_path, [[jpegs(1)[0], b""]])))
     assert table["problem"].to_pylist() == ["", "empty_file"]
