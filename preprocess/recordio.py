@@ -135,7 +135,7 @@ def _frame(payload: bytes) -> bytes:
     while place >= 0:
         if place % 4 == 0:
             cuts.append(place)
-        place = payload.find(_MAGIC, place + 4 - place % 4)  # the next multiple of 4
+        place = payload.find(_MAGIC, place + len(_MAGIC))  # its bytes differ, so it cannot overlap itself
     frames = []
     start = 0
     for number, end in enumerate([*cuts, len(payload)]):

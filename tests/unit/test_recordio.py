@@ -106,6 +106,23 @@ def test_frames_are_those_of_dmlc() -> None:
     assert parse_image(expected) == payload[24:]
 
 
+@given(st.lists(st.one_of(st.just(MAGIC), st.binary(max_size=5)), max_size=8).map(b"".join))
+@example(b"x" + MAGIC + MAGIC)  # beside the multiples of 4: no cut
+@example(b"xyz" + MAGIC + b"a" + MAGIC)
+def test_cuts_are_those_of_dmlc(content: bytes) -> None:
+    """As its `WriteRecord` goes about it, word by word."""
+    payload = image(1.0, 2, content)
+    expected, start = b"", 0
+    for place in range(0, len(payload) // 4 * 4, 4):
+        if payload[place : place + 4] == MAGIC:
+            expected += frame(payload[start:place], 1 if start == 0 else 2)
+            start = place + 4
+    expected += frame(payload[start:], 3 if start else 0)
+    file = io.BytesIO()
+    write_image_record(file, 1.0, 2, content)
+    assert file.getvalue() == expected
+
+
 def test_dali_reads_what_is_written(tmp_path: Path) -> None:
     """NVIDIA's reader of the same format, as a second opinion; it knows neither key 0 nor records of identities."""
     fn = pytest.importorskip("nvidia.dali.fn")
