@@ -97,6 +97,9 @@ def test_rows(
         shapes = {re.sub(r"[A-Za-z]+", "A", re.sub(r"[0-9]+", "0", row["source"])) for row in rows}
         assert shape.split("!")[0] in {each.split("!")[0] for each in shapes}
     assert call(monkeypatch, capsys, "verify", "data")[0] == 0
+    again = call(monkeypatch, capsys, *shlex.split(command)[1:], "--workers", "1")
+    assert (again[0], again[2]) == (0, "")
+    assert "data is finished already" in again[1]
 
 
 def test_blocks(sources: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
