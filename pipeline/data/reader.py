@@ -13,12 +13,15 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from types import TracebackType
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.data.manifest import SplitIndex
+from pipeline.data.stage_times import CRC, STORE, StageTimes
 
 IO_ERROR = "io_error"
 SHORT_READ = "short_read"
@@ -59,10 +62,15 @@ class Reader:
     """Reads JPEG bytes by row of a split's index; any number of threads may read at a time.
 
     Descriptors of the tars stay open, the least recently used closed first when they become many.
+
+    Args:
+        split: the samples.
+        times: where to count time.
     """
 
-    def __init__(self, split: SplitIndex) -> None:
+    def __init__(self, split: SplitIndex, times: StageTimes | None = None) -> None:
         self._split = split
+        self._times = times or StageTimes()
         self._lock = threading.Lock()
         self._open: OrderedDict[int, _OpenShard] = OrderedDict()
 
@@ -70,20 +78,38 @@ class Reader:
         """Give the permutation that visits rows in the order of their place on disk, [B] int64."""
         return np.lexsort((self._split.jpg_offset[rows], self._split.shard[rows]))
 
-    def read(self, row: int) -> bytearray | BadSample:
+    def read(self, row: int) -> bytes | BadSample:
         """Read the bytes of one sample and check their CRC-32."""
+        return self.read_many(np.array([row]))[0]
+
+    def read_many(self, rows: npt.NDArray[np.int64]) -> list[bytes | BadSample]:
+        """Read the bytes of some samples, as `read` each: quickest in the order of `by_place`."""
         split = self._split
-        offset, size = int(split.jpg_offset[row]), int(split.jpg_size[row])
+        # one look into each column for all of them: a look costs as much as a short read
+        shards, offsets, sizes = (column[rows].tolist() for column in (split.shard, split.jpg_offset, split.jpg_size))
+        found: list[bytes | BadSample] = []
+        with self._times.stage(STORE):
+            for shard, of_shard in groupby(zip(rows.tolist(), shards, offsets, sizes, strict=True), itemgetter(1)):
+                places = list(of_shard)
+                try:
+                    with self._descriptor(shard) as descriptor:
+                        found += [self._read(descriptor, row, offset, size) for row, _, offset, size in places]
+                except OSError as error:  # the tar cannot be opened
+                    found += [self.bad_sample(row, IO_ERROR, error.strerror or str(error)) for row, *_ in places]
+        with self._times.stage(CRC):
+            for place, (content, expected) in enumerate(zip(found, split.jpg_crc32[rows].tolist(), strict=True)):
+                if not isinstance(content, BadSample) and (crc32 := zlib.crc32(content)) != expected:
+                    detail = f"{crc32:08x} at offset {offsets[place]}, expected {expected:08x}"
+                    found[place] = self.bad_sample(int(rows[place]), CRC_MISMATCH, detail)
+        return found
+
+    def _read(self, descriptor: int, row: int, offset: int, size: int) -> bytes | BadSample:
         try:
-            with self._descriptor(int(split.shard[row])) as descriptor:
-                content = _read_range(descriptor, offset, size)
+            content = _read_range(descriptor, offset, size)
         except OSError as error:
             return self.bad_sample(row, IO_ERROR, error.strerror or str(error))
         if len(content) < size:
             return self.bad_sample(row, SHORT_READ, f"{len(content)} of {size} bytes at offset {offset}")
-        found, expected = zlib.crc32(content), int(split.jpg_crc32[row])
-        if found != expected:
-            return self.bad_sample(row, CRC_MISMATCH, f"{found:08x} at offset {offset}, expected {expected:08x}")
         return content
 
     def bad_sample(self, row: int, reason: str, detail: str) -> BadSample:
@@ -129,16 +155,12 @@ class Reader:
             os.close(self._open.pop(shard).descriptor)
 
 
-def _read_range(descriptor: int, offset: int, size: int) -> bytearray:
+def _read_range(descriptor: int, offset: int, size: int) -> bytes:
     """Read up to `size` bytes; fewer only where the file ends (network file systems may answer in pieces)."""
-    content = bytearray(size)
-    view = memoryview(content)
-    done = 0
-    while done < size:
-        count = os.preadv(descriptor, [view[done:]], offset + done)
-        if count == 0:
-            view.release()
-            del content[done:]
+    content = os.pread(descriptor, size, offset)
+    while len(content) < size:
+        following = os.pread(descriptor, size - len(content), offset + len(content))
+        if not following:
             break
-        done += count
+        content += following
     return content

@@ -200,9 +200,9 @@ class Trainer:
         buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
         crop_px = self.plan.crop_px
         images = torch.zeros(
-            self.config.training.local_batch, 3, crop_px, crop_px, dtype=torch.uint8, device=self.device
+            self.config.training.local_batch, crop_px, crop_px, 3, dtype=torch.uint8, device=self.device
         )
-        (self.backend.forward(images) * 0).sum().backward()
+        (self.backend.forward(images.permute(0, 3, 1, 2)) * 0).sum().backward()
         self.backend.zero_grad()
         for name, buffer in model.named_buffers():
             buffer.copy_(buffers[name])
