@@ -14,6 +14,8 @@ import typer
 
 from pipeline.config.errors import run_command
 from preprocess.commands.bench import bench
+from preprocess.commands.export import export
+from preprocess.commands.import_bin import import_bin
 from preprocess.commands.preview import preview
 from preprocess.commands.shard import shard
 from preprocess.commands.stats import stats
@@ -22,7 +24,7 @@ from preprocess.commands.verify import verify
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
-for _command in (synth, shard, verify, stats, preview, bench):
+for _command in (synth, shard, import_bin, verify, stats, preview, bench, export):
     app.command()(_command)
 
 

@@ -30,13 +30,15 @@ from preprocess.plan import (
 )
 from preprocess.progress import show_progress
 from preprocess.shard import SLICE_ROWS, num_slices, read_commit, slice_path
-from preprocess.sources import read_source
+from preprocess.sources import find_source, list_source
+from preprocess.sources.store import PhotoStore
 from preprocess.storage import WORK_FOLDER, work_folder
 from preprocess.verify import find_faults
 
 
 def shard(
     source: Path,
+    layout: str,
     out: Path,
     options: ShardOptions,
     weights: Path | None,
@@ -46,22 +48,23 @@ def shard(
 ) -> DatasetInfo:
     """Turn photos into a data set, or go on with one that was begun by the same command.
 
-    `num_workers` 0 means one a core. `max_rejects` is the share of rejects beyond which all shards are made but the
-    data set is not finished.
+    `layout` is one of `preprocess.sources.LAYOUTS`. `num_workers` 0 means one a core. `max_rejects` is the share of
+    rejects beyond which all shards are made but the data set is not finished.
 
     Raises:
         UserError: for everything the user can mend.
     """
     _check_places(source, out)
+    if options.keep_jpegs and options.crop.detector != NO_DETECTOR:
+        raise UserError("--keep-jpegs", "given without --already-aligned", "photos that are aligned crops")
     if num_workers < 0:
         raise UserError("--workers", str(num_workers), "a number of processes, or 0 for one a core")
     if not 0.0 <= max_rejects <= 1.0:  # also refuses nan
         raise UserError("--max-rejects", str(max_rejects), "a share, 0 to 1")
     num_workers = num_workers or os.cpu_count() or 1
-    identity_folders = source.is_dir()
     # Loading the detector here finds bad weights before any work, and gives their hash to the plan.
     options = options.model_copy(update={"weights_sha256": CropMaker(options.crop, weights).weights_sha256})
-    root, listing, notes = read_source(source)
+    photos, listing, notes = _list_photos(source, layout, console)
     if options.crop.detector == NO_DETECTOR:
         notes += _unused(listing, weights)
     for note in notes:
@@ -97,7 +100,7 @@ def shard(
                 advance(min(count, remaining[0]))
                 remaining[0] -= min(count, remaining[0])
 
-            run_local(plan, root, out, weights, num_workers, on_photos, identity_folders=identity_folders)
+            run_local(plan, photos, out, weights, num_workers, on_photos)
         _check_rejects(plan, out, max_rejects)
         info = finish_dataset(plan, out)
     print_summary(console, info, total - done, time.monotonic() - start_s)
@@ -171,6 +174,22 @@ def print_summary(console: Console, info: DatasetInfo, num_made: int, seconds_s:
 def _say(console: Console, text: str, style: str | None = None) -> None:
     """A line that may hold a path or a column's name: printed as it is, whatever brackets stand in it."""
     console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+
+
+def _list_photos(source: Path, layout: str, console: Console) -> tuple[PhotoStore, pa.Table, list[str]]:
+    """List a source; of containers, which take a while to go through, with a bar."""
+    found = find_source(source, layout)
+    if not found.num_bytes:
+        return list_source(found)
+    with show_progress(console, "listing", found.num_bytes // 2**20, unit="MiB") as advance:
+        shown = 0
+
+        def on_bytes(done: int) -> None:
+            nonlocal shown
+            advance(done // 2**20 - shown)
+            shown = done // 2**20
+
+        return list_source(found, on_bytes)
 
 
 def _unused(listing: pa.Table, weights: Path | None) -> list[str]:

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.config.errors import UserError
 
@@ -104,6 +104,8 @@ class CodecInfo(_Frozen):
 
     format: str = "jpeg"
     quality: int
+    keeps_jpegs: bool = Field(default=False, exclude_if=lambda keeps: not keeps)
+    """Whether JPEGs of the right size stand as they came; `quality` is that of the others."""
 
 
 class DetectorInfo(_Frozen):

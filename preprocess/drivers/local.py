@@ -21,6 +21,7 @@ from pipeline.config.errors import UserError
 from preprocess.crops import CropMaker, CropOptions
 from preprocess.plan import Plan, ShardPlan
 from preprocess.shard import ShardContext, finish_shard, num_slices, process_slice, read_commit, slice_rows
+from preprocess.sources.store import PhotoStore
 
 logger = logging.getLogger(__name__)
 
@@ -31,29 +32,26 @@ _maker: CropMaker | None = None  # of this worker process; loading a detector's 
 
 def run_local(
     plan: Plan,
-    root: Path,
+    photos: PhotoStore,
     out: Path,
     weights: Path | None,
     num_workers: int,
     on_photos: OnPhotos,
-    *,
-    identity_folders: bool,
 ) -> None:
     """Make all shards that are not committed yet.
 
     Args:
         plan: the work.
-        root: where relative source paths start.
+        photos: where the photos' bytes come from.
         out: the data set.
         weights: the detector's weight file, if it needs one.
         num_workers: processes.
         on_photos: told how many photos have been dealt with since it was last told.
-        identity_folders: whether sources begin with their identity's folder below `root`.
 
     Raises:
         UserError: a worker process died or lacks memory, the source is gone, or the data set cannot be written.
     """
-    context = ShardContext(root, out, plan.options, plan.hash, identity_folders)
+    context = ShardContext(photos, out, plan.options, plan.hash)
     todo = [number for number in range(plan.num_shards) if read_commit(out, plan.shard(number), plan.hash) is None]
     if not todo:
         return

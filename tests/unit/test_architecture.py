@@ -82,7 +82,7 @@ def test_imports_point_down() -> None:
 
 
 def test_preprocess_uses_only_the_contract() -> None:
-    allowed = ("pipeline.config", "pipeline.data.manifest")
+    allowed = ("pipeline.config", "pipeline.data.manifest", "pipeline.data.pair_bin")
     # commands that show what the training side does with a data set
     of_data = ("preprocess.commands.bench", "preprocess.commands.preview", "preprocess.commands.verify")
     wrong = [

@@ -14,7 +14,7 @@ from pipeline.config.errors import UserError
 from preprocess.cli import app
 from tests.datasets import make_dataset
 
-CROP_PX = 32
+CROP_PX = 56
 
 
 @pytest.fixture(scope="module")
