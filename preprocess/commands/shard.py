@@ -31,6 +31,11 @@ def shard(
     licence: str = typer.Option("", help="Licence of the photos, for dataset.json and the card."),
     max_rejects: float = typer.Option(0.5, help="Share of rejects beyond which the data set is left unfinished."),
     workers: int = typer.Option(0, help="Processes; 0 for one a core."),
+    driver: str = typer.Option("local", help="local, ray (a cluster), or index (a pod of an Indexed Job)."),
+    address: str | None = typer.Option(None, help="Of a Ray cluster, auto or HOST:PORT; none starts one here."),
+    gpus_per_task: float = typer.Option(0.0, min=0.0, help="Share of a GPU that a Ray task asks for."),
+    index: int | None = typer.Option(None, envvar="JOB_COMPLETION_INDEX", help="With --driver index: this pod's."),
+    num_pods: int | None = typer.Option(None, help="With --driver index: how many pods there are."),
 ) -> None:
     """Find, align and crop faces, and write them as shards with a manifest.
 
@@ -54,12 +59,17 @@ def shard(
         preprocess shard faces_emore data --already-aligned --keep-jpegs
 
         preprocess shard CelebA data --layout celeba
+
+        preprocess shard photos data --driver ray --address auto
+
+        preprocess shard photos data --driver index --num-pods 16
     """
     import signal
 
     from rich.console import Console
 
     from preprocess import run
+    from preprocess.drivers import check_driver
     from preprocess.storage import one_line_errors
 
     signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))  # ends the workers too
@@ -80,7 +90,8 @@ def shard(
     )
     try:
         with one_line_errors(out):
-            run.shard(source, layout, out, options, weights, workers, max_rejects, Console())
+            chosen = check_driver(driver, address, gpus_per_task, index, num_pods)
+            run.shard(source, layout, out, options, weights, workers, max_rejects, chosen, Console())
     except KeyboardInterrupt:  # typer would leave without a word
         typer.echo("interrupted; the same command goes on where it stopped", err=True)
         raise typer.Exit(130) from None
