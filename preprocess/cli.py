@@ -14,6 +14,7 @@ import typer
 
 from pipeline.config.errors import run_command
 from preprocess.commands.bench import bench
+from preprocess.commands.compact import compact
 from preprocess.commands.export import export
 from preprocess.commands.import_bin import import_bin
 from preprocess.commands.preview import preview
@@ -21,10 +22,11 @@ from preprocess.commands.shard import shard
 from preprocess.commands.stats import stats
 from preprocess.commands.synth import synth
 from preprocess.commands.verify import verify
+from preprocess.commands.withdraw import withdraw
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
-for _command in (synth, shard, import_bin, verify, stats, preview, bench, export):
+for _command in (synth, shard, import_bin, verify, stats, preview, bench, withdraw, compact, export):
     app.command()(_command)
 
 

@@ -163,6 +163,12 @@ def build_plan(listing: pa.Table, options: ShardOptions) -> Plan:
     return Plan(rows, options, environment(), _hash(rows, options), np.array(bounds, np.int64))
 
 
+def rebuild_plan(plan: Plan, rows: pa.Table) -> Plan:
+    """The same plan for fewer rows, in the same order: shards keep their names and what is left of their rows."""
+    rows = rows.combine_chunks()
+    return Plan(rows, plan.options, plan.versions, _hash(rows, plan.options), _shard_bounds(rows))
+
+
 def save_plan(plan: Plan, out: Path) -> None:
     """Write the plan to `out`, whole or not at all."""
     metadata = {"hash": plan.hash, "options": plan.options.record(), "versions": dict(plan.versions)}
@@ -188,9 +194,7 @@ def load_plan(out: Path) -> Plan:
         raise UserError(path, f"not a plan ({str(error).splitlines()[0]})", remedy=f"delete {out} and repeat") from None
     if _hash(rows, options) != metadata["hash"]:
         raise UserError(path, "content does not match its hash", remedy=f"delete {out} and repeat")
-    part = np.char.add(rows["split"].to_numpy().astype(str), rows["shard"].to_numpy().astype(str))
-    starts = np.flatnonzero(np.r_[True, part[1:] != part[:-1]]) if len(rows) else np.array([], np.int64)
-    return Plan(rows, options, metadata["versions"], metadata["hash"], np.r_[starts, len(rows)].astype(np.int64))
+    return Plan(rows, options, metadata["versions"], metadata["hash"], _shard_bounds(rows))
 
 
 def check_same_plan(found: Plan, wanted: Plan, out: Path) -> None:
@@ -231,6 +235,13 @@ def check_same_environment(found: Plan, out: Path) -> None:
     if features != here:
         text = f"was begun on a processor with other features ({' '.join(sorted(features ^ here))})"
         raise UserError(out, text, "a like one", f"go on there, or give another OUT, or delete {out}")
+
+
+def _shard_bounds(rows: pa.Table) -> npt.NDArray[np.int64]:
+    """Where each shard's rows start in a plan, and where the last one's end."""
+    part = np.char.add(rows["split"].to_numpy().astype(str), rows["shard"].to_numpy().astype(str))
+    starts = np.flatnonzero(np.r_[True, part[1:] != part[:-1]]) if len(rows) else np.array([], np.int64)
+    return np.r_[starts, len(rows)].astype(np.int64)
 
 
 def _schema(columns: Collection[str]) -> pa.Schema:

@@ -108,13 +108,18 @@ def process_slice(context: ShardContext, shard_name: str, index: int, rows: pa.T
         return
     made = [{**_process_row(context, row, maker), **stamp} for row, stamp in zip(rows.to_pylist(), stamps, strict=True)]
     context.photos.check_reachable(_missing(rows, made))
-    table = pa.Table.from_pylist(made, schema=SLICE_SCHEMA.with_metadata({"plan": context.plan_hash}))
+    write_slice(context, shard_name, index, pa.Table.from_pylist(made, schema=SLICE_SCHEMA))
+
+
+def write_slice(context: ShardContext, shard_name: str, index: int, made: pa.Table) -> None:
+    """Leave a slice, with `SLICE_SCHEMA`, where `finish_shard` looks for it."""
+    table = made.replace_schema_metadata({"plan": context.plan_hash})
 
     def write(file: IO[bytes]) -> None:
         with pa.ipc.new_file(file, table.schema) as writer:
             writer.write_table(table)
 
-    write_atomically(path, work_folder(context.out), write)
+    write_atomically(slice_path(context.out, shard_name, index), work_folder(context.out), write)
 
 
 def finish_shard(context: ShardContext, shard: ShardPlan) -> ShardCommit:

@@ -14,7 +14,7 @@ import json
 import os
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.config.errors import UserError
+from pipeline.data.tombstones import withdrawn_rows
 
 FORMAT_VERSION = 1
 STATUS_KEPT = "kept"
@@ -198,6 +199,8 @@ class SplitIndex:
     by_label: npt.NDArray[np.int32]
     """All rows, sorted by label, then row."""
     num_labels: int
+    withdrawn: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    """Rows that were withdrawn, rising: see `tombstones`. They keep their place in the order."""
 
     def __len__(self) -> int:
         return len(self.sample_id)
@@ -239,13 +242,14 @@ class Dataset:
         metadata = json.loads(table.schema.metadata[b"facemill"])
         start, stop = metadata["ranges"][name]
         rows = table.slice(start, stop - start)
-        columns = {field.name: _as_numpy(rows[field.name], field.type.to_pandas_dtype()) for field in INDEX_SCHEMA}
+        columns = {column.name: _as_numpy(rows[column.name], column.type.to_pandas_dtype()) for column in INDEX_SCHEMA}
         return SplitIndex(
             root=self.root,
             split=name,
             digest=self.info.digest,
             shards=[shard_paths(self.root, name, shard)["tar"] for shard in self.info.splits[name].shards],
             num_labels=self.info.splits[name].num_identities,
+            withdrawn=withdrawn_rows(self.root, columns["sample_id"]),
             **columns,
         )
 

@@ -28,6 +28,8 @@ SHORT_READ = "short_read"
 CRC_MISMATCH = "crc_mismatch"
 UNDECODABLE = "undecodable"
 SIZE_MISMATCH = "size_mismatch"
+WITHDRAWN = "withdrawn"
+"""Not a fault: such slots are masked and counted, but never stop a run."""
 
 _MIN_BAD_SAMPLES_TO_STOP = 10
 
@@ -43,7 +45,7 @@ class BadSample:
     shard: str
     """Path of the tar relative to the data set, `train/train-000000.tar`."""
     reason: str
-    """One of `io_error`, `short_read`, `crc_mismatch`, `undecodable`, `size_mismatch`."""
+    """One of `io_error`, `short_read`, `crc_mismatch`, `undecodable`, `size_mismatch`, `withdrawn`."""
     detail: str
 
 
@@ -71,6 +73,7 @@ class Reader:
     def __init__(self, split: SplitIndex, times: StageTimes | None = None) -> None:
         self._split = split
         self._times = times or StageTimes()
+        self._withdrawn = frozenset(split.withdrawn.tolist())
         self._lock = threading.Lock()
         self._open: OrderedDict[int, _OpenShard] = OrderedDict()
 
@@ -104,6 +107,8 @@ class Reader:
         return found
 
     def _read(self, descriptor: int, row: int, offset: int, size: int) -> bytes | BadSample:
+        if row in self._withdrawn:
+            return self.bad_sample(row, WITHDRAWN, "")
         try:
             content = _read_range(descriptor, offset, size)
         except OSError as error:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pipeline.config.errors import UserError
 from pipeline.data.manifest import open_dataset
+from pipeline.data.tombstones import read_tombstones
 from preprocess.export.folders import export_folders
 from preprocess.export.rec import export_rec
 from preprocess.export.samples import Samples
@@ -29,6 +30,6 @@ def open_samples(data: Path, out: Path, kind: str, split: str) -> Samples:
     if out.exists():
         raise UserError(out, "exists already", "a new folder")
     dataset = open_dataset(data)
-    if (data / "tombstones.parquet").exists():
+    if len(read_tombstones(data)):
         raise UserError(data, "photos were withdrawn from it", "a data set without them", "preprocess compact first")
     return Samples(dataset.split(split), dataset.info.crop.size_px)
