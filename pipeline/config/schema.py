@@ -19,15 +19,28 @@ from pipeline.config.order import OrderConfig, PlainOrderConfig
 from pipeline.config.section import Section
 
 
+class CacheConfig(Section):
+    """A bounded cache on a local disk, shared by all processes of a node."""
+
+    path: Path
+    """Its folder."""
+    max_bytes: int = Field(ge=2**20)
+    """How much it may hold; the least recently used goes first."""
+    block_bytes: int | None = Field(4 * 2**20, ge=4096)
+    """What is fetched at a time; null fetches whole shards."""
+
+
 class DataConfig(Section):
     """Where samples come from and how they are read."""
 
-    path: Path
-    """Data set directory written by `preprocess shard`."""
+    path: str
+    """Data set written by `preprocess shard`: a folder, or an address (http://, https://, s3://, gs://)."""
     split: str = "train"
     """Which split to train on."""
     order: OrderConfig = PlainOrderConfig()
     """Which samples a batch has."""
+    cache: CacheConfig | None = None
+    """Where photos of an address are kept; None for a folder."""
     decoder: Annotated[CpuDecoder | DaliDecoder, Field(discriminator="kind")] = CpuDecoder()
     """Who decodes the JPEGs."""
     augment: tuple[Augmentation, ...] = (Flip(),)

@@ -14,7 +14,7 @@ import json
 import os
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.config.errors import UserError
+from pipeline.data.store.cache import CacheOptions
+from pipeline.data.store.location import RemoteData, default_cache_folder, is_url, mirror
 from pipeline.data.tombstones import withdrawn_rows
 
 FORMAT_VERSION = 1
@@ -201,6 +203,8 @@ class SplitIndex:
     num_labels: int
     withdrawn: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     """Rows that were withdrawn, rising: see `tombstones`. They keep their place in the order."""
+    remote: RemoteData | None = None
+    """Where the tars are, if not below `root`."""
 
     def __len__(self) -> int:
         return len(self.sample_id)
@@ -229,6 +233,8 @@ class Dataset:
 
     root: Path
     info: DatasetInfo
+    remote: RemoteData | None = None
+    """Where the tars are, if not below `root`, which then holds everything else."""
 
     def split(self, name: str) -> SplitIndex:
         """Map one split's index, building `index.arrow` first where it is missing or stale.
@@ -250,17 +256,26 @@ class Dataset:
             shards=[shard_paths(self.root, name, shard)["tar"] for shard in self.info.splits[name].shards],
             num_labels=self.info.splits[name].num_identities,
             withdrawn=withdrawn_rows(self.root, columns["sample_id"]),
+            remote=self.remote,
             **columns,
         )
 
 
-def open_dataset(path: str | os.PathLike[str]) -> Dataset:
-    """Open a finished data set.
+def open_dataset(path: str | os.PathLike[str], cache: CacheOptions | None = None) -> Dataset:
+    """Open a finished data set, of this machine or of a store.
+
+    Args:
+        path: a folder, or an address such as s3://bucket/data.
+        cache: for an address: where photos are kept that were fetched.
 
     Raises:
         UserError: no such directory, no `dataset.json` (an unfinished or foreign directory), or a format this version
             does not read.
     """
+    if is_url(path):
+        url = os.fspath(path).rstrip("/")
+        root = mirror(url, default_cache_folder() if cache is None else cache.path)
+        return replace(open_dataset(root), remote=RemoteData(url, cache))
     root = Path(path)
     description = root / "dataset.json"
     if not root.is_dir():

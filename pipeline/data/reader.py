@@ -6,12 +6,7 @@ some every day, and the caller masks and counts them.
 
 from __future__ import annotations
 
-import os
-import threading
 import zlib
-from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
@@ -22,6 +17,7 @@ import numpy.typing as npt
 
 from pipeline.data.manifest import SplitIndex
 from pipeline.data.stage_times import CRC, STORE, StageTimes
+from pipeline.data.store.shards import LocalShards, Range, ShardBytes
 
 IO_ERROR = "io_error"
 SHORT_READ = "short_read"
@@ -32,9 +28,6 @@ WITHDRAWN = "withdrawn"
 """Not a fault: such slots are masked and counted, but never stop a run."""
 
 _MIN_BAD_SAMPLES_TO_STOP = 10
-
-# A split may have more shards than a process may have open files (usually 1,024).
-_MAX_OPEN_SHARDS = 256
 
 
 @dataclass(frozen=True)
@@ -54,16 +47,18 @@ def allowed_bad_samples(num_read: int, max_bad_share: float) -> float:
     return max(_MIN_BAD_SAMPLES_TO_STOP, max_bad_share * num_read)
 
 
-@dataclass
-class _OpenShard:
-    descriptor: int
-    num_users: int = 0
+def open_shards(split: SplitIndex) -> ShardBytes:
+    """The store that a split's tars are in."""
+    if split.remote is None:
+        return LocalShards(split.shards)
+    from pipeline.data.store.remote import RemoteShards  # fsspec takes a while to import
+
+    names = [f"{path.parent.name}/{path.name}" for path in split.shards]
+    return RemoteShards(split.remote, names, split.digest)
 
 
 class Reader:
     """Reads JPEG bytes by row of a split's index; any number of threads may read at a time.
-
-    Descriptors of the tars stay open, the least recently used closed first when they become many.
 
     Args:
         split: the samples.
@@ -74,8 +69,7 @@ class Reader:
         self._split = split
         self._times = times or StageTimes()
         self._withdrawn = frozenset(split.withdrawn.tolist())
-        self._lock = threading.Lock()
-        self._open: OrderedDict[int, _OpenShard] = OrderedDict()
+        self._bytes = open_shards(split)
 
     def by_place(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Give the permutation that visits rows in the order of their place on disk, [B] int64."""
@@ -94,28 +88,33 @@ class Reader:
         with self._times.stage(STORE):
             for shard, of_shard in groupby(zip(rows.tolist(), shards, offsets, sizes, strict=True), itemgetter(1)):
                 places = list(of_shard)
-                try:
-                    with self._descriptor(shard) as descriptor:
-                        found += [self._read(descriptor, row, offset, size) for row, _, offset, size in places]
-                except OSError as error:  # the tar cannot be opened
-                    found += [self.bad_sample(row, IO_ERROR, error.strerror or str(error)) for row, *_ in places]
+                contents = self._bytes.read(shard, [Range(offset, size) for _, _, offset, size in places])
+                found += [
+                    self._checked(row, content, offset, size)
+                    for (row, _, offset, size), content in zip(places, contents, strict=True)
+                ]
         with self._times.stage(CRC):
             for place, (content, expected) in enumerate(zip(found, split.jpg_crc32[rows].tolist(), strict=True)):
-                if not isinstance(content, BadSample) and (crc32 := zlib.crc32(content)) != expected:
-                    detail = f"{crc32:08x} at offset {offsets[place]}, expected {expected:08x}"
-                    found[place] = self.bad_sample(int(rows[place]), CRC_MISMATCH, detail)
+                if not isinstance(content, BadSample) and zlib.crc32(content) != expected:
+                    row, wanted = int(rows[place]), Range(offsets[place], sizes[place])
+                    found[place] = self._second_try(row, shards[place], wanted, expected)
         return found
 
-    def _read(self, descriptor: int, row: int, offset: int, size: int) -> bytes | BadSample:
+    def _checked(self, row: int, content: bytes | OSError, offset: int, size: int) -> bytes | BadSample:
         if row in self._withdrawn:
             return self.bad_sample(row, WITHDRAWN, "")
-        try:
-            content = _read_range(descriptor, offset, size)
-        except OSError as error:
-            return self.bad_sample(row, IO_ERROR, error.strerror or str(error))
+        if isinstance(content, OSError):
+            return self.bad_sample(row, IO_ERROR, content.strerror or str(content))
         if len(content) < size:
             return self.bad_sample(row, SHORT_READ, f"{len(content)} of {size} bytes at offset {offset}")
         return content
+
+    def _second_try(self, row: int, shard: int, wanted: Range, expected: int) -> bytes | BadSample:
+        """Bytes may have been spoilt on their way, or where they were kept."""
+        content = self._checked(row, self._bytes.read_afresh(shard, wanted), *wanted)
+        if isinstance(content, BadSample) or (crc32 := zlib.crc32(content)) == expected:
+            return content
+        return self.bad_sample(row, CRC_MISMATCH, f"{crc32:08x} at offset {wanted.offset}, expected {expected:08x}")
 
     def bad_sample(self, row: int, reason: str, detail: str) -> BadSample:
         """Name a sample that could not be used."""
@@ -124,9 +123,7 @@ class Reader:
 
     def close(self) -> None:
         """Close all tars; the caller has seen to it that no thread reads any more."""
-        with self._lock:
-            while self._open:
-                os.close(self._open.popitem()[1].descriptor)
+        self._bytes.close()
 
     def __enter__(self) -> Reader:
         return self
@@ -135,37 +132,3 @@ class Reader:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
-
-    @contextmanager
-    def _descriptor(self, shard: int) -> Iterator[int]:
-        """Lend a shard's descriptor; it is not closed while it is lent (its number could come to mean another file)."""
-        with self._lock:
-            entry = self._open.get(shard)
-            if entry is None:
-                entry = _OpenShard(os.open(self._split.shards[shard], os.O_RDONLY | os.O_CLOEXEC))
-                self._open[shard] = entry
-            entry.num_users += 1
-            self._open.move_to_end(shard)
-        try:
-            yield entry.descriptor
-        finally:
-            with self._lock:
-                entry.num_users -= 1
-                if len(self._open) > _MAX_OPEN_SHARDS:
-                    self._close_idle()
-
-    def _close_idle(self) -> None:
-        idle = [shard for shard, entry in self._open.items() if entry.num_users == 0]
-        for shard in idle[: len(self._open) - _MAX_OPEN_SHARDS]:
-            os.close(self._open.pop(shard).descriptor)
-
-
-def _read_range(descriptor: int, offset: int, size: int) -> bytes:
-    """Read up to `size` bytes; fewer only where the file ends (network file systems may answer in pieces)."""
-    content = os.pread(descriptor, size, offset)
-    while len(content) < size:
-        following = os.pread(descriptor, size - len(content), offset + len(content))
-        if not following:
-            break
-        content += following
-    return content
