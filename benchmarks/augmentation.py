@@ -1,6 +1,6 @@
 """What each operation of augmentation costs, in microseconds a crop on one core.
 
-    python benchmarks/augmentation.py
+python benchmarks/augmentation.py
 """
 
 from __future__ import annotations
