@@ -25,6 +25,7 @@ from pipeline.data.manifest import DatasetInfo, DetectorInfo
 from preprocess.align import align, is_mirrored
 from preprocess.detect import Detector, Face, FaceChoice, choose_face, load_detector
 from preprocess.photo import Reject, read_photo
+from preprocess.work_times import ALIGN, DETECT, READ, WorkTimes
 
 NO_DETECTOR = "none"
 _MIN_EYES_PX = 2.0  # between the eyes of a list's landmarks
@@ -86,6 +87,7 @@ class CropMaker:
 
     def __init__(self, options: CropOptions, weights: Path | None = None) -> None:
         self.options = options
+        self.times = WorkTimes()
         self.detector: Detector | None = None
         if options.detector != NO_DETECTOR:
             self.detector = load_detector(options.detector, weights, options.min_face_px)
@@ -133,7 +135,8 @@ class CropMaker:
             landmarks: [5, 2] from a list: used as they are, instead of detection, unless they cannot be a face's.
         """
         try:
-            opened = read_photo(photo)
+            with self.times.stage(READ):
+                opened = read_photo(photo)
         except Reject as reject:
             return CropResult(None, reject.reason, None, reject.source_sha256, reject.width, reject.height, None)
         pixels = opened.pixels
@@ -145,20 +148,24 @@ class CropMaker:
         if self.detector is None:
             if height != width:
                 return outcome(None, "not_square")
-            return outcome(_resize(pixels, self.options.size_px), "")
+            with self.times.stage(ALIGN):
+                return outcome(_resize(pixels, self.options.size_px), "")
         face: Face | None
         if landmarks is not None:
             face, reason = _given_face(bbox, landmarks, (width, height), self.options.min_face_px)
         else:
             options = self.options
-            faces = self.detector.detect([pixels])[0]
+            with self.times.stage(DETECT):
+                faces = self.detector.detect([pixels])[0]
             face, reason = choose_face(
                 faces, options.face, (width, height), options.min_score, options.min_face_px, bbox
             )
         if face is None:
             return outcome(None, reason)
         try:
-            return outcome(align(pixels, face.landmarks, self.options.size_px), "", face)
+            with self.times.stage(ALIGN):
+                crop = align(pixels, face.landmarks, self.options.size_px)
+            return outcome(crop, "", face)
         except ValueError:
             return outcome(None, "bad_landmarks")
 

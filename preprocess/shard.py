@@ -34,6 +34,7 @@ from preprocess.plain_jpeg import is_plain_jpeg
 from preprocess.plan import Plan, ShardOptions, ShardPlan
 from preprocess.sources.store import PhotoStore, Place
 from preprocess.storage import work_folder, write_atomically, write_parquet
+from preprocess.work_times import ENCODE
 
 SLICE_ROWS = 32
 _MEASURED = (
@@ -109,6 +110,7 @@ def process_slice(context: ShardContext, shard_name: str, index: int, rows: pa.T
     made = [{**_process_row(context, row, maker), **stamp} for row, stamp in zip(rows.to_pylist(), stamps, strict=True)]
     context.photos.check_reachable(_missing(rows, made))
     write_slice(context, shard_name, index, pa.Table.from_pylist(made, schema=SLICE_SCHEMA))
+    maker.times.leave(context.out, len(rows))
 
 
 def write_slice(context: ShardContext, shard_name: str, index: int, made: pa.Table) -> None:
@@ -244,9 +246,10 @@ def _process_row(context: ShardContext, row: dict[str, Any], maker: CropMaker) -
     if result.crop is None:
         made["thumbnail"] = None if result.pixels is None else make_thumbnail(result.pixels)
         return made
-    made["jpg"] = _stored_jpeg(context, _place(row), result, result.crop)
-    made["sharpness"] = sharpness(result.crop)
-    made["phash"] = phash(result.crop)
+    with maker.times.stage(ENCODE):
+        made["jpg"] = _stored_jpeg(context, _place(row), result, result.crop)
+        made["sharpness"] = sharpness(result.crop)
+        made["phash"] = phash(result.crop)
     return {**made, **_describe_face(result)}
 
 
