@@ -35,7 +35,9 @@ class CpuBatchDecoder:
         on_gpu = self._device.type == "cuda"
         return torch.empty((num_slots, 3, side, side), dtype=torch.uint8, pin_memory=on_gpu)
 
-    def prepare(self, memory: Tensor, slot: int, content: bytearray, steps: Sequence[Step]) -> DecodeFailure | None:
+    def prepare(
+        self, memory: Tensor, slot: int, content: bytes | bytearray, steps: Sequence[Step]
+    ) -> DecodeFailure | None:
         """Decode and augment one sample into its slot."""
         photo = decode_crop(content, self._crop_px)
         if isinstance(photo, DecodeFailure):
@@ -59,7 +61,7 @@ class CpuBatchDecoder:
         """Hold nothing, free nothing."""
 
 
-def decode_crop(content: bytearray, crop_px: int) -> npt.NDArray[np.uint8] | DecodeFailure:
+def decode_crop(content: bytes | bytearray, crop_px: int) -> npt.NDArray[np.uint8] | DecodeFailure:
     """Decode one JPEG of the data set's size: [H, W, 3] uint8 RGB."""
     failure = check_header(content, crop_px)
     if failure:

@@ -74,7 +74,7 @@ class DaliBatchDecoder:
         return [None] * num_slots
 
     def prepare(
-        self, memory: list[_Bytes | None], slot: int, content: bytearray, steps: Sequence[Step]
+        self, memory: list[_Bytes | None], slot: int, content: bytes | bytearray, steps: Sequence[Step]
     ) -> DecodeFailure | None:
         """Check one sample's header; pixels are made later, a micro-batch at a time."""
         failure = check_header(content, self._crop_px)

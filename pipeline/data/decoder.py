@@ -30,7 +30,9 @@ class Decoder(Protocol):
     def begin(self, num_slots: int) -> Any:
         """Make what the samples of a micro-batch are prepared in."""
 
-    def prepare(self, memory: Any, slot: int, content: bytearray, steps: Sequence[Step]) -> DecodeFailure | None:
+    def prepare(
+        self, memory: Any, slot: int, content: bytes | bytearray, steps: Sequence[Step]
+    ) -> DecodeFailure | None:
         """Do what one sample needs, in any thread.
 
         Args:
@@ -81,7 +83,7 @@ def make_decoder(
     return CpuBatchDecoder(crop_px, device)
 
 
-def check_header(content: bytearray, crop_px: int) -> DecodeFailure | None:
+def check_header(content: bytes | bytearray, crop_px: int) -> DecodeFailure | None:
     """Refuse what is no JPEG of the data set's crop size before any decoder sees it."""
     try:
         width, height = jpeg_size(content)

@@ -31,8 +31,9 @@ from pipeline.data.augment import Step, draw_steps
 from pipeline.data.decoder import Decoder, make_decoder
 from pipeline.data.manifest import SplitIndex
 from pipeline.data.order import PlainOrder
-from pipeline.data.reader import BadSample, Reader
+from pipeline.data.reader import BadSample, Reader, SampleReads
 from pipeline.data.step_plan import MicroBatchPlan, Order, StepPlan, check_batches, plan_step
+from pipeline.data.store.base import StoreStats
 
 # Samples a thread takes at a time: enough to make hand-over cheap, few enough to share a micro-batch among threads.
 _CHUNK = 16
@@ -163,6 +164,11 @@ class Loader:
                 for future in futures:
                     future.cancel()
 
+    @property
+    def store_stats(self) -> StoreStats:
+        """What reading has cost this rank so far."""
+        return self._reader.stats
+
     def close(self) -> None:
         """Stop the threads and close the files; the work in hand is finished, what waits is dropped."""
         if self._closed:
@@ -196,25 +202,25 @@ class Loader:
         positions = np.arange(plan.position, plan.position + self._local_batch)
         steps = draw_steps(self._augment, self._seed, positions, self._crop_px)
         memory = self._decoder.begin(self._local_batch)
-        slots = self._reader.by_place(plan.rows)
+        slots, reads = self._reader.by_place(plan.rows), self._reader.begin(plan.rows)
         chunks = [
-            self._pool.submit(self._prepare, plan.rows, memory, steps, slots[first : first + _CHUNK].tolist())
+            self._pool.submit(self._prepare, plan.rows, reads, memory, steps, slots[first : first + _CHUNK].tolist())
             for first in range(0, self._local_batch, _CHUNK)
         ]
         return self._assembly.submit(self._assemble, plan, memory, steps, chunks)
 
-    def _prepare(self, rows: npt.NDArray[np.int64], memory: Any, steps: Sequence[Step], slots: list[int]) -> _Bad:
+    def _prepare(
+        self, rows: npt.NDArray[np.int64], reads: SampleReads, memory: Any, steps: Sequence[Step], slots: list[int]
+    ) -> _Bad:
         """Read and prepare some slots of a micro-batch; gives those that have no sample."""
         bad_samples: _Bad = {}
-        for slot in slots:
-            row = int(rows[slot])
-            content = self._reader.read(row)
+        for slot, content in zip(slots, reads.take(slots), strict=True):
             if isinstance(content, BadSample):
                 bad_samples[slot] = content
                 continue
             failure = self._decoder.prepare(memory, slot, content, steps)
             if failure is not None:
-                bad_samples[slot] = self._reader.bad_sample(row, failure.reason, failure.detail)
+                bad_samples[slot] = self._reader.bad_sample(int(rows[slot]), failure.reason, failure.detail)
         return bad_samples
 
     def _assemble(

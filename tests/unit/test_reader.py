@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.data import reader as reader_module
 from pipeline.data.manifest import SplitIndex, open_dataset
 from pipeline.data.reader import BadSample, Reader
+from pipeline.data.store import local
 from tests.datasets import make_dataset
 
 
@@ -29,12 +29,12 @@ def expected_bytes(split: SplitIndex, row: int) -> bytes:
 def test_every_row_is_read_by_many_threads_with_few_descriptors(
     split: SplitIndex, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reader_module, "_MAX_OPEN_SHARDS", 1)
+    monkeypatch.setattr(local, "_MAX_OPEN_SHARDS", 1)
     before = len(os.listdir("/proc/self/fd"))
     with ThreadPoolExecutor(4) as pool, Reader(split) as reader:
         rows = np.random.default_rng(0).permutation(np.tile(np.arange(60), 10)).tolist()
         for row, content in zip(rows, pool.map(reader.read, rows), strict=True):
-            assert isinstance(content, bytearray)
+            assert isinstance(content, bytes)
             assert bytes(content) == expected_bytes(split, row)
         assert len(os.listdir("/proc/self/fd")) <= before + 1
     assert len(os.listdir("/proc/self/fd")) == before
@@ -58,14 +58,14 @@ def test_a_flipped_bit_is_found(split: SplitIndex, place: int) -> None:
         assert isinstance(result, BadSample)
         assert (result.sample_id, result.shard) == (split.sample_id[row], "train/train-000001.tar")
         assert result.reason == "crc_mismatch"
-        assert isinstance(reader.read(24), bytearray)
+        assert isinstance(reader.read(24), bytes)
 
 
 def test_a_truncated_tar_loses_its_tail_only(split: SplitIndex) -> None:
     rows = np.flatnonzero(split.shard == 2).tolist()
     os.truncate(split.shards[2], split.jpg_offset[rows[5]] + 10)
     with Reader(split) as reader:
-        assert isinstance(reader.read(rows[4]), bytearray)
+        assert isinstance(reader.read(rows[4]), bytes)
         result = reader.read(rows[5])
         assert isinstance(result, BadSample)
         assert (result.reason, result.detail.split()[0]) == ("short_read", "10")
