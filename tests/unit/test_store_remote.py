@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -200,6 +202,68 @@ def test_a_cache_asks_once_for_each_piece(remote: Remote, tmp_path: Path, granul
             stats = reader.stats
     assert len(remote.store.of_tars()) == NUM_SHARDS
     assert (stats.num_requests, stats.cache_hits, stats.cache_misses) == (0, 60, 0)
+
+
+def test_a_photo_that_is_asked_for_twice_is_the_same_twice(remote: Remote, tmp_path: Path) -> None:
+    cache = CacheConfig(path=tmp_path / "cache", max_bytes="8MiB")
+    rows = np.array([5, 30, 5, 6, 30, 5])
+    for split in (remote.split, open_dataset(f"{remote.store.url}/data", cache).split("train")):
+        with Reader(split, QUICK) as reader:
+            assert reader.read_many(rows) == remote.expected(rows)
+            assert reader.stats.num_read_again == 0
+
+
+def test_a_photo_across_two_pieces_is_put_together(
+    remote: Remote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.data.store.remote_store.MIB", 700)  # smaller than a photo
+    monkeypatch.setattr("pipeline.data.store.remote_store.MAX_REQUEST_BYTES", 256)
+    cache = CacheConfig(path=tmp_path / "cache", max_bytes="8MiB", block_mib=1)
+    split = open_dataset(f"{remote.store.url}/data", cache).split("train")
+    crossing = np.flatnonzero(split.jpg_offset // 700 != (split.jpg_offset + split.jpg_size - 1) // 700)
+    assert len(crossing) > 5
+    for _ in range(2):
+        with Reader(split, QUICK) as reader:
+            assert reader.read_many(crossing) == remote.expected(crossing)
+            assert reader.stats.num_read_again == 0
+
+
+def test_a_full_disk_serves_the_photos_all_the_same(
+    remote: Remote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    cache = CacheConfig(path=tmp_path / "cache", max_bytes="8MiB")
+    split = open_dataset(f"{remote.store.url}/data", cache).split("train")
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    rows = np.arange(60)
+    with Reader(split, QUICK) as reader:
+        assert reader.read_many(rows) == remote.expected(rows)
+        assert (reader.stats.num_not_cached, reader.stats.num_requests) == (NUM_SHARDS, NUM_SHARDS)
+
+
+def test_a_new_version_never_meets_old_bytes(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    cache = CacheConfig(path=tmp_path / "cache", max_bytes="8MiB")
+    with serve(tmp_path) as store:
+        for seed in range(2):
+            place = tmp_path / f"version{seed}"
+            made = make_dataset(place, num_samples=20, num_identities=4, crop_px=16, seed=seed)
+            (tmp_path / "data").unlink(missing_ok=True)
+            (tmp_path / "data").symlink_to(made)
+            with Reader(open_dataset(f"{store.url}/data", cache).split("train"), QUICK) as reader:
+                found = reader.read_many(np.arange(20))
+            with Reader(open_dataset(made).split("train")) as reader:
+                assert found == reader.read_many(np.arange(20))
+
+
+def test_a_cache_smaller_than_a_piece_is_refused(remote: Remote, tmp_path: Path) -> None:
+    for granularity, words in {"block": "8,388,608 or more", "shard": "[0-9,]+ or more"}.items():
+        cache = CacheConfig(path=tmp_path / "cache", max_bytes=1000, granularity=granularity)
+        split = open_dataset(f"{remote.store.url}/data", cache).split("train")
+        with pytest.raises(UserError, match=rf"data\.cache\.max_bytes: 1,000; expected {words}, the size of one piece"):
+            Reader(split, QUICK).read(0)
 
 
 def test_a_wrong_entry_is_replaced(remote: Remote, tmp_path: Path) -> None:

@@ -147,7 +147,7 @@ class CachedStore(RemoteStore):
             for start in range(piece.start, piece.stop, MAX_REQUEST_BYTES):
                 stop = min(piece.stop, start + MAX_REQUEST_BYTES)
                 content = self._fetcher.fetch(Range(piece.shard, start, stop))
-                for part in parts:
+                for part in found:  # each once, also one that was asked for twice
                     if part.start < stop and start < part.stop:
                         found[part].append(content[max(0, part.start - start) : part.stop - start])
                 yield content
