@@ -31,6 +31,7 @@ from pipeline.config.decoder import CpuDecoder, DaliDecoder
 from pipeline.data.loader import Loader
 from pipeline.data.manifest import SplitIndex, open_dataset
 from pipeline.data.reader import Reader
+from pipeline.engine.memory import keep_freed_memory
 
 BATCH = 256
 WORKERS = 2
@@ -47,6 +48,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    keep_freed_memory()  # as training does
     split = open_dataset(arguments.data).split("train")
     crop_px = open_dataset(arguments.data).info.crop.size_px
     if arguments.passes:
@@ -55,7 +57,7 @@ def main() -> None:
     num_samples = arguments.samples // BATCH * BATCH
     folder = unpack(split, arguments.data.with_name(arguments.data.name + "-files"))
     with Reader(split) as reader:
-        contents = [torch.frombuffer(reader.read(row), dtype=torch.uint8) for row in range(len(split))]
+        contents = [torch.frombuffer(bytearray(reader.read(row)), dtype=torch.uint8) for row in range(len(split))]
     turns: dict[str, Callable[[], int]] = {
         "bare decoder": lambda: bare_decoder(contents, num_samples),
         "facemill, torchvision": lambda: ours(split, crop_px, CpuDecoder(), num_samples),
@@ -152,7 +154,7 @@ def unpack(split: SplitIndex, folder: Path) -> Path:
         with Reader(split) as reader:
             for row in range(len(split)):
                 content = reader.read(row)
-                assert isinstance(content, bytearray)
+                assert isinstance(content, bytes)
                 path = folder / f"{split.label[row]:06d}" / f"{row:08d}.jpg"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(content)

@@ -188,7 +188,7 @@ def _open_data(
             data, "not a data set, and no --pairs", "a pair list", "--pairs FILE, or preprocess shard first"
         )
     crop, used, notes = _cropper(trained, loaded.crop_px, detector, weights)
-    _, table, passed_over = read_source(data)
+    _, table, passed_over = read_source(data, "folders")
     listing = (
         ListedPhoto(*row) for row in zip(*(table[name].to_pylist() for name in ListedPhoto._fields), strict=True)
     )

@@ -13,14 +13,20 @@ from __future__ import annotations
 import typer
 
 from pipeline.config.errors import run_command
+from preprocess.commands.bench import bench
+from preprocess.commands.compact import compact
+from preprocess.commands.export import export
+from preprocess.commands.import_bin import import_bin
+from preprocess.commands.preview import preview
 from preprocess.commands.shard import shard
 from preprocess.commands.stats import stats
 from preprocess.commands.synth import synth
 from preprocess.commands.verify import verify
+from preprocess.commands.withdraw import withdraw
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
-for _command in (synth, shard, verify, stats):
+for _command in (synth, shard, import_bin, verify, stats, preview, bench, withdraw, compact, export):
     app.command()(_command)
 
 

@@ -11,6 +11,7 @@ came before it.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -120,26 +121,26 @@ class CropMaker:
 
     def make(
         self,
-        path: str | os.PathLike[str],
+        photo: str | os.PathLike[str] | Callable[[], bytes],
         bbox: npt.NDArray[np.float32] | None = None,
         landmarks: npt.NDArray[np.float32] | None = None,
     ) -> CropResult:
         """As `crop_photo`, with everything the manifest wants to know.
 
         Args:
-            path: the photo.
+            photo: its path, or a function that gives its bytes (see `read_photo`).
             bbox: [4] x0, y0, x1, y1 from a list: which of the detected faces is meant.
             landmarks: [5, 2] from a list: used as they are, instead of detection, unless they cannot be a face's.
         """
         try:
-            photo = read_photo(path)
+            opened = read_photo(photo)
         except Reject as reject:
             return CropResult(None, reject.reason, None, reject.source_sha256, reject.width, reject.height, None)
-        pixels = photo.pixels
+        pixels = opened.pixels
         height, width = pixels.shape[:2]
 
         def outcome(crop: npt.NDArray[np.uint8] | None, reason: str, face: Face | None = None) -> CropResult:
-            return CropResult(crop, reason, face, photo.source_sha256, width, height, pixels)
+            return CropResult(crop, reason, face, opened.source_sha256, width, height, pixels)
 
         if self.detector is None:
             if height != width:

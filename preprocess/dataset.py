@@ -96,7 +96,7 @@ def describe(plan: Plan, out: Path, commits: list[ShardCommit]) -> DatasetInfo:
         digest=dataset_digest(commits),
         splits=splits,
         crop=CropInfo(size_px=options.crop.size_px, template=template(options.crop.size_px).ravel().tolist()),
-        codec=CodecInfo(quality=options.quality),
+        codec=CodecInfo(quality=options.quality, keeps_jpegs=options.keep_jpegs),
         detector=describe_detector(options.crop, options.weights_sha256),
         versions={name: version for name, version in plan.versions.items() if name != INSTRUCTION_SET},
         instruction_set=plan.versions.get(INSTRUCTION_SET, ""),

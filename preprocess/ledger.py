@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import html
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -56,3 +57,19 @@ def write_ledger(out: Path, shard_name: str, manifest: pa.Table, thumbnails: Seq
         f"<table><tr>{head}</tr>\n{''.join(rows)}</table></html>\n"
     )
     write_atomically(ledger_path(out, shard_name), work_folder(out), page.encode())
+
+
+def remove_from_ledger(out: Path, shard_name: str, keys: set[str]) -> int:
+    """Take the rows of some keys, with their thumbnails, out of a shard's page; gives their number."""
+    path = ledger_path(out, shard_name)
+    if not keys or not path.is_file():
+        return 0
+    lines = path.read_text().splitlines(keepends=True)
+    kept = [line for line in lines if not any(f"<td>{key}</td>" in line for key in keys)]
+    num_removed = len(lines) - len(kept)
+    if num_removed:
+        num_left = sum(line.startswith("<tr><td>") for line in kept)
+        page = "".join(kept)
+        page = re.sub(r"<h1>[\d,]+ rejects of", f"<h1>{num_left:,} rejects of", page)
+        write_atomically(path, work_folder(out), page.encode())
+    return num_removed

@@ -1,4 +1,4 @@
-"""From a path to upright RGB pixels, without trusting the file.
+"""From a file or its bytes to upright RGB pixels, without trusting them.
 
 A photo that cannot be used raises `Reject` with a reason; the reasons become rows of the manifest. The order of checks
 matters: type of file, size on disk, magic bytes, the header's dimensions, and only then the decoder.
@@ -12,6 +12,7 @@ import io
 import os
 import stat
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,15 +53,18 @@ class Photo:
     source_sha256: str
 
 
-def read_photo(path: str | os.PathLike[str]) -> Photo:
+def read_photo(photo: str | os.PathLike[str] | Callable[[], bytes]) -> Photo:
     """Read and decode a photo.
+
+    Args:
+        photo: its path, or a function that gives its bytes and raises as `read_file` does.
 
     Raises:
         Reject: unreadable, not_a_file, empty_file, too_large, not_an_image, truncated or corrupt.
         UserError: reading failed for a reason that is not the photo's, such as a broken disk or network.
         MemoryError: there is not enough memory to decode it, which says nothing about the photo.
     """
-    data = _read_bytes(path)
+    data = photo() if callable(photo) else read_file(photo)
     source_sha256 = hashlib.sha256(data).hexdigest()
     try:
         return Photo(decode_photo(data), source_sha256)
@@ -122,7 +126,13 @@ def make_thumbnail(pixels: npt.NDArray[np.uint8], side_px: int = 96) -> bytes:
     return encode_jpeg(np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), np.uint8), 70)
 
 
-def _read_bytes(path: str | os.PathLike[str]) -> bytes:
+def read_file(path: str | os.PathLike[str]) -> bytes:
+    """The bytes of a photo's file.
+
+    Raises:
+        Reject: unreadable, not_a_file or too_large.
+        UserError: reading failed for a reason that is not the photo's, such as a broken disk or network.
+    """
     try:
         # O_NONBLOCK: opening a named pipe would otherwise wait for ever for someone to write to it.
         handle = os.open(Path(path), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)

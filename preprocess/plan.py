@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.config.errors import UserError
 from preprocess.crops import CropOptions
-from preprocess.sources import LISTING_SCHEMA
+from preprocess.sources import LISTING_SCHEMA, PLACE_SCHEMA
 from preprocess.storage import work_folder, write_parquet
 
 PLAN_FILE = "plan.parquet"
@@ -41,6 +41,7 @@ PLAN_SCHEMA = pa.schema(
         ("shard", pa.int32()),  # number within the split
     ]
 )
+"""The columns of every plan. Of photos that are parts of containers it also has those of `PLACE_SCHEMA`."""
 
 
 class ShardOptions(BaseModel):
@@ -57,6 +58,13 @@ class ShardOptions(BaseModel):
     """Share of the identities that goes to the split `val`, with all their photos."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     licence: str = ""
+    keep_jpegs: bool = False
+    """Whether JPEGs that came aligned and of the right size are stored as they are, see `preprocess.plain_jpeg`."""
+
+    def record(self) -> dict[str, object]:
+        """As it is written and hashed. An option that came later is left out at its default: older plans lack it."""
+        later = {"keep_jpegs"}
+        return {name: value for name, value in self.model_dump().items() if name not in later or value}
 
 
 @dataclass(frozen=True)
@@ -67,12 +75,12 @@ class ShardPlan:
     """`train-000000`."""
     split: str
     rows: pa.Table
-    """With `PLAN_SCHEMA`."""
+    """With the plan's columns."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The whole work. `rows` has `PLAN_SCHEMA` and stands in the order (split, shard, place)."""
+    """The whole work. `rows` has at least `PLAN_SCHEMA` and stands in the order (split, shard, place)."""
 
     rows: pa.Table
     options: ShardOptions
@@ -123,7 +131,8 @@ def build_plan(listing: pa.Table, options: ShardOptions) -> Plan:
     """Deal the listing's rows into splits and shards.
 
     Args:
-        listing: with `LISTING_SCHEMA`, in source order; a row's number is its sample_id.
+        listing: with `LISTING_SCHEMA`, for parts of containers also `PLACE_SCHEMA`, in source order; a row's number is
+            its sample_id.
         options: see `ShardOptions`.
 
     Raises:
@@ -145,18 +154,24 @@ def build_plan(listing: pa.Table, options: ShardOptions) -> Plan:
     ordered = listing.take(pa.array(order))
     columns = {
         "sample_id": pa.array(sample_ids[order]),
-        **{name: ordered[name] for name in LISTING_SCHEMA.names},
+        **{name: ordered[name] for name in listing.column_names},
         "label": pa.array(labels[order]),
         "split": pa.array(np.repeat(np.array([TRAIN, VAL], object), split_sizes), pa.string()),
         "shard": pa.array(np.concatenate(shards)),
     }
-    rows = pa.table(columns, schema=PLAN_SCHEMA).combine_chunks()
+    rows = pa.table(columns, schema=_schema(listing.column_names)).combine_chunks()
     return Plan(rows, options, environment(), _hash(rows, options), np.array(bounds, np.int64))
+
+
+def rebuild_plan(plan: Plan, rows: pa.Table) -> Plan:
+    """The same plan for fewer rows, in the same order: shards keep their names and what is left of their rows."""
+    rows = rows.combine_chunks()
+    return Plan(rows, plan.options, plan.versions, _hash(rows, plan.options), _shard_bounds(rows))
 
 
 def save_plan(plan: Plan, out: Path) -> None:
     """Write the plan to `out`, whole or not at all."""
-    metadata = {"hash": plan.hash, "options": plan.options.model_dump(), "versions": dict(plan.versions)}
+    metadata = {"hash": plan.hash, "options": plan.options.record(), "versions": dict(plan.versions)}
     text = json.dumps(metadata, sort_keys=True)
     write_parquet(plan.rows.replace_schema_metadata({_METADATA_KEY: text}), out / PLAN_FILE, work_folder(out))
 
@@ -172,16 +187,14 @@ def load_plan(out: Path) -> Plan:
         table = pq.read_table(path)
         metadata = json.loads(table.schema.metadata[_METADATA_KEY])
         options = ShardOptions.model_validate(metadata["options"])
-        rows = table.replace_schema_metadata(None).cast(PLAN_SCHEMA).combine_chunks()
+        rows = table.replace_schema_metadata(None).cast(_schema(table.column_names)).combine_chunks()
     except FileNotFoundError:
         raise UserError(path, "no such file", "the plan of a data set", "preprocess shard SRC OUT") from None
     except (OSError, pa.ArrowException, ValueError, KeyError, TypeError, ValidationError) as error:
         raise UserError(path, f"not a plan ({str(error).splitlines()[0]})", remedy=f"delete {out} and repeat") from None
     if _hash(rows, options) != metadata["hash"]:
         raise UserError(path, "content does not match its hash", remedy=f"delete {out} and repeat")
-    part = np.char.add(rows["split"].to_numpy().astype(str), rows["shard"].to_numpy().astype(str))
-    starts = np.flatnonzero(np.r_[True, part[1:] != part[:-1]]) if len(rows) else np.array([], np.int64)
-    return Plan(rows, options, metadata["versions"], metadata["hash"], np.r_[starts, len(rows)].astype(np.int64))
+    return Plan(rows, options, metadata["versions"], metadata["hash"], _shard_bounds(rows))
 
 
 def check_same_plan(found: Plan, wanted: Plan, out: Path) -> None:
@@ -201,7 +214,7 @@ def check_same_plan(found: Plan, wanted: Plan, out: Path) -> None:
         set(zip(p.rows["source"].to_pylist(), p.rows["identity"].to_pylist(), strict=True)) for p in (found, wanted)
     )
     gone, added = sorted(before - after), sorted(after - before)
-    example = (gone or added or [("order or boxes", "")])[0][0]
+    example = (gone or added or [("order, boxes or offsets", "")])[0][0]
     found_text = f"the source changed since it was begun: {len(added)} rows added, {len(gone)} gone, such as {example}"
     raise UserError(out, found_text, "the same source", remedy)
 
@@ -222,6 +235,18 @@ def check_same_environment(found: Plan, out: Path) -> None:
     if features != here:
         text = f"was begun on a processor with other features ({' '.join(sorted(features ^ here))})"
         raise UserError(out, text, "a like one", f"go on there, or give another OUT, or delete {out}")
+
+
+def _shard_bounds(rows: pa.Table) -> npt.NDArray[np.int64]:
+    """Where each shard's rows start in a plan, and where the last one's end."""
+    part = np.char.add(rows["split"].to_numpy().astype(str), rows["shard"].to_numpy().astype(str))
+    starts = np.flatnonzero(np.r_[True, part[1:] != part[:-1]]) if len(rows) else np.array([], np.int64)
+    return np.r_[starts, len(rows)].astype(np.int64)
+
+
+def _schema(columns: Collection[str]) -> pa.Schema:
+    """The schema of a plan that has these columns."""
+    return pa.schema([*PLAN_SCHEMA, *(field for field in PLACE_SCHEMA if field.name in columns)])
 
 
 def _number_identities(column: pa.ChunkedArray) -> tuple[list[bytes], npt.NDArray[np.int64]]:
@@ -262,10 +287,10 @@ def _mix(values: npt.NDArray[np.uint64], seed: int) -> npt.NDArray[np.uint64]:
 
 
 def _hash(rows: pa.Table, options: ShardOptions) -> str:
-    hasher = hashlib.sha256(json.dumps(options.model_dump(), sort_keys=True).encode())
+    hasher = hashlib.sha256(json.dumps(options.record(), sort_keys=True).encode())
     for start in range(0, len(rows), 65536):
         part = rows.slice(start, 65536)
-        for name in PLAN_SCHEMA.names:
+        for name in rows.column_names:
             hasher.update(json.dumps(part[name].to_pylist()).encode())
     return hasher.hexdigest()
 

@@ -1,10 +1,12 @@
-"""What `preprocess shard` does: list, plan, make the shards with a local pool, describe the data set, report."""
+"""What `preprocess shard` does: list, plan, let a driver make the shards, describe the data set, report."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,9 @@ from pipeline.config.errors import UserError
 from pipeline.data.manifest import DatasetInfo, open_dataset
 from preprocess.crops import NO_DETECTOR, CropMaker
 from preprocess.dataset import finish_dataset, read_commits
+from preprocess.drivers import DriverOptions
 from preprocess.drivers.local import exclusive, run_local
+from preprocess.drivers.schedule import OnPhotos, unfinished
 from preprocess.plan import (
     Plan,
     ShardOptions,
@@ -30,38 +34,44 @@ from preprocess.plan import (
 )
 from preprocess.progress import show_progress
 from preprocess.shard import SLICE_ROWS, num_slices, read_commit, slice_path
-from preprocess.sources import read_source
+from preprocess.sources import find_source, list_source
+from preprocess.sources.store import PhotoStore
 from preprocess.storage import WORK_FOLDER, work_folder
 from preprocess.verify import find_faults
 
 
 def shard(
     source: Path,
+    layout: str,
     out: Path,
     options: ShardOptions,
     weights: Path | None,
     num_workers: int,
     max_rejects: float,
+    driver: DriverOptions,
     console: Console,
-) -> DatasetInfo:
+) -> DatasetInfo | None:
     """Turn photos into a data set, or go on with one that was begun by the same command.
 
-    `num_workers` 0 means one a core. `max_rejects` is the share of rejects beyond which all shards are made but the
-    data set is not finished.
+    Gives None where other pods still make shards of it.
+
+    `layout` is one of `preprocess.sources.LAYOUTS`. `num_workers` 0 means one a core. `max_rejects` is the share of
+    rejects beyond which all shards are made but the data set is not finished.
 
     Raises:
         UserError: for everything the user can mend.
     """
     _check_places(source, out)
+    if options.keep_jpegs and options.crop.detector != NO_DETECTOR:
+        raise UserError("--keep-jpegs", "given without --already-aligned", "photos that are aligned crops")
     if num_workers < 0:
         raise UserError("--workers", str(num_workers), "a number of processes, or 0 for one a core")
     if not 0.0 <= max_rejects <= 1.0:  # also refuses nan
         raise UserError("--max-rejects", str(max_rejects), "a share, 0 to 1")
     num_workers = num_workers or os.cpu_count() or 1
-    identity_folders = source.is_dir()
     # Loading the detector here finds bad weights before any work, and gives their hash to the plan.
     options = options.model_copy(update={"weights_sha256": CropMaker(options.crop, weights).weights_sha256})
-    root, listing, notes = read_source(source)
+    photos, listing, notes = _list_photos(source, layout, console)
     if options.crop.detector == NO_DETECTOR:
         notes += _unused(listing, weights)
     for note in notes:
@@ -71,37 +81,107 @@ def shard(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(out, f"cannot be made ({error.strerror})", "a folder for the data set") from None
+    work = _Work(plan, photos, out, weights, num_workers, driver, console)
+    if driver.kind == "index":
+        # pods start at any time, and several at once: each makes shards of its own, and none waits for another
+        return _shard_as_pod(work, max_rejects)
     with exclusive(out):
-        if is_begun(out):
-            found = load_plan(out)
-            check_same_plan(found, plan, out)
-            info = finished_info(plan, out)
-            if info is not None:
-                _sweep(out)
-                _say(console, f"{out} is finished already: {_counts(info)}")
-                _say(console, f"photos are not read again; to take changed ones in, delete {out} first")
-                return info
-            check_same_environment(found, out)
-            # A data set that lost a file is unfinished until it is there again.
-            (out / "dataset.json").unlink(missing_ok=True)
-        else:
-            save_plan(plan, out)
+        info = _begin(plan, out, console)
+        if info is not None:
+            return info
         start_s = time.monotonic()
-        total, done = len(plan.rows), _count_done(plan, out)
-        if done:
-            _say(console, f"going on: {done:,} of {total:,} photos were done before")
-        with show_progress(console, "sharding", total, done) as advance:
-            remaining = [total - done]
-
-            def on_photos(count: int) -> None:  # slices that were found done pass by without counting again
-                advance(min(count, remaining[0]))
-                remaining[0] -= min(count, remaining[0])
-
-            run_local(plan, root, out, weights, num_workers, on_photos, identity_folders=identity_folders)
+        num_made = _make_shards(work, range(plan.num_shards))
         _check_rejects(plan, out, max_rejects)
         info = finish_dataset(plan, out)
-    print_summary(console, info, total - done, time.monotonic() - start_s)
+    print_summary(console, info, num_made, time.monotonic() - start_s)
     return info
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What the making of shards needs."""
+
+    plan: Plan
+    photos: PhotoStore
+    out: Path
+    weights: Path | None
+    num_workers: int
+    driver: DriverOptions
+    console: Console
+
+
+def _shard_as_pod(work: _Work, max_rejects: float) -> DatasetInfo | None:
+    """Make one pod's shards; the pod that finds all of them made finishes the data set."""
+    plan, out, driver = work.plan, work.out, work.driver
+    info = _begin(plan, out, work.console)
+    if info is not None:
+        return info
+    start_s = time.monotonic()
+    num_made = _make_shards(work, range(driver.index, plan.num_shards, driver.num_pods))
+    left = len(unfinished(plan, out))
+    if left:
+        _say(work.console, f"pod {driver.index}: done; {left:,} of {plan.num_shards:,} shards are left to other pods")
+        return None
+    _check_rejects(plan, out, max_rejects)
+    # The lock is a courtesy: where it does not hold across nodes, two pods write the same files, each whole.
+    with exclusive(out):
+        info = finish_dataset(plan, out)
+    print_summary(work.console, info, num_made, time.monotonic() - start_s)
+    return info
+
+
+def _begin(plan: Plan, out: Path, console: Console) -> DatasetInfo | None:
+    """Leave the plan in OUT, or go on with the one that stands there; gives a finished data set's description."""
+    if not is_begun(out):
+        save_plan(plan, out)
+    found = load_plan(out)
+    check_same_plan(found, plan, out)
+    info = finished_info(plan, out)
+    if info is not None:
+        _sweep(out)
+        _say(console, f"{out} is finished already: {_counts(info)}")
+        _say(console, f"photos are not read again; to take changed ones in, delete {out} first")
+        return info
+    check_same_environment(found, out)
+    # A data set that lost a file is unfinished until it is there again.
+    (out / "dataset.json").unlink(missing_ok=True)
+    return None
+
+
+def _make_shards(work: _Work, numbers: Sequence[int]) -> int:
+    """Let the driver make shards, with a bar; gives the number of photos it had to deal with."""
+    plan, out = work.plan, work.out
+    total, done = _count_photos(plan, numbers), _count_done(plan, out, numbers)
+    if done:
+        _say(work.console, f"going on: {done:,} of {total:,} photos were done before")
+    with show_progress(work.console, "sharding", total, done) as advance:
+        remaining = [total - done]
+
+        def on_photos(count: int) -> None:  # slices that were found done pass by without counting again
+            advance(min(count, remaining[0]))
+            remaining[0] -= min(count, remaining[0])
+
+        _drive(work, numbers, on_photos)
+    return total - done
+
+
+def _drive(work: _Work, numbers: Sequence[int], on_photos: OnPhotos) -> None:
+    driver = work.driver
+    if driver.kind == "ray":
+        from preprocess.drivers.ray_cluster import run_ray
+
+        run_ray(
+            work.plan,
+            work.photos,
+            work.out,
+            work.weights,
+            work.num_workers,
+            on_photos,
+            address=driver.address,
+            gpus_per_task=driver.gpus_per_task,
+        )
+        return
+    run_local(work.plan, work.photos, work.out, work.weights, work.num_workers, on_photos, numbers)
 
 
 def verify(out: Path, console: Console) -> bool:
@@ -173,6 +253,22 @@ def _say(console: Console, text: str, style: str | None = None) -> None:
     console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
 
 
+def _list_photos(source: Path, layout: str, console: Console) -> tuple[PhotoStore, pa.Table, list[str]]:
+    """List a source; of containers, which take a while to go through, with a bar."""
+    found = find_source(source, layout)
+    if not found.num_bytes:
+        return list_source(found)
+    with show_progress(console, "listing", found.num_bytes // 2**20, unit="MiB") as advance:
+        shown = 0
+
+        def on_bytes(done: int) -> None:
+            nonlocal shown
+            advance(done // 2**20 - shown)
+            shown = done // 2**20
+
+        return list_source(found, on_bytes)
+
+
 def _unused(listing: pa.Table, weights: Path | None) -> list[str]:
     """Sentences about what was given and is not looked at with --already-aligned."""
     columns = [name for name in ("bbox", "landmarks") if listing[name].null_count < len(listing)]
@@ -209,10 +305,14 @@ def _check_places(source: Path, out: Path) -> None:
             raise UserError(out, f"is not empty and not a data set (it holds {foreign[0]})", "a new or empty folder")
 
 
-def _count_done(plan: Plan, out: Path) -> int:
-    """Photos in committed shards and in slices that wait."""
+def _count_photos(plan: Plan, numbers: Sequence[int]) -> int:
+    return sum(len(plan.shard(number).rows) for number in numbers)
+
+
+def _count_done(plan: Plan, out: Path, numbers: Sequence[int]) -> int:
+    """Photos of some shards that are committed or in slices that wait."""
     done = 0
-    for number in range(plan.num_shards):
+    for number in numbers:
         shard_plan = plan.shard(number)
         if read_commit(out, shard_plan, plan.hash):
             done += len(shard_plan.rows)

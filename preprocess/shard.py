@@ -11,26 +11,28 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import shutil
 import tarfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.config.errors import UserError
 from pipeline.data.manifest import MANIFEST_SCHEMA, STATUS_KEPT, STATUS_REJECTED, ShardCommit, shard_paths
 from preprocess.crops import CropMaker, CropResult
 from preprocess.ledger import write_ledger
 from preprocess.measure import head_pose, phash, sharpness
 from preprocess.photo import encode_jpeg, make_thumbnail
+from preprocess.plain_jpeg import is_plain_jpeg
 from preprocess.plan import Plan, ShardOptions, ShardPlan
+from preprocess.sources.store import PhotoStore, Place
 from preprocess.storage import work_folder, write_atomically, write_parquet
 
 SLICE_ROWS = 32
@@ -54,24 +56,19 @@ SLICE_SCHEMA = pa.schema(
 class ShardContext:
     """What every worker must know, besides the rows."""
 
-    root: Path
-    """Where relative source paths start."""
+    photos: PhotoStore
     out: Path
     options: ShardOptions
     plan_hash: str
-    identity_folders: bool
-    """Whether sources begin with their identity's folder below `root`, as those of a list need not."""
 
 
-def process_shard(
-    plan: Plan, number: int, root: Path, out: Path, maker: CropMaker, identity_folders: bool = False
-) -> ShardCommit:
+def process_shard(plan: Plan, number: int, photos: PhotoStore, out: Path, maker: CropMaker) -> ShardCommit:
     """Make shard `number` of the plan, or do nothing when it is committed already.
 
     Raises:
         UserError: the photos cannot be read, or are no longer there.
     """
-    context = ShardContext(root, out, plan.options, plan.hash, identity_folders)
+    context = ShardContext(photos, out, plan.options, plan.hash)
     shard = plan.shard(number)
     done = read_commit(context.out, shard, plan.hash)
     if done is not None:
@@ -110,14 +107,19 @@ def process_slice(context: ShardContext, shard_name: str, index: int, rows: pa.T
     if waiting is not None and waiting.select(list(_STAMP)).to_pylist() == stamps:
         return
     made = [{**_process_row(context, row, maker), **stamp} for row, stamp in zip(rows.to_pylist(), stamps, strict=True)]
-    _check_source(context, rows, made)
-    table = pa.Table.from_pylist(made, schema=SLICE_SCHEMA.with_metadata({"plan": context.plan_hash}))
+    context.photos.check_reachable(_missing(rows, made))
+    write_slice(context, shard_name, index, pa.Table.from_pylist(made, schema=SLICE_SCHEMA))
+
+
+def write_slice(context: ShardContext, shard_name: str, index: int, made: pa.Table) -> None:
+    """Leave a slice, with `SLICE_SCHEMA`, where `finish_shard` looks for it."""
+    table = made.replace_schema_metadata({"plan": context.plan_hash})
 
     def write(file: IO[bytes]) -> None:
         with pa.ipc.new_file(file, table.schema) as writer:
             writer.write_table(table)
 
-    write_atomically(path, work_folder(context.out), write)
+    write_atomically(slice_path(context.out, shard_name, index), work_folder(context.out), write)
 
 
 def finish_shard(context: ShardContext, shard: ShardPlan) -> ShardCommit:
@@ -227,7 +229,7 @@ def _process_row(context: ShardContext, row: dict[str, Any], maker: CropMaker) -
     bbox = None if row["bbox"] is None else np.array(row["bbox"], np.float32)
     landmarks = None if row["landmarks"] is None else np.array(row["landmarks"], np.float32).reshape(5, 2)
     try:
-        result = maker.make(os.path.join(context.root, row["source"]), bbox, landmarks)
+        result = maker.make(partial(context.photos.read, _place(row)), bbox, landmarks)
     except cv2.error as error:
         if error.code == cv2.Error.StsNoMem:
             raise MemoryError(str(error)) from None
@@ -242,46 +244,41 @@ def _process_row(context: ShardContext, row: dict[str, Any], maker: CropMaker) -
     if result.crop is None:
         made["thumbnail"] = None if result.pixels is None else make_thumbnail(result.pixels)
         return made
-    made["jpg"] = encode_jpeg(result.crop, context.options.quality)
+    made["jpg"] = _stored_jpeg(context, _place(row), result, result.crop)
     made["sharpness"] = sharpness(result.crop)
     made["phash"] = phash(result.crop)
     return {**made, **_describe_face(result)}
 
 
+def _stored_jpeg(context: ShardContext, place: Place, result: CropResult, crop: npt.NDArray[np.uint8]) -> bytes:
+    """The photo's own bytes where the options ask for them and they will do, else the crop [H, W, 3] encoded."""
+    options = context.options
+    if options.keep_jpegs:
+        data = context.photos.read(place)
+        is_same = hashlib.sha256(data).hexdigest() == result.source_sha256  # a file may change between two reads
+        if is_same and is_plain_jpeg(data, options.crop.size_px):
+            return data
+    return encode_jpeg(crop, options.quality)
+
+
+def _place(row: dict[str, Any]) -> Place:
+    return Place(row["source"], row.get("offset"), row.get("num_bytes"))
+
+
 def _stamp(context: ShardContext, row: dict[str, Any]) -> dict[str, int | None]:
-    """Size and time of a photo, taken before it is read: a change while it is read shows in the next run."""
-    try:
-        status = None if row["problem"] else os.stat(os.path.join(context.root, row["source"]))
-    except (OSError, ValueError):  # whether that is a reject is decided by reading it
-        status = None
-    return dict(zip(_STAMP, (None, None) if status is None else (status.st_size, status.st_mtime_ns), strict=True))
+    """Size and time of a photo's file, taken before it is read: a change while it is read shows in the next run."""
+    stamp = None if row["problem"] else context.photos.stamp(row["source"])
+    return dict(zip(_STAMP, stamp or (None, None), strict=True))
 
 
-def _check_source(context: ShardContext, rows: pa.Table, made: list[dict[str, Any]]) -> None:
-    """Tell photos that are missing from a source that is missing: an unmounted disk must not become rejects.
-
-    Raises:
-        UserError: the source's folder, or the identity's, cannot be listed any more.
-    """
+def _missing(rows: pa.Table, made: list[dict[str, Any]]) -> list[str]:
+    """Sources of the photos that turned out to be unreadable."""
     columns = (rows[name].to_pylist() for name in ("source", "problem"))
-    missing = [
+    return [
         source
         for source, problem, row in zip(*columns, made, strict=True)
         if row["reject_reason"] == "unreadable" and not problem
     ]
-    folders = {str(context.root) for _ in missing}
-    if context.identity_folders:
-        folders |= {os.path.join(context.root, source.split("/", 1)[0]) for source in missing}
-    for folder in sorted(folders):
-        try:
-            with os.scandir(folder) as entries:
-                next(entries, None)
-        except OSError as error:
-            raise UserError(
-                folder,
-                f"cannot be listed any more ({error.strerror}); was it unmounted, moved or deleted?",
-                remedy="mend it and repeat the same command, it goes on where it stopped",
-            ) from None
 
 
 def _nothing(row: dict[str, Any]) -> dict[str, Any]:

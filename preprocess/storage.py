@@ -87,3 +87,18 @@ def write_parquet(table: pa.Table, path: Path, work: Path) -> None:
         )
 
     write_atomically(path, work, write)
+
+
+def unfinished_folder(out: Path, what: str) -> Path:
+    """Where a folder is made that is to appear as `out` when it is complete: beside it, hidden.
+
+    `what` says what it is made of, so that nothing of another origin is taken for its beginning.
+    """
+    return out.absolute().parent / f".{out.name}.{what}.unfinished"
+
+
+def finish_folder(work: Path, out: Path) -> None:
+    """Put all files of `work` on the disk, then give the folder its name."""
+    os.sync()  # one for all: a flush for each of millions of files would take longer than writing them
+    os.rename(work, out)
+    sync_folder(out.absolute().parent)

@@ -44,14 +44,14 @@ def make_dataset(
     options = ShardOptions(
         crop=CropOptions(detector="none", size_px=crop_px), samples_per_shard=samples_per_shard, seed=seed
     )
-    source, listing, _ = read_source(photos)
+    store, listing, _ = read_source(photos)
     plan = build_plan(listing, options)
     data = root / "data"
     data.mkdir()
     save_plan(plan, data)
     maker = CropMaker(options.crop, None)
     for number in range(plan.num_shards):
-        process_shard(plan, number, source, data, maker)
+        process_shard(plan, number, store, data, maker)
     finish_dataset(plan, data)
     return data
 

@@ -33,7 +33,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML mapping without tags or aliases.
 
-    Aliases are refused because a few lines of them expand to gigabytes.
+    Raises:
+        UserError: unreadable, larger than `MAX_CONFIG_BYTES`, not plain YAML (see `_parse_plain`), or no mapping.
     """
     try:
         if path.stat().st_size > MAX_CONFIG_BYTES:
@@ -43,9 +44,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise UserError(path, f"cannot be read ({reason})", "a YAML file", "recipes are in configs/") from error
     try:
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
-            raise UserError(path, "a YAML alias", "plain values", "write the value out")
-        tree = yaml.safe_load(text)
+        tree = _parse_plain(text, path)
     except yaml.YAMLError as error:
         raise UserError(path, f"not valid YAML ({' '.join(str(error).split())})") from error
     if not isinstance(tree, dict):
@@ -60,9 +59,9 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
     if not separator or not all(keys):
         raise UserError(override, "not an override", "key.path=value", "for example training.epochs=2")
     try:
-        value = yaml.safe_load(text)
+        value = _parse_plain(text, dotted)
     except yaml.YAMLError as error:
-        raise UserError(dotted, f"value {text!r} is not valid YAML") from error
+        raise UserError(dotted, f"value {text[:80]!r} is not valid YAML") from error
     if isinstance(value, str):
         value = _number_or_text(value)
     node = tree
@@ -74,6 +73,21 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
     if isinstance(value, Mapping) is False and keys[-1] == "kind" and node.get("kind") not in (None, value):
         node.clear()  # another member of the union: the old member's fields do not belong to it
     node[keys[-1]] = value
+
+
+def _parse_plain(text: str, where: object) -> Any:
+    """What plain YAML says.
+
+    Raises:
+        UserError: an alias, of which a few lines expand to gigabytes, or values nested without end.
+        yaml.YAMLError: not YAML, or a tag that would make an object.
+    """
+    try:
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
+            raise UserError(where, "a YAML alias", "plain values", "write the value out")
+        return yaml.safe_load(text)
+    except RecursionError:
+        raise UserError(where, "YAML nested too deeply", "plain values") from None
 
 
 def validate_config(tree: Mapping[str, Any], where: str = "configuration") -> Config:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.data.manifest import SplitIndex
-from pipeline.data.reader import BadSample, Reader
+from pipeline.data.reader import WITHDRAWN, BadSample, Reader
 from pipeline.data.step_plan import EpochOrder, check_batches, plan_step
 
 _CHUNK = 64
@@ -26,7 +26,7 @@ class Coverage:
     num_repeated: int
     """Samples seen more than once."""
     bad_samples: list[BadSample]
-    """Seen, but unreadable: training masks and counts them."""
+    """Seen, but unreadable: training masks and counts them. Withdrawn ones are none of these."""
 
     @property
     def is_exact(self) -> bool:
@@ -67,7 +67,8 @@ def check_coverage(
     with Reader(split) as reader, ThreadPoolExecutor(workers) as pool:
 
         def read(rows: npt.NDArray[np.int64]) -> list[BadSample]:
-            return [found for row in rows.tolist() if isinstance(found := reader.read(row), BadSample)]
+            bad = [found for found in reader.read_many(rows) if isinstance(found, BadSample)]
+            return [found for found in bad if found.reason != WITHDRAWN]
 
         while position < end:
             is_restarted = position >= end // 2

@@ -6,7 +6,7 @@ ours, so a run sees the same samples, augmented alike, whoever decodes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import cv2
@@ -22,6 +22,7 @@ from pipeline.data.augment import Step, draw_steps
 from pipeline.data.decoder import DecodeFailure, check_header
 from pipeline.data.photo_steps import affine_matrix, blur_window, crop_matrix
 from pipeline.data.reader import UNDECODABLE
+from pipeline.data.stage_times import ASSEMBLE, DECODE, StageTimes
 
 _Bytes = npt.NDArray[np.uint8]
 _Arguments = dict[str, npt.NDArray[Any] | np.generic]
@@ -41,6 +42,7 @@ class DaliBatchDecoder:
         local_batch: slots of a micro-batch.
         device: where micro-batches are wanted.
         num_threads: DALI's own threads.
+        times: where to count time.
 
     Raises:
         UserError: the configuration asks for a GPU and the run has none.
@@ -54,6 +56,7 @@ class DaliBatchDecoder:
         local_batch: int,
         device: torch.device,
         num_threads: int,
+        times: StageTimes,
     ) -> None:
         if config.device == "gpu" and not torch.cuda.is_available():
             raise UserError("decoder.device", "gpu, but there is no CUDA device", "cpu", "set decoder.device=cpu")
@@ -63,6 +66,7 @@ class DaliBatchDecoder:
         self._crop_px, self._local_batch = crop_px, local_batch
         self._device = device
         self._num_threads = num_threads
+        self._times = times
         # for the kinds and their arguments; the values do not matter
         self._example = draw_steps(operations, 0, np.zeros(1, np.int64), crop_px)
         black = np.zeros((crop_px, crop_px, 3), np.uint8)
@@ -74,26 +78,32 @@ class DaliBatchDecoder:
         return [None] * num_slots
 
     def prepare(
-        self, memory: list[_Bytes | None], slot: int, content: bytes | bytearray, steps: Sequence[Step]
-    ) -> DecodeFailure | None:
-        """Check one sample's header; pixels are made later, a micro-batch at a time."""
-        failure = check_header(content, self._crop_px)
-        if failure is None:
-            memory[slot] = np.frombuffer(content, np.uint8)
-        return failure
+        self, memory: list[_Bytes | None], contents: Mapping[int, bytes | bytearray], steps: Sequence[Step]
+    ) -> dict[int, DecodeFailure]:
+        """Check the samples' headers; pixels are made later, a micro-batch at a time."""
+        failures: dict[int, DecodeFailure] = {}
+        for slot, content in contents.items():
+            failure = check_header(content, self._crop_px)
+            if failure is None:
+                memory[slot] = np.frombuffer(content, np.uint8)
+            else:
+                failures[slot] = failure
+        return failures
 
     def assemble(
         self, memory: list[_Bytes | None], is_filled: Sequence[bool], steps: Sequence[Step]
     ) -> tuple[Tensor, dict[int, DecodeFailure]]:
-        """Decode and augment on DALI's device, hand over on ours: [B, 3, H, W] uint8."""
+        """Decode and augment on DALI's device, hand over on ours: [B, 3, H, W] uint8, channels last."""
         side = self._crop_px
         made_on = self._device if self._on_gpu else torch.device("cpu")
         pin = self._device.type == "cuda" and not self._on_gpu
-        images = torch.zeros((len(memory), 3, side, side), dtype=torch.uint8, device=made_on, pin_memory=pin)
+        images = torch.zeros((len(memory), side, side, 3), dtype=torch.uint8, device=made_on, pin_memory=pin)
         contents = {slot: content for slot, content in enumerate(memory) if content is not None and is_filled[slot]}
         failures: dict[int, DecodeFailure] = {}
-        self._decode(list(contents.values()), steps, list(contents), images, failures)
-        return images.to(self._device, non_blocking=pin), failures
+        with self._times.stage(DECODE):
+            self._decode(list(contents.values()), steps, list(contents), images, failures)
+        with self._times.stage(ASSEMBLE):
+            return images.to(self._device, non_blocking=pin).permute(0, 3, 1, 2), failures
 
     def close(self) -> None:
         """Free DALI's threads and buffers."""
@@ -150,7 +160,7 @@ class DaliBatchDecoder:
             images[torch.tensor(slots, device=images.device)] = decoded
 
     def _run(self, contents: list[_Bytes], steps: Sequence[Step], slots: list[int]) -> Tensor:
-        """Run the pipeline once: [n, 3, H, W] uint8 on the device of decoding, a copy of our own."""
+        """Run the pipeline once: [n, H, W, 3] uint8 on the device of decoding, a copy of our own."""
         from nvidia.dali.plugin.pytorch import feed_ndarray
 
         inputs: dict[str, Any] = {"encoded": contents}
@@ -211,7 +221,7 @@ def _graph(kinds: list[str], side: int, on_gpu: bool) -> Any:
         is_on = fn.external_source(name=f"{number} is_on", dtype=types.BOOL, ndim=0)
         if is_on:
             images = _apply(kinds[number], number, images, side)
-    return fn.transpose(images, perm=[2, 0, 1])
+    return images
 
 
 def _apply(kind: str, number: int, images: Any, side: int) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,6 +14,7 @@ from pipeline.config.decoder import CpuDecoder, DaliDecoder
 from pipeline.data.augment import Step
 from pipeline.data.jpeg import jpeg_size
 from pipeline.data.reader import SIZE_MISMATCH, UNDECODABLE
+from pipeline.data.stage_times import StageTimes
 
 
 @dataclass(frozen=True)
@@ -31,15 +32,17 @@ class Decoder(Protocol):
         """Make what the samples of a micro-batch are prepared in."""
 
     def prepare(
-        self, memory: Any, slot: int, content: bytes | bytearray, steps: Sequence[Step]
-    ) -> DecodeFailure | None:
-        """Do what one sample needs, in any thread.
+        self, memory: Any, contents: Mapping[int, bytes | bytearray], steps: Sequence[Step]
+    ) -> dict[int, DecodeFailure]:
+        """Do what some samples need, in any thread.
 
         Args:
             memory: from `begin`, for this micro-batch.
-            slot: of the sample in the micro-batch.
-            content: its JPEG.
+            contents: JPEGs by slot in the micro-batch.
             steps: augmentation of the micro-batch.
+
+        Returns:
+            The slots whose samples have no pixels.
         """
 
     def assemble(
@@ -53,7 +56,8 @@ class Decoder(Protocol):
             steps: as given to `prepare`.
 
         Returns:
-            [B, 3, H, W] uint8 RGB on the target device, and the slots found undecodable only now.
+            [B, 3, H, W] uint8 RGB on the target device, channels last in memory, and the slots found undecodable only
+            now.
         """
 
     def close(self) -> None:
@@ -68,6 +72,7 @@ def make_decoder(
     local_batch: int,
     device: torch.device,
     num_threads: int,
+    times: StageTimes,
 ) -> Decoder:
     """Build the decoder that a configuration names; `operations` are what its steps will be drawn from.
 
@@ -77,10 +82,10 @@ def make_decoder(
     if isinstance(config, DaliDecoder):
         from pipeline.data.decode_dali import DaliBatchDecoder
 
-        return DaliBatchDecoder(config, operations, crop_px, local_batch, device, num_threads)
+        return DaliBatchDecoder(config, operations, crop_px, local_batch, device, num_threads, times)
     from pipeline.data.decode_cpu import CpuBatchDecoder
 
-    return CpuBatchDecoder(crop_px, device)
+    return CpuBatchDecoder(crop_px, device, times)
 
 
 def check_header(content: bytes | bytearray, crop_px: int) -> DecodeFailure | None:

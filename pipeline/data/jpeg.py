@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 _START = b"\xff\xd8"
 _END = b"\xff\xd9"
 # Start-of-frame markers; C4, C8 and CC in this range mean other things.
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD8)})
 _START_OF_SCAN = 0xDA
+
+
+# What an encoder writes before the frame header, tables and all, and the header itself: with two tables 177 bytes
+_USUAL_HEADER_BYTES = 192
 
 
 def jpeg_size(content: bytes | bytearray) -> tuple[int, int]:
@@ -23,6 +29,19 @@ def jpeg_size(content: bytes | bytearray) -> tuple[int, int]:
         raise ValueError("no JPEG start marker")
     if content[-2:] != _END:
         raise ValueError("no JPEG end marker")
+    return _usual_size(bytes(content[:_USUAL_HEADER_BYTES])) or _frame_size(content)
+
+
+@lru_cache(maxsize=64)
+def _usual_size(start: bytes) -> tuple[int, int] | None:
+    """The frame's size where its header stands early: crops of one encoder and size begin with the same bytes."""
+    try:
+        return _frame_size(start)
+    except ValueError:
+        return None
+
+
+def _frame_size(content: bytes | bytearray) -> tuple[int, int]:
     place = 2
     while place + 4 <= len(content):
         if content[place] != 0xFF:

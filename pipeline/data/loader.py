@@ -32,11 +32,9 @@ from pipeline.data.decoder import Decoder, make_decoder
 from pipeline.data.manifest import SplitIndex
 from pipeline.data.order import PlainOrder
 from pipeline.data.reader import BadSample, Reader, SampleReads
+from pipeline.data.stage_times import PLAN, StageTimes
 from pipeline.data.step_plan import MicroBatchPlan, Order, StepPlan, check_batches, plan_step
 from pipeline.data.store.base import StoreStats
-
-# Samples a thread takes at a time: enough to make hand-over cheap, few enough to share a micro-batch among threads.
-_CHUNK = 16
 
 
 @dataclass(frozen=True)
@@ -44,8 +42,8 @@ class MicroBatch:
     """`local_batch` consecutive slots of the stream."""
 
     images: Tensor
-    """[local_batch, 3, H, W] uint8 RGB on the target device; 0 where there was nothing to decode.
-    Fillers share it with the batch they copy: do not write to it."""
+    """[local_batch, 3, H, W] uint8 RGB on the target device, channels last in memory: convolutions like it.
+    0 where there was nothing to decode. Fillers share it with the batch they copy: do not write to it."""
     labels: Tensor
     """[local_batch] int64 on the target device, contiguous labels; -1 on masked slots."""
     sample_ids: Tensor
@@ -140,10 +138,19 @@ class Loader:
         self._augment, self._crop_px = augment, crop_px
         self._device = device
         self._prefetch_steps = prefetch_steps
+        self._times = StageTimes()
+        # few samples at a time share a micro-batch among the threads, many make hand-over cheap
+        self._chunk = max(8, min(64, local_batch // (2 * num_threads)))
         self._decoder: Decoder = make_decoder(
-            decoder, augment, crop_px=crop_px, local_batch=local_batch, device=device, num_threads=num_threads
+            decoder,
+            augment,
+            crop_px=crop_px,
+            local_batch=local_batch,
+            device=device,
+            num_threads=num_threads,
+            times=self._times,
         )
-        self._reader = Reader(split)
+        self._reader = Reader(split, self._times)
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="loader-read")
         self._assembly = ThreadPoolExecutor(1, thread_name_prefix="loader-assemble")
         self._closed = False
@@ -165,8 +172,13 @@ class Loader:
                     future.cancel()
 
     @property
+    def stage_times(self) -> dict[str, float]:
+        """Seconds by stage so far, summed over threads: see `pipeline.data.stage_times`."""
+        return self._times.seconds()
+
+    @property
     def store_stats(self) -> StoreStats:
-        """What reading has cost this rank so far."""
+        """What a remote store was asked for by this rank so far."""
         return self._reader.stats
 
     def close(self) -> None:
@@ -190,7 +202,8 @@ class Loader:
 
     def _submit(self, position: int) -> tuple[StepPlan, _Pending]:
         """Hand a step's work to the threads."""
-        plan = plan_step(self._order, position, self._global_batch, self._local_batch, self._rank, self._world_size)
+        with self._times.stage(PLAN):
+            plan = plan_step(self._order, position, self._global_batch, self._local_batch, self._rank, self._world_size)
         futures: _Pending = []
         for number, micro_batch in enumerate(plan.micro_batches):
             if micro_batch.is_filler and number > 0:
@@ -200,12 +213,13 @@ class Loader:
 
     def _submit_micro_batch(self, plan: MicroBatchPlan) -> Future[_Assembled]:
         positions = np.arange(plan.position, plan.position + self._local_batch)
-        steps = draw_steps(self._augment, self._seed, positions, self._crop_px)
+        with self._times.stage(PLAN):
+            steps = draw_steps(self._augment, self._seed, positions, self._crop_px)
         memory = self._decoder.begin(self._local_batch)
-        slots, reads = self._reader.by_place(plan.rows), self._reader.begin(plan.rows)
+        slots, reads = self._reader.by_place(plan.rows).tolist(), self._reader.begin(plan.rows)
         chunks = [
-            self._pool.submit(self._prepare, plan.rows, reads, memory, steps, slots[first : first + _CHUNK].tolist())
-            for first in range(0, self._local_batch, _CHUNK)
+            self._pool.submit(self._prepare, plan.rows, reads, memory, steps, slots[first : first + self._chunk])
+            for first in range(0, self._local_batch, self._chunk)
         ]
         return self._assembly.submit(self._assemble, plan, memory, steps, chunks)
 
@@ -214,13 +228,14 @@ class Loader:
     ) -> _Bad:
         """Read and prepare some slots of a micro-batch; gives those that have no sample."""
         bad_samples: _Bad = {}
+        contents: dict[int, bytes | bytearray] = {}
         for slot, content in zip(slots, reads.take(slots), strict=True):
             if isinstance(content, BadSample):
                 bad_samples[slot] = content
-                continue
-            failure = self._decoder.prepare(memory, slot, content, steps)
-            if failure is not None:
-                bad_samples[slot] = self._reader.bad_sample(int(rows[slot]), failure.reason, failure.detail)
+            else:
+                contents[slot] = content
+        for slot, failure in self._decoder.prepare(memory, contents, steps).items():
+            bad_samples[slot] = self._reader.bad_sample(int(rows[slot]), failure.reason, failure.detail)
         return bad_samples
 
     def _assemble(

@@ -15,20 +15,22 @@ import json
 import os
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.config.cache import CacheConfig
 from pipeline.config.errors import UserError
 from pipeline.config.location import Location, RemotePath, parse_location
 from pipeline.data.mirror import Mirror
+from pipeline.data.tombstones import withdrawn_rows
 
 FORMAT_VERSION = 1
 DESCRIPTION = "dataset.json"
@@ -110,6 +112,8 @@ class CodecInfo(_Frozen):
 
     format: str = "jpeg"
     quality: int
+    keeps_jpegs: bool = Field(default=False, exclude_if=lambda keeps: not keeps)
+    """Whether JPEGs of the right size stand as they came; `quality` is that of the others."""
 
 
 class DetectorInfo(_Frozen):
@@ -207,6 +211,8 @@ class SplitIndex:
     by_label: npt.NDArray[np.int32]
     """All rows, sorted by label, then row."""
     num_labels: int
+    withdrawn: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    """Rows that were withdrawn, rising: see `tombstones`. They keep their place in the order."""
     cache: CacheConfig | None = None
     """Where bytes of a remote data set are kept; None: nowhere."""
     mirror: Mirror | None = None
@@ -275,13 +281,14 @@ class Dataset:
         metadata = json.loads(table.schema.metadata[b"facemill"])
         start, stop = metadata["ranges"][name]
         rows = table.slice(start, stop - start)
-        columns = {field.name: _as_numpy(rows[field.name], field.type.to_pandas_dtype()) for field in INDEX_SCHEMA}
+        columns = {column.name: _as_numpy(rows[column.name], column.type.to_pandas_dtype()) for column in INDEX_SCHEMA}
         return SplitIndex(
             root=self.root,
             split=name,
             digest=self.info.digest,
             shards=[shard_paths(self.root, name, shard)["tar"] for shard in self.info.splits[name].shards],
             num_labels=self.info.splits[name].num_identities,
+            withdrawn=withdrawn_rows(self.root, columns["sample_id"]),
             cache=self.cache,
             mirror=self.mirror,
             **columns,

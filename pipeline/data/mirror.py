@@ -62,13 +62,25 @@ class Mirror:
         Raises:
             UserError: there is none, or the store does not give it.
         """
+        content = Mirror.read_if_there(place)
+        if content is None:
+            raise UserError(place, "no such file", "a finished data set", "copy the whole data set there")
+        return content
+
+    @staticmethod
+    def read_if_there(place: RemotePath) -> bytes | None:
+        """Read a small remote file; None where the store says that there is none.
+
+        Raises:
+            UserError: the store does not give it.
+        """
         from pipeline.data.remote import fetch
 
         policy = RetryPolicy()
         try:
             return retry(str(place), policy, lambda: fetch(place, policy), lambda: None)
         except FileNotFoundError:
-            raise UserError(place, "no such file", "a finished data set", "copy the whole data set there") from None
+            return None
         except FetchError as error:
             raise UserError(place, str(error).removeprefix(f"{place}: "), remedy="is the address right?") from None
 

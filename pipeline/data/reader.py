@@ -6,7 +6,6 @@ some every day, and the caller masks and counts them.
 
 from __future__ import annotations
 
-import time
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import numpy.typing as npt
 
 from pipeline.data.manifest import SplitIndex
 from pipeline.data.retry import RetryPolicy
+from pipeline.data.stage_times import CRC, STORE, StageTimes
 from pipeline.data.store.base import Content, Counters, Range, ReadFailure, Store, StoreStats
 from pipeline.data.store.opening import open_store
 
@@ -25,6 +25,8 @@ SHORT_READ = "short_read"
 CRC_MISMATCH = "crc_mismatch"
 UNDECODABLE = "undecodable"
 SIZE_MISMATCH = "size_mismatch"
+WITHDRAWN = "withdrawn"
+"""Not a fault: such slots are masked and counted, but never stop a run."""
 
 _MIN_BAD_SAMPLES_TO_STOP = 10
 
@@ -37,7 +39,7 @@ class BadSample:
     shard: str
     """Path of the tar relative to the data set, `train/train-000000.tar`."""
     reason: str
-    """One of `io_error`, `short_read`, `crc_mismatch`, `undecodable`, `size_mismatch`."""
+    """One of `io_error`, `short_read`, `crc_mismatch`, `undecodable`, `size_mismatch`, `withdrawn`."""
     detail: str
 
 
@@ -51,14 +53,17 @@ class Reader:
 
     Args:
         split: the samples; a remote one is read through its cache, if it has one.
+        times: where to count time.
         policy: how patiently a remote store is asked.
 
     Raises:
         UserError: a cache that cannot be used.
     """
 
-    def __init__(self, split: SplitIndex, policy: RetryPolicy | None = None) -> None:
+    def __init__(self, split: SplitIndex, times: StageTimes | None = None, policy: RetryPolicy | None = None) -> None:
         self._split = split
+        self.times = times or StageTimes()
+        self._withdrawn = frozenset(split.withdrawn.tolist())
         self._counters = Counters()
         self._store = open_store(split, policy or RetryPolicy(), self._counters)
 
@@ -78,7 +83,7 @@ class Reader:
         shards, starts = split.shard[rows].tolist(), split.jpg_offset[rows]
         stops = (starts + split.jpg_size[rows]).tolist()
         ranges = list(map(Range, shards, starts.tolist(), stops))
-        return SampleReads(self, self._store, self._counters, rows.tolist(), ranges, split.jpg_crc32[rows].tolist())
+        return SampleReads(self, self._store, rows.tolist(), ranges, split.jpg_crc32[rows].tolist())
 
     def read_many(self, rows: npt.NDArray[np.int64]) -> list[bytes | BadSample]:
         """Read the bytes of some samples, as `read` each: quickest in the order of `by_place`.
@@ -91,6 +96,10 @@ class Reader:
     def read(self, row: int) -> bytes | BadSample:
         """Read the bytes of one sample and check their CRC-32."""
         return self.read_many(np.array([row]))[0]
+
+    def is_withdrawn(self, row: int) -> bool:
+        """Whether a sample must not be shown."""
+        return row in self._withdrawn
 
     def bad_sample(self, row: int, reason: str, detail: str) -> BadSample:
         """Name a sample that could not be used."""
@@ -111,20 +120,14 @@ class Reader:
 
 
 class SampleReads:
-    """Samples that were asked for together: see `Reader.begin`."""
+    """Samples that were asked for together: see `Reader.begin`. Withdrawn ones are not asked for."""
 
-    def __init__(
-        self,
-        reader: Reader,
-        store: Store,
-        counters: Counters,
-        rows: list[int],
-        ranges: list[Range],
-        crcs: list[int],
-    ) -> None:
-        self._reader, self._store, self._counters = reader, store, counters
+    def __init__(self, reader: Reader, store: Store, rows: list[int], ranges: list[Range], crcs: list[int]) -> None:
+        self._reader, self._store = reader, store
         self._rows, self._ranges, self._crcs = rows, ranges, crcs
-        self._reads = store.begin(ranges)
+        shown = [slot for slot, row in enumerate(rows) if not reader.is_withdrawn(row)]
+        self._numbers = dict(zip(shown, range(len(shown)), strict=True))
+        self._reads = store.begin(ranges if len(shown) == len(rows) else [ranges[slot] for slot in shown])
 
     def take(self, slots: Sequence[int]) -> list[bytes | BadSample]:
         """Wait for some samples, by their positions among the rows asked for, and check their CRC-32.
@@ -134,10 +137,15 @@ class SampleReads:
         Raises:
             UserError: the store cannot be used at all: access denied, no ranges, objects of another data set.
         """
-        began = time.perf_counter()
-        contents = self._reads.take(slots)
-        self._counters.add(seconds=time.perf_counter() - began)
-        return [self._checked(slot, content) for slot, content in zip(slots, contents, strict=True)]
+        shown = [slot for slot in slots if slot in self._numbers]
+        with self._reader.times.stage(STORE):
+            contents = self._reads.take([self._numbers[slot] for slot in shown])
+        with self._reader.times.stage(CRC):
+            found = {slot: self._checked(slot, content) for slot, content in zip(shown, contents, strict=True)}
+        if len(shown) < len(slots):
+            hidden = (slot for slot in slots if slot not in self._numbers)
+            found |= {slot: self._reader.bad_sample(self._rows[slot], WITHDRAWN, "") for slot in hidden}
+        return [found[slot] for slot in slots]
 
     def _checked(self, slot: int, content: Content) -> bytes | BadSample:
         fault = self._fault(slot, content)
@@ -145,14 +153,11 @@ class SampleReads:
             assert isinstance(content, bytes)
             return content
         if not isinstance(content, ReadFailure):
-            began = time.perf_counter()
-            content_again = self._store.again(self._ranges[slot])
-            if content_again is not None:
-                self._counters.add(num_read_again=1, seconds=time.perf_counter() - began)
-                fault = self._fault(slot, content_again)
-                if fault is None:
-                    assert isinstance(content_again, bytes)
-                    return content_again
+            content = self._store.again(self._ranges[slot]) or content
+            fault = self._fault(slot, content)
+            if fault is None:
+                assert isinstance(content, bytes)
+                return content
         return self._reader.bad_sample(self._rows[slot], *fault)
 
     def _fault(self, slot: int, content: Content) -> tuple[str, str] | None:

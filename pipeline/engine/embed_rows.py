@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.data.decode_cpu import decode_crop
-from pipeline.data.decoder import DecodeFailure
 from pipeline.data.manifest import SplitIndex
 from pipeline.data.reader import BadSample, Reader
 
@@ -37,15 +36,14 @@ def embed_rows(
     try:
         with Reader(split) as reader, torch.inference_mode():
             for first in range(0, len(rows), BATCH):
-                crops, found = [], []
-                for row in rows[first : first + BATCH].tolist():
-                    content = reader.read(row)
-                    pixels = content if isinstance(content, BadSample) else decode_crop(content, crop_px)
-                    if not isinstance(pixels, BadSample | DecodeFailure):
-                        crops.append(pixels)
+                found: list[int] = []
+                crops = np.empty((BATCH, crop_px, crop_px, 3), np.uint8)
+                wanted = rows[first : first + BATCH]
+                for row, content in zip(wanted.tolist(), reader.read_many(wanted), strict=True):
+                    if not isinstance(content, BadSample) and decode_crop(content, crops[len(found)]) is None:
                         found.append(row)
-                if crops:
-                    embeddings = model(torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).contiguous()).float()
+                if found:
+                    embeddings = model(torch.from_numpy(crops[: len(found)]).permute(0, 3, 1, 2)).float()
                     yield np.array(found, np.int64), torch.nn.functional.normalize(embeddings)
     finally:
         model.train(was_training)

@@ -101,6 +101,7 @@ def measure(request: StepRequest) -> StepMeasurement:
     generator = torch.Generator().manual_seed(0)
     size = (local_batch, 3, request.crop_px, request.crop_px)
     images = torch.randint(0, 256, size, dtype=torch.uint8, generator=generator)
+    images = images.contiguous(memory_format=torch.channels_last)  # as the loader lays them out
     _warm_up()
     base = resident_bytes()
     model = build_backbone(config.backbone, request.crop_px, config.seed)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from pipeline import checkpoint, dist
 from pipeline.config.errors import UserError, report_status
 from pipeline.data.loader import StepBatch
-from pipeline.data.reader import allowed_bad_samples
+from pipeline.data.reader import WITHDRAWN, BadSample, allowed_bad_samples
 from pipeline.engine import optim
 from pipeline.engine.backend import Backend
 from pipeline.engine.batch_norm import RunningStatistics
@@ -74,6 +74,7 @@ class Trainer:
         self.step = 0
         self.samples = 0
         self._num_bad_samples = 0
+        self._num_withdrawn = 0  # in this step
         self._stop_asked = False
         model = build_backbone(config.backbone, plan.crop_px, config.seed)
         self.backend: Backend = DDPBackend(model, config.optim.backbone, config.training.precision, device)
@@ -155,17 +156,21 @@ class Trainer:
         values: dict[str, Tensor | float] = {"loss": loss, **metrics, "lr": lr, "lr_head": head_lr}
         values |= {"backbone_grad_norm": backbone_norm, "head_grad_norm": head_norm}
         values["bad_samples"] = self._num_bad_samples
+        if len(self.plan.split.withdrawn):
+            values["withdrawn"] = self._num_withdrawn
         if self.plan.order_parts:
             values["top_ups"] = batch.num_top_ups
         return values, is_stop_asked
 
     def _exchange_counts(self, batch: StepBatch) -> tuple[Tensor, bool]:
         """Sum over ranks: valid slots of each round, unreadable samples, wishes to stop."""
-        counts = torch.zeros(len(batch.micro_batches) + 2, dtype=torch.float64)
-        counts[0], counts[1] = float(self._stop_asked), float(len(batch.bad_samples))
+        counts = torch.zeros(len(batch.micro_batches) + 3, dtype=torch.float64)
+        unreadable = [bad for bad in batch.bad_samples if bad.reason != WITHDRAWN]
+        counts[0], counts[1] = float(self._stop_asked), float(len(unreadable))
+        counts[2] = len(batch.bad_samples) - len(unreadable)
         for number, micro in enumerate(batch.micro_batches):
-            counts[2 + number] = micro.valid.sum()
-        self._write_bad_samples(batch)
+            counts[3 + number] = micro.valid.sum()
+        self._write_bad_samples(batch, unreadable)
         counts = dist.all_reduce_sum(counts.to(self.device))
         stops, num_bad = int(counts[0]), int(counts[1])
         self._num_bad_samples += num_bad
@@ -178,12 +183,13 @@ class Trainer:
                     f"at most {self.config.data.max_bad_share:.2%} (data.max_bad_share)",
                     f"see {self.config.output / BAD_SAMPLES_FILE}; preprocess verify {self.plan.dataset.root}",
                 )
-        return counts[2:].float(), stops > 0
+        self._num_withdrawn = int(counts[2])
+        return counts[3:].float(), stops > 0
 
-    def _write_bad_samples(self, batch: StepBatch) -> None:
-        if batch.bad_samples:
+    def _write_bad_samples(self, batch: StepBatch, unreadable: list[BadSample]) -> None:
+        if unreadable:
             with open(self.config.output / BAD_SAMPLES_FILE, "a") as file:
-                for sample in batch.bad_samples:
+                for sample in unreadable:
                     file.write(json.dumps({"position": batch.step_position, **vars(sample)}, default=str) + "\n")
 
     def _trim_bad_samples(self) -> None:
@@ -200,9 +206,9 @@ class Trainer:
         buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
         crop_px = self.plan.crop_px
         images = torch.zeros(
-            self.config.training.local_batch, 3, crop_px, crop_px, dtype=torch.uint8, device=self.device
+            self.config.training.local_batch, crop_px, crop_px, 3, dtype=torch.uint8, device=self.device
         )
-        (self.backend.forward(images) * 0).sum().backward()
+        (self.backend.forward(images.permute(0, 3, 1, 2)) * 0).sum().backward()
         self.backend.zero_grad()
         for name, buffer in model.named_buffers():
             buffer.copy_(buffers[name])

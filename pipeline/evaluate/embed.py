@@ -110,7 +110,7 @@ def _require_size(crop: Crop, embedder: Embedder, photo: Photo) -> None:
 
 def _embed(embedder: Embedder, crops: Crop, photos: Sequence[Photo], flip: bool) -> npt.NDArray[np.float64]:
     """[B, H, W, 3] uint8 to L2-normalised [B, D] float64."""
-    images = torch.from_numpy(crops).permute(0, 3, 1, 2).contiguous().to(embedder.device)
+    images = torch.from_numpy(crops).permute(0, 3, 1, 2).to(embedder.device)
     with torch.inference_mode():
         vectors = embedder.embed(images)
         if flip:

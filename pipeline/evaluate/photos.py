@@ -22,7 +22,6 @@ import pyarrow.parquet as pq
 
 from pipeline.config.errors import UserError
 from pipeline.data.decode_cpu import decode_crop
-from pipeline.data.decoder import DecodeFailure
 from pipeline.data.manifest import STATUS_KEPT, Dataset, local_manifests
 from pipeline.data.reader import BadSample, Reader
 from pipeline.evaluate.pairs import Photo
@@ -142,10 +141,9 @@ class DatasetPhotos:
         content = self._readers[place.split].read(place.row)
         if isinstance(content, BadSample):
             return Rejected(f"{content.reason} in {content.shard}: {content.detail}")
-        pixels = decode_crop(content, self._crop_px)
-        if isinstance(pixels, DecodeFailure):
-            return Rejected(f"{pixels.reason}: {pixels.detail}")
-        return pixels
+        pixels = np.empty((self._crop_px, self._crop_px, 3), np.uint8)
+        failure = decode_crop(content, pixels)
+        return pixels if failure is None else Rejected(f"{failure.reason}: {failure.detail}")
 
 
 class FolderPhotos:

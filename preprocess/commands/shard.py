@@ -9,8 +9,9 @@ import typer
 
 
 def shard(
-    source: Path = typer.Argument(..., metavar="SRC", help="Folder of identity folders, or a .csv or .parquet list."),
+    source: Path = typer.Argument(..., metavar="SRC", help="Folder, list, .rec, .tar or .parquet: see below."),
     out: Path = typer.Argument(..., metavar="OUT", help="Folder for the data set; new, empty, or begun before."),
+    layout: str = typer.Option("auto", help="Of SRC: auto, or folders, lfw, celeba, vggface2 or casia."),
     detector: str = typer.Option("mtcnn", help="mtcnn (brings its weights) or yunet (needs --weights)."),
     weights: Path | None = typer.Option(None, help="The detector's weight file; its sha256 is recorded."),
     size: int = typer.Option(112, help="Width and height of the crops in pixels."),
@@ -24,15 +25,25 @@ def shard(
     already_aligned: bool = typer.Option(
         False, "--already-aligned", help="The photos are square, aligned crops: resize them only."
     ),
+    keep_jpegs: bool = typer.Option(
+        False, "--keep-jpegs", help="With --already-aligned: store plain JPEGs of the right size as they came."
+    ),
     licence: str = typer.Option("", help="Licence of the photos, for dataset.json and the card."),
     max_rejects: float = typer.Option(0.5, help="Share of rejects beyond which the data set is left unfinished."),
     workers: int = typer.Option(0, help="Processes; 0 for one a core."),
+    driver: str = typer.Option("local", help="local, ray (a cluster), or index (a pod of an Indexed Job)."),
+    address: str | None = typer.Option(None, help="Of a Ray cluster, auto or HOST:PORT; none starts one here."),
+    gpus_per_task: float = typer.Option(0.0, min=0.0, help="Share of a GPU that a Ray task asks for."),
+    index: int | None = typer.Option(None, envvar="JOB_COMPLETION_INDEX", help="With --driver index: this pod's."),
+    num_pods: int | None = typer.Option(None, help="With --driver index: how many pods there are."),
 ) -> None:
     """Find, align and crop faces, and write them as shards with a manifest.
 
-    SRC is a folder of folders, IDENTITY/PHOTO.jpg, or a list with the columns path, identity and optionally bbox
-    (x0 y0 x1 y1: which face is meant) and landmarks, used instead of detection: five x y pairs in px, of the eyes, the
-    nose tip and the mouth's corners; of eyes and corners the one further left in the image first.
+    SRC is a folder of folders, IDENTITY/PHOTO.jpg, or a list (.csv, .parquet, .lst, .txt) with the columns path,
+    identity and optionally bbox (x0 y0 x1 y1: which face is meant) and landmarks, used instead of detection: five x y
+    pairs in px, of the eyes, the nose tip and the mouth's corners; of eyes and corners the one further left in the
+    image first. Or it holds the photos' bytes: InsightFace's train.rec, WebDataset tars or Parquet with an image
+    column, as a file or as the folder it stands in.
 
     Interrupted at any instant, the same command goes on; the bytes are those of an uninterrupted run.
     What cannot be used stays in the manifest with a reason and is shown in OUT/rejects.
@@ -44,12 +55,21 @@ def shard(
         preprocess shard photos data --detector yunet --weights yunet.onnx --min-face-px 60
 
         preprocess shard crops.csv data --already-aligned --size 112
+
+        preprocess shard faces_emore data --already-aligned --keep-jpegs
+
+        preprocess shard CelebA data --layout celeba
+
+        preprocess shard photos data --driver ray --address auto
+
+        preprocess shard photos data --driver index --num-pods 16
     """
     import signal
 
     from rich.console import Console
 
     from preprocess import run
+    from preprocess.drivers import check_driver
     from preprocess.storage import one_line_errors
 
     signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))  # ends the workers too
@@ -66,10 +86,12 @@ def shard(
         val_identities=val_identities,
         seed=seed,
         licence=licence,
+        keep_jpegs=keep_jpegs,
     )
     try:
         with one_line_errors(out):
-            run.shard(source, out, options, weights, workers, max_rejects, Console())
+            chosen = check_driver(driver, address, gpus_per_task, index, num_pods)
+            run.shard(source, layout, out, options, weights, workers, max_rejects, chosen, Console())
     except KeyboardInterrupt:  # typer would leave without a word
         typer.echo("interrupted; the same command goes on where it stopped", err=True)
         raise typer.Exit(130) from None

@@ -8,58 +8,52 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-import pyarrow as pa
-
 from pipeline.config.errors import UserError
-from preprocess.crops import CropMaker, CropOptions
-from preprocess.plan import Plan, ShardPlan
-from preprocess.shard import ShardContext, finish_shard, num_slices, process_slice, read_commit, slice_rows
+from preprocess.drivers.schedule import OnPhotos, run_tasks, unfinished
+from preprocess.plan import Plan
+from preprocess.shard import ShardContext
+from preprocess.sources.store import PhotoStore
 
 logger = logging.getLogger(__name__)
-
-OnPhotos = Callable[[int], None]
-
-_maker: CropMaker | None = None  # of this worker process; loading a detector's networks once takes long enough
 
 
 def run_local(
     plan: Plan,
-    root: Path,
+    photos: PhotoStore,
     out: Path,
     weights: Path | None,
     num_workers: int,
     on_photos: OnPhotos,
-    *,
-    identity_folders: bool,
+    numbers: Iterable[int] | None = None,
 ) -> None:
-    """Make all shards that are not committed yet.
+    """Make the shards that are not committed yet.
 
     Args:
         plan: the work.
-        root: where relative source paths start.
+        photos: where the photos' bytes come from.
         out: the data set.
         weights: the detector's weight file, if it needs one.
         num_workers: processes.
-        on_photos: told how many photos have been dealt with since it was last told.
-        identity_folders: whether sources begin with their identity's folder below `root`.
+        on_photos: see there.
+        numbers: of the shards to make; None for all.
 
     Raises:
         UserError: a worker process died or lacks memory, the source is gone, or the data set cannot be written.
     """
-    context = ShardContext(root, out, plan.options, plan.hash, identity_folders)
-    todo = [number for number in range(plan.num_shards) if read_commit(out, plan.shard(number), plan.hash) is None]
+    context = ShardContext(photos, out, plan.options, plan.hash)
+    todo = unfinished(plan, out, numbers)
     if not todo:
         return
-    with _pool(num_workers, plan.options.crop, weights) as pool:
+    with _pool(num_workers) as pool:
         try:
-            _run(pool, plan, todo, context, 3 * num_workers, on_photos)
+            run_tasks(pool, plan, todo, context, weights, 3 * num_workers, on_photos)
         except BrokenProcessPool:
             raise UserError(
                 out,
@@ -100,52 +94,12 @@ def exclusive(out: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _run(
-    pool: ProcessPoolExecutor, plan: Plan, todo: list[int], context: ShardContext, window: int, on_photos: OnPhotos
-) -> None:
-    """Keep `window` tasks under way: the next slices in order, and the end of each shard as soon as it can be made."""
-    pending: dict[Future[None], tuple[ShardPlan, int]] = {}  # with the number of photos; 0 for a shard's end
-    missing: dict[str, int] = {}
-    slices = _slices(plan, todo)
-    exhausted = False
-    while True:
-        while not exhausted and len(pending) < window:
-            following = next(slices, None)
-            if following is None:
-                exhausted = True
-                break
-            shard, index = following
-            missing.setdefault(shard.name, num_slices(shard))
-            rows = slice_rows(shard, index)
-            pending[pool.submit(_slice_task, context, shard.name, index, rows)] = (shard, len(rows))
-        if not pending:
-            return
-        for future in wait(pending, return_when=FIRST_COMPLETED).done:
-            shard, num_photos = pending.pop(future)
-            future.result()
-            if num_photos == 0:
-                continue
-            on_photos(num_photos)
-            missing[shard.name] -= 1
-            if missing[shard.name] == 0:
-                rows = shard.rows.take(pa.array(range(len(shard.rows))))  # a copy: see slice_rows
-                whole = ShardPlan(shard.name, shard.split, rows)
-                pending[pool.submit(_finish_task, context, whole)] = (whole, 0)
-
-
-def _slices(plan: Plan, todo: list[int]) -> Iterator[tuple[ShardPlan, int]]:
-    for number in todo:
-        shard = plan.shard(number)
-        for index in range(num_slices(shard)):
-            yield shard, index
-
-
 @contextmanager
-def _pool(num_workers: int, options: CropOptions, weights: Path | None) -> Iterator[ProcessPoolExecutor]:
+def _pool(num_workers: int) -> Iterator[ProcessPoolExecutor]:
     """Processes that end with this one: each watches a pipe that closes when the parent leaves, dies or is killed."""
     spawn = multiprocessing.get_context("spawn")
     reader, writer = spawn.Pipe(duplex=False)
-    pool = ProcessPoolExecutor(num_workers, spawn, _start_worker, (reader, options, weights))
+    pool = ProcessPoolExecutor(num_workers, spawn, _start_worker, (reader,))
     try:
         yield pool
     except BaseException:
@@ -158,26 +112,11 @@ def _pool(num_workers: int, options: CropOptions, weights: Path | None) -> Itera
         reader.close()
 
 
-def _start_worker(parent: Connection, options: CropOptions, weights: Path | None) -> None:
-    global _maker
-    import cv2
-
+def _start_worker(parent: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     threading.Thread(target=_leave_with_parent, args=(parent,), daemon=True).start()
-    cv2.setNumThreads(1)
-    pa.set_cpu_count(1)
-    _maker = CropMaker(options, weights)
 
 
 def _leave_with_parent(parent: Connection) -> None:
     parent.poll(None)  # nothing is ever sent: this returns at the end of file
     os._exit(1)
-
-
-def _slice_task(context: ShardContext, shard_name: str, index: int, rows: pa.Table) -> None:
-    assert _maker is not None
-    process_slice(context, shard_name, index, rows, _maker)
-
-
-def _finish_task(context: ShardContext, shard: ShardPlan) -> None:
-    finish_shard(context, shard)

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from pipeline.config.errors import UserError
 from preprocess.photo import PHOTO_SUFFIXES
+from preprocess.sources.listing import LISTING_SCHEMA
 
 _Entry = tuple[bytes, bytes, str]  # path relative to the root, identity, problem
 
@@ -26,8 +27,6 @@ def list_folder(root: Path) -> tuple[pa.Table, list[str]]:
     Raises:
         UserError: a folder cannot be listed.
     """
-    from preprocess.sources import LISTING_SCHEMA
-
     passed_over: Counter[str] = Counter()
     entries = sorted(_walk(os.fsencode(root), passed_over))
     sources, identities, problems = [], [], []

@@ -15,8 +15,10 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from pipeline.config.errors import UserError
+from preprocess.sources.listing import LISTING_SCHEMA
 
-_NUMBERS = {"bbox": 4, "landmarks": 10}
+NUMBERS = {"bbox": 4, "landmarks": 10}
+"""Columns of numbers, and how many stand in a cell."""
 
 
 def read_list(path: Path) -> tuple[pa.Table, list[str]]:
@@ -25,10 +27,8 @@ def read_list(path: Path) -> tuple[pa.Table, list[str]]:
     Other columns are left alone, which the sentences returned mention.
 
     Raises:
-        UserError: not a CSV or Parquet file, a column is missing, or a cell is empty or malformed.
+        UserError: not the CSV or Parquet that its name says, a column is missing, or a cell is empty or malformed.
     """
-    from preprocess.sources import LISTING_SCHEMA
-
     rows, unknown = _read(path)
     num_rows = len(rows["path"])
     notes = [f"columns not used: {', '.join(unknown)}"] if unknown else []
@@ -37,9 +37,9 @@ def read_list(path: Path) -> tuple[pa.Table, list[str]]:
             if not isinstance(value, str | int) or value == "":
                 raise UserError(f"{path}, row {number}", f"{name} is {value!r}", "text")
         rows[name] = [str(value) for value in rows[name]]
-    for name, count in _NUMBERS.items():
+    for name in NUMBERS:
         cells = rows.get(name, [None] * num_rows)
-        rows[name] = [_numbers(path, number, name, cell, count) for number, cell in enumerate(cells, start=1)]
+        rows[name] = [parse_numbers(f"{path}, row {number}", name, cell) for number, cell in enumerate(cells, start=1)]
     order = sorted(range(num_rows), key=lambda i: (rows["path"][i].encode(), i))
     rows["source"], rows["problem"] = rows.pop("path"), [""] * num_rows
     arrays = [pa.array([rows[field.name][i] for i in order], field.type) for field in LISTING_SCHEMA]
@@ -48,22 +48,19 @@ def read_list(path: Path) -> tuple[pa.Table, list[str]]:
 
 def _read(path: Path) -> tuple[dict[str, list[Any]], list[str]]:
     """The columns that are used, and the names of the others."""
-    known = ("path", "identity", *_NUMBERS)
+    known = ("path", "identity", *NUMBERS)
     try:
         if path.suffix.lower() == ".parquet":
             table = pq.read_table(path)
-        elif path.suffix.lower() == ".csv":
+        else:
             types = {name: pa.string() for name in known}  # an identity "007" is text
             convert = pyarrow.csv.ConvertOptions(column_types=types, strings_can_be_null=False)
             table = pyarrow.csv.read_csv(path, convert_options=convert)
-        else:
-            expected = "a folder of identity folders, or a .csv or .parquet list"
-            raise UserError(path, "not a folder and not a list", expected)
         names = table.column_names
         for name in known:
             if names.count(name) > 1:
                 raise UserError(path, f"{names.count(name)} columns {name!r}", "one")
-            if name not in names and name not in _NUMBERS:
+            if name not in names and name not in NUMBERS:
                 raise UserError(
                     path, f"no column {name!r}", "the columns path, identity and optionally bbox, landmarks"
                 )
@@ -74,7 +71,12 @@ def _read(path: Path) -> tuple[dict[str, list[Any]], list[str]]:
         raise UserError(path, f"unreadable list ({str(error).splitlines()[0]})") from None
 
 
-def _numbers(path: Path, row: int, name: str, cell: object, count: int) -> list[float] | None:
+def parse_numbers(where: str, name: str, cell: object) -> list[float] | None:
+    """The numbers of a cell of the column `name`, one of `NUMBERS`; None where it is empty.
+
+    Raises:
+        UserError: not numbers, or not so many; it names `where`.
+    """
     if cell is None or cell == "":
         return None
     try:
@@ -82,6 +84,6 @@ def _numbers(path: Path, row: int, name: str, cell: object, count: int) -> list[
         values = [float(part) for part in parts]
     except (TypeError, ValueError):
         values = []
-    if len(values) != count:
-        raise UserError(f"{path}, row {row}", f"{name} is {cell!r}", f"{count} numbers")
+    if len(values) != NUMBERS[name]:
+        raise UserError(where, f"{name} is {cell!r}", f"{NUMBERS[name]} numbers")
     return values

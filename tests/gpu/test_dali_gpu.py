@@ -12,6 +12,7 @@ from pipeline.config.decoder import CpuDecoder, DaliDecoder
 from pipeline.data.decode_dali import DaliBatchDecoder
 from pipeline.data.loader import Loader, StepBatch
 from pipeline.data.manifest import SplitIndex, open_dataset
+from pipeline.data.stage_times import StageTimes
 from tests.datasets import encode_jpeg, make_dataset, random_image
 
 pytestmark = [
@@ -65,9 +66,9 @@ def test_a_broken_jpeg_is_masked_and_its_neighbours_are_kept() -> None:
     contents = [bytearray(encode_jpeg(random_image(rng, CROP_PX))) for _ in range(16)]
     contents[5][contents[5].index(b"\xff\xdb") + 4] = 9  # a quantisation table that does not exist
     device = torch.device("cuda", torch.cuda.current_device())
-    decoder = DaliBatchDecoder(DaliDecoder(device="gpu"), (), CROP_PX, 16, device, num_threads=2)
+    decoder = DaliBatchDecoder(DaliDecoder(device="gpu"), (), CROP_PX, 16, device, 2, StageTimes())
     memory = decoder.begin(16)
-    assert [decoder.prepare(memory, slot, content, ()) for slot, content in enumerate(contents)] == [None] * 16
+    assert decoder.prepare(memory, dict(enumerate(contents)), ()) == {}
     for _ in range(2):  # the pipeline built anew works like the first
         images, failures = decoder.assemble(memory, [True] * 16, ())
         assert {slot: failure.reason for slot, failure in failures.items()} == {5: "undecodable"}

@@ -55,6 +55,32 @@ def test_options_out_of_range(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("shard", "pipe:touch MARK", "out"), "pipe:touch MARK: a pipe: URL, which would run a command"),
+        (("shard", "s3://bucket/photos", "out"), "a URL (s3:); expected a file or a folder"),
+        (("export", "pipe:touch MARK", "out", "--format", "rec"), "a pipe: URL, which would run a command"),
+        (("import-bin", "pipe:touch MARK", "out"), "a pipe: URL, which would run a command"),
+        (("shard", "photos", "out", "--layout", "lwf"), "--layout: unknown layout 'lwf'; expected one of auto, "),
+        (("shard", "photos", "out", "--keep-jpegs"), "--keep-jpegs: given without --already-aligned"),
+        (("export", "photos", "out", "--format", "zip"), "--format: unknown format 'zip'"),
+        (("export", "photos", "out", "--format", "rec"), "photos: dataset.json is missing"),
+        (("import-bin", "photos/person 0/text.jpg", "out"), "text.jpg: not a pickle"),
+        (("import-bin", "gone.bin", "out"), "gone.bin: cannot be read (No such file or directory)"),
+    ],
+    ids=lambda each: " ".join(each) if isinstance(each, tuple) else "",
+)
+def test_sources_and_exports_that_are_refused(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], said: str
+) -> None:
+    monkeypatch.chdir(photos.parent)
+    code, _, errors = call(monkeypatch, capsys, *words)
+    assert (code, errors.count("\n")) == (2, 1)
+    assert said in errors
+    assert sorted(path.name for path in photos.parent.iterdir()) == ["photos"]
+
+
 def test_more_rejects_than_photos_need_a_word(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

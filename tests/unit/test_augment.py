@@ -33,6 +33,7 @@ from pipeline.data.counter import derive_keys, uniform
 from pipeline.data.decode_cpu import CpuBatchDecoder
 from pipeline.data.decode_dali import DaliBatchDecoder
 from pipeline.data.photo_steps import apply_step
+from pipeline.data.stage_times import StageTimes
 from tests.datasets import encode_jpeg, random_image
 
 CROP_PX = 48
@@ -160,7 +161,7 @@ def test_values_stay_in_their_ranges() -> None:
 
 def render(decoder: Any, contents: list[bytearray], steps: Sequence[Step]) -> tuple[torch.Tensor, list[int]]:
     memory = decoder.begin(len(contents))
-    failed = [slot for slot, content in enumerate(contents) if decoder.prepare(memory, slot, content, steps)]
+    failed = decoder.prepare(memory, dict(enumerate(contents)), steps)
     images, failures = decoder.assemble(memory, [slot not in failed for slot in range(len(contents))], steps)
     return images, sorted([*failed, *failures])
 
@@ -169,8 +170,8 @@ def both(
     operations: Sequence[Augmentation], contents: list[bytearray], steps: Sequence[Step]
 ) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
     cpu = torch.device("cpu")
-    ours, failed = render(CpuBatchDecoder(CROP_PX, cpu), contents, steps)
-    dali = DaliBatchDecoder(DaliDecoder(), operations, CROP_PX, len(contents), cpu, num_threads=1)
+    ours, failed = render(CpuBatchDecoder(CROP_PX, cpu, StageTimes()), contents, steps)
+    dali = DaliBatchDecoder(DaliDecoder(), operations, CROP_PX, len(contents), cpu, 1, StageTimes())
     theirs, failed_too = render(dali, contents, steps)
     dali.close()
     assert failed == failed_too
@@ -203,7 +204,7 @@ def test_both_decoders_make_the_same_pixels(contents: list[bytearray], operation
     mean, greatest = TOLERANCE.get(operation.kind, (0.05, 1))
     assert difference.float().mean() <= mean
     assert difference.max() <= greatest
-    plain, _ = render(CpuBatchDecoder(CROP_PX, torch.device("cpu")), contents, ())
+    plain, _ = render(CpuBatchDecoder(CROP_PX, torch.device("cpu"), StageTimes()), contents, ())
     is_on = torch.from_numpy(steps[0].is_on)
     assert torch.equal(ours[~is_on], plain[~is_on])
     assert torch.equal(theirs[~is_on], plain[~is_on])

@@ -250,11 +250,29 @@ def test_missing_key_is_named() -> None:
         ("a: [1", "not valid YAML"),
         ("- 1\n", "holds a list"),
         ("a: !!python/object/apply:os.system [id]\n", "not valid YAML"),
+        ("a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]\n", "a YAML alias"),
+        ("a: &a\n  <<: *a\n", "a YAML alias"),
+        ("a: " + "[" * 3000 + "]" * 3000, "nested too deeply"),
+        ("a: " + "{b: " * 3000 + "}" * 3000, "nested too deeply"),
+        ("a: " + "x" * (1 << 20), "larger than 1048576 bytes"),
     ],
 )
 def test_hostile_yaml_is_refused(tmp_path: Path, content: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
         load_config(write(tmp_path, content))
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("seed=[&a [1], *a, *a]", "seed: a YAML alias"),
+        ("seed=" + "[" * 3000 + "]" * 3000, "seed: YAML nested too deeply"),
+        ("seed=!!python/object/apply:os.system [id]", "seed: value .* is not valid YAML"),
+    ],
+)
+def test_hostile_overrides_are_refused(tmp_path: Path, override: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        load_config(write(tmp_path, MINIMAL), [override])
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from preprocess.dataset import finish_dataset
 from preprocess.plan import Plan, ShardOptions, build_plan, save_plan
 from preprocess.shard import build_idx, process_shard, read_commit
 from preprocess.sources import read_source
+from preprocess.sources.store import PhotoFiles
 from preprocess.verify import find_faults
 
 OPTIONS = ShardOptions(
@@ -52,13 +53,13 @@ def write_photos(root: Path, num_identities: int = 5, photos: int = 17) -> None:
 
 def make(source: Path, out: Path, options: ShardOptions = OPTIONS) -> Plan:
     """Shard in this process."""
-    root, listing, _ = read_source(source)
+    photos, listing, _ = read_source(source)
     plan = build_plan(listing, options)
     out.mkdir(exist_ok=True)
     save_plan(plan, out)
     maker = CropMaker(options.crop)
     for number in range(plan.num_shards):
-        process_shard(plan, number, root, out, maker)
+        process_shard(plan, number, photos, out, maker)
     finish_dataset(plan, out)
     return plan
 
@@ -165,7 +166,7 @@ def test_a_committed_shard_is_left_alone(made: tuple[Path, Path, Plan], monkeypa
     photos, out, plan = made
     before = tree(out)
     monkeypatch.setattr(shard_module, "process_slice", None)  # calling it would fail
-    process_shard(plan, 0, photos, out, CropMaker(OPTIONS.crop))
+    process_shard(plan, 0, PhotoFiles(photos, True), out, CropMaker(OPTIONS.crop))
     assert tree(out) == before
 
 
@@ -205,13 +206,13 @@ def test_interrupted_at_every_file(
 
 def test_damaged_slice_is_made_again(made: tuple[Path, Path, Plan], tmp_path: Path) -> None:
     photos, out, plan = made
-    context = shard_module.ShardContext(photos, tmp_path, plan.options, plan.hash, identity_folders=True)
+    context = shard_module.ShardContext(PhotoFiles(photos, True), tmp_path, plan.options, plan.hash)
     shard, maker = plan.shard(0), CropMaker(OPTIONS.crop)
     rows = shard_module.slice_rows(shard, 0)
     shard_module.process_slice(context, shard.name, 0, rows, maker)
     path = shard_module.slice_path(tmp_path, shard.name, 0)
     path.write_bytes(path.read_bytes()[:1000])
-    process_shard(plan, 0, photos, tmp_path, maker)
+    process_shard(plan, 0, PhotoFiles(photos, True), tmp_path, maker)
     name = "train/train-000000.tar"
     assert (tmp_path / name).read_bytes() == (out / name).read_bytes()
 
@@ -239,7 +240,7 @@ def test_an_identity_with_one_photo_is_kept(tmp_path: Path) -> None:
 def test_unfinished_is_not_a_dataset(made: tuple[Path, Path, Plan], tmp_path: Path) -> None:
     photos, _, plan = made
     save_plan(plan, tmp_path)
-    process_shard(plan, 0, photos, tmp_path, CropMaker(OPTIONS.crop))
+    process_shard(plan, 0, PhotoFiles(photos, True), tmp_path, CropMaker(OPTIONS.crop))
     with pytest.raises(UserError, match=r"shard train-000001 is not finished"):
         finish_dataset(plan, tmp_path)
     with pytest.raises(UserError, match=r"dataset\.json is missing"):
@@ -259,10 +260,10 @@ def test_a_source_that_vanishes_is_no_reject(made: tuple[Path, Path, Plan], tmp_
     where = photos if gone == "the root" else photos / plan.rows["identity"][0].as_py()
     where.rename(tmp_path / "elsewhere")
     with pytest.raises(UserError, match=r"cannot be listed any more \(No such file or directory\); was it unmounted"):
-        process_shard(plan, 0, photos, data, maker, identity_folders=True)
+        process_shard(plan, 0, PhotoFiles(photos, True), data, maker)
     assert tree(data) == {}
     (tmp_path / "elsewhere").rename(where)
-    process_shard(plan, 0, photos, data, maker, identity_folders=True)
+    process_shard(plan, 0, PhotoFiles(photos, True), data, maker)
     name = "train/train-000000.tar"
     assert (data / name).read_bytes() == (out / name).read_bytes()
 
@@ -294,14 +295,14 @@ def test_photos_that_changed_are_read_again(made: tuple[Path, Path, Plan], tmp_p
     plan = build_plan(read_source(photos)[1], OPTIONS)
     shard, maker = plan.shard(0), CropMaker(OPTIONS.crop)
     for name in ("interrupted", "fresh"):
-        context = shard_module.ShardContext(photos, tmp_path / name, plan.options, plan.hash, identity_folders=True)
+        context = shard_module.ShardContext(PhotoFiles(photos, True), tmp_path / name, plan.options, plan.hash)
         if name == "interrupted":
             shard_module.process_slice(context, shard.name, 0, shard_module.slice_rows(shard, 0), maker)
             one, other = (photos / source for source in shard.rows["source"].to_pylist()[:2])
             data, status = one.read_bytes(), one.stat()
             one.write_bytes(other.read_bytes()[: len(data)].ljust(len(data), b"\0"))
             os.utime(one, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
-        process_shard(plan, 0, photos, tmp_path / name, maker, identity_folders=True)
+        process_shard(plan, 0, PhotoFiles(photos, True), tmp_path / name, maker)
     tars = [(tmp_path / name / "train" / "train-000000.tar").read_bytes() for name in ("interrupted", "fresh")]
     assert tars[0] == tars[1] != (made[1] / "train" / "train-000000.tar").read_bytes()
 
@@ -310,7 +311,7 @@ def test_waiting_slices_are_not_made_twice(
     made: tuple[Path, Path, Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     photos, _, plan = made
-    context = shard_module.ShardContext(photos, tmp_path, plan.options, plan.hash, identity_folders=True)
+    context = shard_module.ShardContext(PhotoFiles(photos, True), tmp_path, plan.options, plan.hash)
     rows = shard_module.slice_rows(plan.shard(2), 0)  # of person 0, who has files of every kind
     shard_module.process_slice(context, "val-000000", 0, rows, CropMaker(OPTIONS.crop))
     monkeypatch.setattr(shard_module, "_process_row", None)  # calling it would fail

@@ -11,6 +11,7 @@ import pytest
 
 from pipeline.config.errors import UserError
 from preprocess.sources import read_source
+from preprocess.sources.store import PhotoFiles
 
 
 def touch(root: Path, *names: str) -> None:
@@ -22,8 +23,8 @@ def touch(root: Path, *names: str) -> None:
 
 def test_folder_order_and_identities(tmp_path: Path) -> None:
     touch(tmp_path, "b/2.JPG", "b/10.jpg", "a/deep/er/1.png", "a/1.webp", "Z/ü.jpeg")
-    root, table, notes = read_source(tmp_path)
-    assert (root, notes) == (tmp_path, [])
+    photos, table, notes = read_source(tmp_path)
+    assert (photos, notes) == (PhotoFiles(tmp_path, identity_folders=True), [])
     assert table["source"].to_pylist() == ["Z/ü.jpeg", "a/1.webp", "a/deep/er/1.png", "b/10.jpg", "b/2.JPG"]
     assert table["identity"].to_pylist() == ["Z", "a", "a", "b", "b"]
 
@@ -104,8 +105,8 @@ def test_folder_without_permission(tmp_path: Path) -> None:
 def test_csv(tmp_path: Path) -> None:
     path = tmp_path / "list.csv"
     path.write_text('path,identity,bbox,extra\nz.jpg,007,1 2 3 4,x\n/abs/y.jpg,Ann,,x\na.jpg,"Ann, B",1;2;3;4.5,x\n')
-    root, table, notes = read_source(path)
-    assert root == tmp_path
+    photos, table, notes = read_source(path)
+    assert photos == PhotoFiles(tmp_path)
     assert notes == ["columns not used: extra"]
     assert table["source"].to_pylist() == ["/abs/y.jpg", "a.jpg", "z.jpg"]
     assert table["identity"].to_pylist() == ["Ann", "Ann, B", "007"]

@@ -61,12 +61,12 @@ def test_small_files_are_fetched_once(remote: Remote) -> None:
     before = len(remote.store.requests)
     again = open_dataset(f"{remote.store.url}/data/").split("train")
     again.identities()
-    assert [path for path, _ in remote.store.requests[before:]] == ["/data/dataset.json"]
+    assert [path for path, _ in remote.store.requests[before:]] == ["/data/dataset.json", "/data/tombstones.parquet"]
 
 
 def test_neighbours_share_a_request(remote: Remote) -> None:
     rows = np.arange(60)
-    with Reader(remote.split, QUICK) as reader:
+    with Reader(remote.split, policy=QUICK) as reader:
         assert reader.read_many(rows) == remote.expected(rows)
         assert len(remote.store.of_tars()) == reader.stats.num_requests == NUM_SHARDS, "one a shard"
         assert reader.stats.num_retries == 0
@@ -75,7 +75,7 @@ def test_neighbours_share_a_request(remote: Remote) -> None:
 def test_few_rows_ask_for_few_bytes(remote: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.data.store.joining.MAX_GAP_BYTES", 0)
     rows = np.array([3, 17, 45])
-    with Reader(remote.split, QUICK) as reader:
+    with Reader(remote.split, policy=QUICK) as reader:
         assert reader.read_many(rows) == remote.expected(rows)
         assert reader.stats.bytes_fetched == remote.split.jpg_size[rows].sum()
         assert reader.stats.num_requests == 3
@@ -85,7 +85,7 @@ def test_few_rows_ask_for_few_bytes(remote: Remote, monkeypatch: pytest.MonkeyPa
 def test_what_passes_is_repeated(remote: Remote, fault: str) -> None:
     rows = np.arange(60)
     remote.store.fault = lambda path, attempt: fault if attempt < 3 else None
-    with Reader(remote.split, QUICK) as reader:
+    with Reader(remote.split, policy=QUICK) as reader:
         assert reader.read_many(rows) == remote.expected(rows)
         assert (reader.stats.num_requests, reader.stats.num_retries) == (3 * NUM_SHARDS, 2 * NUM_SHARDS)
 
@@ -103,7 +103,7 @@ def test_what_passes_is_repeated(remote: Remote, fault: str) -> None:
 def test_what_stays_is_counted_under_its_name(remote: Remote, fault: str, cause: str) -> None:
     remote.store.fault = lambda path, attempt: fault if "000001" in path else None
     rows = np.array([0, 25, 59])
-    with Reader(remote.split, QUICK) as reader:
+    with Reader(remote.split, policy=QUICK) as reader:
         first, bad, last = reader.read_many(rows)
     assert [first, last] == remote.expected(rows[[0, 2]])
     assert isinstance(bad, BadSample)
@@ -114,7 +114,7 @@ def test_what_stays_is_counted_under_its_name(remote: Remote, fault: str, cause:
 
 def test_a_missing_shard_is_not_asked_for_again(remote: Remote) -> None:
     remote.store.fault = lambda path, attempt: "404"
-    with Reader(remote.split, QUICK) as reader:
+    with Reader(remote.split, policy=QUICK) as reader:
         bad = reader.read(0)
         assert reader.stats.num_requests == 1
     assert isinstance(bad, BadSample)
@@ -126,7 +126,7 @@ def test_a_missing_shard_is_not_asked_for_again(remote: Remote) -> None:
 )
 def test_a_store_of_no_use_stops_the_run(remote: Remote, fault: str, words: str) -> None:
     remote.store.fault = lambda path, attempt: fault
-    with Reader(remote.split, QUICK) as reader, pytest.raises(UserError, match=words):
+    with Reader(remote.split, policy=QUICK) as reader, pytest.raises(UserError, match=words):
         reader.read(0)
     assert len(remote.store.of_tars()) == 1
 
@@ -135,7 +135,7 @@ def test_bits_that_flip_on_the_way_are_read_again(remote: Remote) -> None:
     remote.store.fault = lambda path, attempt: "flip" if attempt == 1 else None
     rows = np.arange(0, 60, 20)
     remote.store.attempts.clear()
-    with Reader(remote.split, QUICK) as reader:
+    with Reader(remote.split, policy=QUICK) as reader:
         # a single photo's request is repeated with the same range, so only its first answer is wrong
         assert reader.read_many(rows) == remote.expected(rows)
         assert reader.stats.num_read_again == 3
@@ -143,7 +143,7 @@ def test_bits_that_flip_on_the_way_are_read_again(remote: Remote) -> None:
 
 def test_bits_that_are_wrong_in_the_store_are_counted(remote: Remote) -> None:
     remote.store.fault = lambda path, attempt: "flip"
-    with Reader(remote.split, QUICK) as reader:
+    with Reader(remote.split, policy=QUICK) as reader:
         bad = reader.read(7)
     assert isinstance(bad, BadSample)
     assert bad.reason == "crc_mismatch"
@@ -155,7 +155,7 @@ def test_an_object_of_another_size_is_named(remote: Remote, data: Path, tmp_path
     (copy / "train" / "train-000000.tar").write_bytes(b"\0" * 5000)
     with serve(tmp_path) as store:
         split = open_dataset(f"{store.url}/data").split("train")
-        with Reader(split, QUICK) as reader:
+        with Reader(split, policy=QUICK) as reader:
             for row in (0, 14):  # within what is left, and beyond
                 with pytest.raises(
                     ChangedObjectError, match=r"train-000000\.tar: has 5,000 bytes; expected [\d,]+, as its"
@@ -165,7 +165,7 @@ def test_an_object_of_another_size_is_named(remote: Remote, data: Path, tmp_path
 
 
 def test_an_object_that_is_replaced_while_it_is_read_is_named(remote: Remote) -> None:
-    with Reader(remote.split, QUICK) as reader:
+    with Reader(remote.split, policy=QUICK) as reader:
         reader.read(0)
         remote.store.etag = "second"
         with pytest.raises(ChangedObjectError, match="was replaced while it was read"):
@@ -197,7 +197,7 @@ def test_a_cache_asks_once_for_each_piece(remote: Remote, tmp_path: Path, granul
     split = open_dataset(f"{remote.store.url}/data", cache).split("train")
     rows = np.random.default_rng(0).permutation(60)
     for _ in range(2):  # the second reader finds what the first one left
-        with Reader(split, QUICK) as reader:
+        with Reader(split, policy=QUICK) as reader:
             assert reader.read_many(rows) == remote.expected(rows)
             stats = reader.stats
     assert len(remote.store.of_tars()) == NUM_SHARDS
@@ -208,7 +208,7 @@ def test_a_photo_that_is_asked_for_twice_is_the_same_twice(remote: Remote, tmp_p
     cache = CacheConfig(path=tmp_path / "cache", max_bytes="8MiB")
     rows = np.array([5, 30, 5, 6, 30, 5])
     for split in (remote.split, open_dataset(f"{remote.store.url}/data", cache).split("train")):
-        with Reader(split, QUICK) as reader:
+        with Reader(split, policy=QUICK) as reader:
             assert reader.read_many(rows) == remote.expected(rows)
             assert reader.stats.num_read_again == 0
 
@@ -223,7 +223,7 @@ def test_a_photo_across_two_pieces_is_put_together(
     crossing = np.flatnonzero(split.jpg_offset // 700 != (split.jpg_offset + split.jpg_size - 1) // 700)
     assert len(crossing) > 5
     for _ in range(2):
-        with Reader(split, QUICK) as reader:
+        with Reader(split, policy=QUICK) as reader:
             assert reader.read_many(crossing) == remote.expected(crossing)
             assert reader.stats.num_read_again == 0
 
@@ -238,7 +238,7 @@ def test_a_full_disk_serves_the_photos_all_the_same(
     split = open_dataset(f"{remote.store.url}/data", cache).split("train")
     monkeypatch.setattr(os, "posix_fallocate", full)
     rows = np.arange(60)
-    with Reader(split, QUICK) as reader:
+    with Reader(split, policy=QUICK) as reader:
         assert reader.read_many(rows) == remote.expected(rows)
         assert (reader.stats.num_not_cached, reader.stats.num_requests) == (NUM_SHARDS, NUM_SHARDS)
 
@@ -252,7 +252,7 @@ def test_a_new_version_never_meets_old_bytes(data: Path, tmp_path: Path, monkeyp
             made = make_dataset(place, num_samples=20, num_identities=4, crop_px=16, seed=seed)
             (tmp_path / "data").unlink(missing_ok=True)
             (tmp_path / "data").symlink_to(made)
-            with Reader(open_dataset(f"{store.url}/data", cache).split("train"), QUICK) as reader:
+            with Reader(open_dataset(f"{store.url}/data", cache).split("train"), policy=QUICK) as reader:
                 found = reader.read_many(np.arange(20))
             with Reader(open_dataset(made).split("train")) as reader:
                 assert found == reader.read_many(np.arange(20))
@@ -263,14 +263,14 @@ def test_a_cache_smaller_than_a_piece_is_refused(remote: Remote, tmp_path: Path)
         cache = CacheConfig(path=tmp_path / "cache", max_bytes=1000, granularity=granularity)
         split = open_dataset(f"{remote.store.url}/data", cache).split("train")
         with pytest.raises(UserError, match=rf"data\.cache\.max_bytes: 1,000; expected {words}, the size of one piece"):
-            Reader(split, QUICK).read(0)
+            Reader(split, policy=QUICK).read(0)
 
 
 def test_a_wrong_entry_is_replaced(remote: Remote, tmp_path: Path) -> None:
     cache = CacheConfig(path=tmp_path / "cache", max_bytes="8MiB")
     split = open_dataset(f"{remote.store.url}/data", cache).split("train")
     rows = np.arange(60)
-    with Reader(split, QUICK) as reader:
+    with Reader(split, policy=QUICK) as reader:
         reader.read_many(rows)
     entries = [path for path in (tmp_path / "cache" / "entries").rglob("*") if path.is_file()]
     assert len(entries) == NUM_SHARDS
@@ -280,7 +280,7 @@ def test_a_wrong_entry_is_replaced(remote: Remote, tmp_path: Path) -> None:
             {"zero": bytes(len(content)), "cut": content[:-1], "grow": content + b"x", "empty": b""}[damage]
         )
     for _ in range(3):  # mends the photos, then the piece that was thrown away, then finds all in order
-        with Reader(split, QUICK) as reader:
+        with Reader(split, policy=QUICK) as reader:
             assert reader.read_many(rows) == remote.expected(rows)
     assert (reader.stats.num_requests, reader.stats.cache_hits) == (0, 60)
 

@@ -50,7 +50,7 @@ class Store(Protocol):
 
 @dataclass
 class StoreStats:
-    """What reading has cost since the reader was made."""
+    """What a remote store was asked for since the reader was made; where time goes is in `stage_times`."""
 
     num_requests: int = 0
     """Requests to a remote store, repeated ones included."""
@@ -66,8 +66,6 @@ class StoreStats:
     """Pieces that the cache could not keep: its disk is full, or it may not be written."""
     num_read_again: int = 0
     """Samples whose bytes proved wrong and were fetched anew."""
-    seconds: float = 0.0
-    """Time that threads have waited for bytes, local or remote, summed over threads."""
 
 
 class Counters:

@@ -54,6 +54,7 @@ class RemoteStore:
     """
 
     def __init__(self, split: SplitIndex, policy: RetryPolicy, counters: Counters) -> None:
+        self._counters = counters
         self._fetcher = ShardFetcher(split, policy, counters)
         self._pool = ThreadPoolExecutor(_NUM_REQUESTS, thread_name_prefix="store")
 
@@ -68,6 +69,7 @@ class RemoteStore:
 
     def again(self, wanted: Range) -> Content:
         """Fetch a range by itself, from the store."""
+        self._counters.add(num_read_again=1)
         try:
             self._fetcher.forget_version(wanted.shard)
             return self._fetcher.fetch(wanted)
@@ -96,7 +98,6 @@ class CachedStore(RemoteStore):
         self._names = [path.stem for path in split.shards]
         self._block_bytes = config.block_mib * MIB if config.granularity == "block" else None
         self._max_bytes = int(config.max_bytes)
-        self._counters = counters
         if self._block_bytes is not None and self._block_bytes > self._max_bytes:
             raise _too_small(self._max_bytes, self._block_bytes)
         self._cache = DiskCache(config.path, self._max_bytes)

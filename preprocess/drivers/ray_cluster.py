@@ -1,0 +1,152 @@
+"""The work on a Ray cluster. This is the only module that imports Ray, when the driver is used.
+
+Tasks are those of the local pool. A task whose worker process or node dies is started again elsewhere, and what it had
+made is found or made again, with the same bytes. All nodes see the photos and OUT under the same paths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+from pipeline.config.errors import UserError
+from preprocess.drivers.schedule import OnPhotos, run_tasks, unfinished
+from preprocess.plan import Plan
+from preprocess.shard import ShardContext
+from preprocess.sources.store import PhotoStore
+from preprocess.storage import work_folder, write_atomically
+
+_MAX_RETRIES = 10
+_REMEDY = "repeat the same command, it goes on where it stopped"
+
+
+def run_ray(
+    plan: Plan,
+    photos: PhotoStore,
+    out: Path,
+    weights: Path | None,
+    num_workers: int,
+    on_photos: OnPhotos,
+    *,
+    address: str | None,
+    gpus_per_task: float,
+) -> None:
+    """Make all shards that are not committed yet.
+
+    Args:
+        plan: the work.
+        photos: where the photos' bytes come from, on every node.
+        out: the data set, on a file system that every node has.
+        weights: the detector's weight file, if it needs one, on every node.
+        num_workers: CPUs of a cluster started here.
+        on_photos: see there.
+        address: of a running cluster, `auto` or HOST:PORT; None starts one on this machine.
+        gpus_per_task: share of a GPU that a task asks for.
+
+    Raises:
+        UserError: there is no such cluster, a node does not see `out` or the photos, a task failed too often, or the
+            data set cannot be written.
+    """
+    todo = unfinished(plan, out)
+    if not todo:
+        return
+    import ray
+
+    _connect(address, num_workers, gpus_per_task)
+    try:
+        _check_nodes(plan, photos, out, weights)
+        context = ShardContext(photos, out.resolve(), plan.options, plan.hash)
+        num_cpus = int(ray.cluster_resources().get("CPU", 1))
+        pool = _RayPool(gpus_per_task)
+        try:
+            run_tasks(pool, plan, todo, context, weights, 3 * num_cpus, on_photos)
+        except UserError:
+            raise
+        except ray.exceptions.RayTaskError as error:
+            cause = error.cause
+            if isinstance(cause, OSError):
+                raise UserError(out, f"cannot be written ({cause.strerror})", remedy=_REMEDY) from None
+            raise
+        except ray.exceptions.RayError as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(out, f"a task failed {_MAX_RETRIES + 1} times ({reason})", remedy=_REMEDY) from None
+    finally:
+        ray.shutdown()
+
+
+class _RayPool:
+    """See `schedule.Pool`."""
+
+    def __init__(self, gpus_per_task: float) -> None:
+        import ray
+
+        # retried where a worker or a node died, not where the task itself raised
+        self._options: dict[str, Any] = {"num_cpus": 1, "max_retries": _MAX_RETRIES, "retry_exceptions": False}
+        if gpus_per_task:
+            self._options["num_gpus"] = gpus_per_task
+        self._remote: dict[Callable[..., None], Any] = {}
+        self._make = ray.remote
+
+    def submit(self, task: Callable[..., None], /, *arguments: object) -> Future[None]:
+        if task not in self._remote:
+            self._remote[task] = self._make(**self._options)(task)
+        future: Future[None] = self._remote[task].remote(*arguments).future()
+        return future
+
+
+def _connect(address: str | None, num_workers: int, gpus_per_task: float) -> None:
+    import ray
+
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "include_dashboard": None}
+    try:
+        if address is None:
+            gpus = {"num_gpus": 1} if gpus_per_task else {}
+            ray.init(num_cpus=num_workers, **(quiet | {"include_dashboard": False}), **gpus)
+        else:
+            quiet.pop("include_dashboard")
+            ray.init(address=address, **quiet)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            "--address", f"{address}: {reason}", "a running Ray cluster", "start one: ray start --head"
+        ) from None
+    if gpus_per_task and not ray.cluster_resources().get("GPU"):
+        ray.shutdown()
+        raise UserError("--gpus-per-task", f"{gpus_per_task:g}, but the cluster has no GPU", "0")
+
+
+def _check_nodes(plan: Plan, photos: PhotoStore, out: Path, weights: Path | None) -> None:
+    """Ask every node whether it sees what the tasks will need."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    mark = work_folder(out.resolve()) / "seen-by-all-nodes"
+    write_atomically(mark, work_folder(out), plan.hash.encode())
+    source = plan.rows["source"][0].as_py()
+    look = ray.remote(num_cpus=0, max_retries=2)(_look)
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    answers = [
+        look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=node["NodeID"], soft=False)).remote(
+            mark, plan.hash, photos, source, weights
+        )
+        for node in nodes
+    ]
+    for node, answer in zip(nodes, answers, strict=True):
+        missing = ray.get(answer)
+        if missing:
+            raise UserError(
+                f"node {node['NodeManagerHostname']}",
+                f"does not see {missing}",
+                "photos, weights and OUT on a file system that all nodes have, under the same path",
+            )
+
+
+def _look(mark: Path, content: str, photos: PhotoStore, source: str, weights: Path | None) -> str:
+    """On a node: what it lacks, or an empty string."""
+    if not mark.is_file() or mark.read_text() != content:
+        return str(mark.parent.parent)
+    if photos.stamp(source) is None:
+        return f"the photos ({source})"
+    return "" if weights is None or weights.is_file() else str(weights)
