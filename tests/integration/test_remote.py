@@ -7,9 +7,7 @@ import multiprocessing
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -20,9 +18,9 @@ from pipeline.config.errors import UserError
 from pipeline.config.load import load_config
 from pipeline.data.loader import Loader, StepBatch
 from pipeline.data.manifest import SplitIndex, open_dataset
-from pipeline.data.reader import BadSample, Reader
 from pipeline.data.store.base import StoreStats
 from pipeline.engine.run import plan_run
+from tests.cache_reader import read_all
 from tests.datasets import make_dataset
 from tests.http_store import StoreServer, serve
 from tests.integration.training import CROP_PX, finish, start, write_recipe
@@ -113,20 +111,6 @@ def test_s3_gives_the_same_batches(data: Path, tmp_path: Path, monkeypatch: pyte
             open_dataset("s3://faces/nothing")
 
 
-def _read_all(url: str, cache: CacheConfig, seed: int, has_begun: Any, results: Any) -> None:
-    """Read each photo thrice in an order of its own; gives the rows whose bytes were not right."""
-    split = open_dataset(url, cache).split("train")
-    rows = np.random.default_rng(seed).permutation(np.tile(np.arange(len(split)), 3))
-    wrong = []
-    with Reader(split) as reader:
-        for first in range(0, len(rows), 20):
-            for row, content in zip(rows[first:], reader.read_many(rows[first : first + 20]), strict=False):
-                if isinstance(content, BadSample):
-                    wrong.append((int(row), content.detail))
-            has_begun.set()
-        results.put((wrong, reader.stats))
-
-
 @pytest.mark.parametrize("granularity", ["shard", "block"])
 def test_processes_share_a_cache_that_is_too_small(
     server: StoreServer, data: Path, tmp_path: Path, granularity: str
@@ -146,11 +130,11 @@ def test_processes_share_a_cache_that_is_too_small(
     results = context.Queue()
     begun = [context.Event() for _ in range(3)]
     processes = [
-        context.Process(target=_read_all, args=(f"{server.url}/data", cache, seed, begun[seed], results))
+        context.Process(target=read_all, args=(f"{server.url}/data", cache, seed, begun[seed], results))
         for seed in range(2)
     ]
     unread = context.Queue()
-    endless = context.Process(target=_read_all, args=(f"{server.url}/data", cache, 2, begun[2], unread))
+    endless = context.Process(target=read_all, args=(f"{server.url}/data", cache, 2, begun[2], unread))
     endless.start()
     assert begun[2].wait(60)
     endless.kill()

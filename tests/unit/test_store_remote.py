@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.config.cache import CacheConfig
@@ -17,6 +19,7 @@ from pipeline.data.manifest import SplitIndex, open_dataset
 from pipeline.data.reader import BadSample, Reader
 from pipeline.data.remote import ChangedObjectError
 from pipeline.data.retry import RetryPolicy
+from pipeline.data.tombstones import TOMBSTONES_FILE, TOMBSTONES_SCHEMA
 from tests.datasets import make_dataset
 from tests.http_store import StoreServer, serve
 
@@ -202,6 +205,31 @@ def test_a_cache_asks_once_for_each_piece(remote: Remote, tmp_path: Path, granul
             stats = reader.stats
     assert len(remote.store.of_tars()) == NUM_SHARDS
     assert (stats.num_requests, stats.cache_hits, stats.cache_misses) == (0, 60, 0)
+
+
+def test_withdrawn_photos_are_not_asked_for(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    copy = tmp_path / "data"
+    _copy(data, copy)
+    with serve(tmp_path) as store:
+        split = open_dataset(f"{store.url}/data").split("train")
+        assert len(split.withdrawn) == 0
+        columns = {"sample_id": [int(split.sample_id[7])], "key": ["k"], "source_sha256": [""], "reason": ["asked"]}
+        pq.write_table(pa.table(columns, schema=TOMBSTONES_SCHEMA), copy / TOMBSTONES_FILE)
+        split = open_dataset(f"{store.url}/data").split("train")
+        rows = np.array([6, 7, 8])
+        with Reader(split, policy=QUICK) as reader:
+            bad = reader.read(7)
+            assert reader.stats.num_requests == 0
+            before, withdrawn, after = reader.read_many(rows)
+        assert bad == withdrawn
+        assert isinstance(bad, BadSample)
+        assert bad.reason == "withdrawn"
+        with Reader(open_dataset(data).split("train")) as reader:
+            assert [before, after] == reader.read_many(rows[[0, 2]])
+        (copy / TOMBSTONES_FILE).write_bytes(b"damaged")
+        with pytest.raises(UserError, match="restore it: without it they would be read"):
+            open_dataset(f"{store.url}/data").split("train")
 
 
 def test_a_photo_that_is_asked_for_twice_is_the_same_twice(remote: Remote, tmp_path: Path) -> None:
