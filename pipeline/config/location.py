@@ -107,10 +107,8 @@ def parse_location(place: str | os.PathLike[str] | RemotePath) -> Location:
 def _validate(value: Any) -> Any:
     if not isinstance(value, str | os.PathLike | RemotePath):
         raise ValueError("a path or a URL is expected")
-    try:
-        return parse_location(value)
-    except UserError as error:
-        raise ValueError(str(error)) from None
+    # A UserError passes through pydantic as it is: an error of a field would show the value, with its password.
+    return parse_location(value)
 
 
 DataLocation = Annotated[Path | RemotePath, BeforeValidator(_validate), PlainSerializer(str)]

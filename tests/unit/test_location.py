@@ -93,6 +93,17 @@ def test_a_configuration_keeps_the_url() -> None:
     assert validate_config(dumped) == config
 
 
-def test_a_configuration_refuses_a_pipe_in_one_line() -> None:
-    with pytest.raises(UserError, match=r"data\.path.*pipe: is not opened"):
-        validate_config({"output": "run", "data": {"path": "pipe:cat x"}})
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        ("pipe:cat x", "pipe: is not opened"),
+        ("https://me:secret@host/x", "a password in a URL"),
+        (7, "a path or a URL"),
+    ],
+)
+def test_a_configuration_refuses_in_one_line(place: object, words: str) -> None:
+    tree = {"output": "run", "training": {"epochs": 1, "global_batch": 4, "local_batch": 4}, "data": {"path": place}}
+    with pytest.raises(UserError, match=words) as raised:
+        validate_config(tree)
+    assert "secret" not in str(raised.value)
+    assert "\n" not in str(raised.value)
