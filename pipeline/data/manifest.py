@@ -394,6 +394,8 @@ def read_index(dataset: Dataset) -> pa.Table | None:
         return None
     if not isinstance(metadata, dict) or not table.schema.equals(INDEX_SCHEMA):
         return None
+    if metadata.get("num_bytes") != f"{path.stat().st_size:020d}":  # Arrow maps a file that lost its middle
+        return None
     return table if metadata.get("digest") == dataset.info.digest else None
 
 
@@ -417,8 +419,8 @@ def _open_or_build_index(dataset: Dataset) -> pa.Table:
     # ranks on several machines may build it at once, and their process numbers may be equal
     temporary = path.with_name(f".index.arrow.{uuid.uuid4().hex}.tmp")
     try:
-        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-            writer.write_table(table)
+        with pa.OSFile(str(temporary), "wb") as sink:
+            write_index(table, sink)
         os.replace(temporary, path)
     except OSError:  # a read-only data set: this process keeps the table in memory
         return table
@@ -464,5 +466,23 @@ def build_index(dataset: Dataset) -> pa.Table:
         ranges[split] = (num_rows, num_rows + len(merged))
         num_rows += len(merged)
     table = pa.concat_tables(parts) if parts else INDEX_SCHEMA.empty_table()
-    metadata = json.dumps({"digest": dataset.info.digest, "ranges": ranges}, sort_keys=True)
-    return table.combine_chunks().replace_schema_metadata({"facemill": metadata})
+    return seal_index(table.combine_chunks(), dataset.info.digest, ranges)
+
+
+def seal_index(table: pa.Table, digest: str, ranges: dict[str, tuple[int, int]]) -> pa.Table:
+    """An index with what `read_index` checks: the digest, each split's first row and end, and the file's size."""
+
+    def described(num_bytes: int) -> pa.Table:
+        # always as many digits, for they count themselves
+        content = {"digest": digest, "ranges": ranges, "num_bytes": f"{num_bytes:020d}"}
+        return table.replace_schema_metadata({"facemill": json.dumps(content, sort_keys=True)})
+
+    counter = pa.MockOutputStream()
+    write_index(described(0), counter)
+    return described(counter.size())
+
+
+def write_index(table: pa.Table, sink: pa.NativeFile) -> None:
+    """Lay an index down as one stretch a column, as it will be mapped."""
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
