@@ -36,7 +36,7 @@ class CropOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     detector: str = "mtcnn"
-    """`mtcnn`, `yunet`, or `none` for photos that are aligned crops already."""
+    """`mtcnn`, `yunet`, `scrfd`, or `none` for photos that are aligned crops already."""
     size_px: int = Field(default=112, ge=16, le=1024)
     face: FaceChoice = "largest"
     """Which face when several are found."""

@@ -12,7 +12,9 @@ def shard(
     source: Path = typer.Argument(..., metavar="SRC", help="Folder, list, .rec, .tar or .parquet: see below."),
     out: Path = typer.Argument(..., metavar="OUT", help="Folder for the data set; new, empty, or begun before."),
     layout: str = typer.Option("auto", help="Of SRC: auto, or folders, lfw, celeba, vggface2 or casia."),
-    detector: str = typer.Option("mtcnn", help="mtcnn (brings its weights) or yunet (needs --weights)."),
+    detector: str = typer.Option(
+        "mtcnn", help="mtcnn (brings its weights), yunet (see preprocess weights) or scrfd (needs --weights)."
+    ),
     weights: Path | None = typer.Option(None, help="The detector's weight file; its sha256 is recorded."),
     size: int = typer.Option(112, help="Width and height of the crops in pixels."),
     face: str = typer.Option("largest", help="Which face of several: largest, central or score."),
