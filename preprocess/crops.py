@@ -25,6 +25,7 @@ from pipeline.data.manifest import DatasetInfo, DetectorInfo
 from preprocess.align import align, is_mirrored
 from preprocess.detect import Detector, Face, FaceChoice, choose_face, load_detector
 from preprocess.photo import Reject, read_photo
+from preprocess.timing import StageClock
 
 NO_DETECTOR = "none"
 _MIN_EYES_PX = 2.0  # between the eyes of a list's landmarks
@@ -86,6 +87,7 @@ class CropMaker:
 
     def __init__(self, options: CropOptions, weights: Path | None = None) -> None:
         self.options = options
+        self.clock = StageClock()
         self.detector: Detector | None = None
         if options.detector != NO_DETECTOR:
             self.detector = load_detector(options.detector, weights, options.min_face_px)
@@ -133,7 +135,8 @@ class CropMaker:
             landmarks: [5, 2] from a list: used as they are, instead of detection, unless they cannot be a face's.
         """
         try:
-            opened = read_photo(photo)
+            with self.clock.measure("decode"):
+                opened = read_photo(photo)
         except Reject as reject:
             return CropResult(None, reject.reason, None, reject.source_sha256, reject.width, reject.height, None)
         pixels = opened.pixels
@@ -151,14 +154,17 @@ class CropMaker:
             face, reason = _given_face(bbox, landmarks, (width, height), self.options.min_face_px)
         else:
             options = self.options
-            faces = self.detector.detect([pixels])[0]
+            with self.clock.measure("detect"):
+                faces = self.detector.detect([pixels])[0]
             face, reason = choose_face(
                 faces, options.face, (width, height), options.min_score, options.min_face_px, bbox
             )
         if face is None:
             return outcome(None, reason)
         try:
-            return outcome(align(pixels, face.landmarks, self.options.size_px), "", face)
+            with self.clock.measure("align"):
+                crop = align(pixels, face.landmarks, self.options.size_px)
+            return outcome(crop, "", face)
         except ValueError:
             return outcome(None, "bad_landmarks")
 
