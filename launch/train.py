@@ -70,12 +70,12 @@ def main(
 
 
 def _estimate(config: Config, num_ranks: int, num_classes: int | None) -> str:
+    from pipeline.data.manifest import open_dataset
     from pipeline.engine.estimate import USUAL_CROP_PX, describe, estimate
-    from pipeline.engine.run import open_training_data
 
     if num_classes is not None:
         return describe(estimate(config, num_classes, num_ranks, USUAL_CROP_PX))
-    dataset = open_training_data(config)
+    dataset = open_dataset(config.data.path, config.data.cache)
     num_labels = dataset.split(config.data.split).num_labels
     return describe(estimate(config, num_labels, num_ranks, dataset.info.crop.size_px))
 

@@ -28,7 +28,7 @@ from preprocess.commands.withdraw import withdraw
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
-for _command in (synth, shard, status, import_bin, verify, stats, preview, bench, withdraw, compact, export, weights):
+for _command in (synth, shard, import_bin, status, verify, stats, preview, bench, withdraw, compact, export, weights):
     app.command()(_command)
 
 

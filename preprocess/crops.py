@@ -26,7 +26,7 @@ from preprocess.align import align, is_mirrored
 from preprocess.detect import Detector, Face, FaceChoice, choose_face, load_detector
 from preprocess.measure import sharpness
 from preprocess.photo import Reject, read_photo
-from preprocess.timing import StageClock
+from preprocess.work_times import ALIGN, DETECT, READ, WorkTimes
 
 NO_DETECTOR = "none"
 _MIN_EYES_PX = 2.0  # between the eyes of a list's landmarks
@@ -94,7 +94,7 @@ class CropMaker:
 
     def __init__(self, options: CropOptions, weights: Path | None = None) -> None:
         self.options = options
-        self.clock = StageClock()
+        self.times = WorkTimes()
         self.detector: Detector | None = None
         if options.detector != NO_DETECTOR:
             self.detector = load_detector(options.detector, weights, options.min_face_px)
@@ -142,7 +142,7 @@ class CropMaker:
             landmarks: [5, 2] from a list: used as they are, instead of detection, unless they cannot be a face's.
         """
         try:
-            with self.clock.measure("decode"):
+            with self.times.stage(READ):
                 opened = read_photo(photo)
         except Reject as reject:
             return CropResult(None, reject.reason, None, reject.source_sha256, reject.width, reject.height, None)
@@ -159,13 +159,14 @@ class CropMaker:
         if self.detector is None:
             if height != width:
                 return outcome(None, "not_square")
-            return outcome(_resize(pixels, self.options.size_px), "")
+            with self.times.stage(ALIGN):
+                return outcome(_resize(pixels, self.options.size_px), "")
         face: Face | None
         if landmarks is not None:
             face, reason = _given_face(bbox, landmarks, (width, height), self.options.min_face_px)
         else:
             options = self.options
-            with self.clock.measure("detect"):
+            with self.times.stage(DETECT):
                 faces = self.detector.detect([pixels])[0]
             sure = [each for each in faces if each.score >= options.min_score]
             num_faces = sum(each.side_px >= options.min_face_px for each in sure)
@@ -175,7 +176,7 @@ class CropMaker:
         if face is None:
             return outcome(None, reason)
         try:
-            with self.clock.measure("align"):
+            with self.times.stage(ALIGN):
                 crop = align(pixels, face.landmarks, self.options.size_px)
             return outcome(crop, "", face)
         except ValueError:

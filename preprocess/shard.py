@@ -13,7 +13,6 @@ import io
 import json
 import shutil
 import tarfile
-import time
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -35,7 +34,7 @@ from preprocess.plain_jpeg import is_plain_jpeg
 from preprocess.plan import Plan, ShardOptions, ShardPlan
 from preprocess.sources.store import PhotoStore, Place
 from preprocess.storage import work_folder, write_atomically, write_parquet
-from preprocess.timing import record_slice
+from preprocess.work_times import ENCODE
 
 SLICE_ROWS = 32
 _MEASURED = (
@@ -109,13 +108,10 @@ def process_slice(context: ShardContext, shard_name: str, index: int, rows: pa.T
     waiting = _read_slice(path, context.plan_hash, rows)
     if waiting is not None and waiting.select(list(_STAMP)).to_pylist() == stamps:
         return
-    start_s = time.perf_counter()
-    maker.clock.take()  # of a slice that was given up
     made = [{**_process_row(context, row, maker), **stamp} for row, stamp in zip(rows.to_pylist(), stamps, strict=True)]
     context.photos.check_reachable(_missing(rows, made))
-    with maker.clock.measure("write"):
-        write_slice(context, shard_name, index, pa.Table.from_pylist(made, schema=SLICE_SCHEMA))
-    record_slice(context.out, len(rows), time.perf_counter() - start_s, maker.clock.take())
+    write_slice(context, shard_name, index, pa.Table.from_pylist(made, schema=SLICE_SCHEMA))
+    maker.times.leave(context.out, len(rows))
 
 
 def write_slice(context: ShardContext, shard_name: str, index: int, made: pa.Table) -> None:
@@ -236,7 +232,7 @@ def _process_row(context: ShardContext, row: dict[str, Any], maker: CropMaker) -
     bbox = None if row["bbox"] is None else np.array(row["bbox"], np.float32)
     landmarks = None if row["landmarks"] is None else np.array(row["landmarks"], np.float32).reshape(5, 2)
     try:
-        result = maker.make(partial(_timed_read, context, _place(row), maker), bbox, landmarks)
+        result = maker.make(partial(context.photos.read, _place(row)), bbox, landmarks)
     except cv2.error as error:
         if error.code == cv2.Error.StsNoMem:
             raise MemoryError(str(error)) from None
@@ -249,20 +245,15 @@ def _process_row(context: ShardContext, row: dict[str, Any], maker: CropMaker) -
         "reject_reason": result.reject_reason,
         "num_faces": result.num_faces,
     }
-    with maker.clock.measure("encode"):
-        if result.pixels is not None and (result.crop is None or result.num_faces > 1):
-            made["thumbnail"] = make_thumbnail(result.pixels)
-        if result.crop is None:
-            return made
+    if result.pixels is not None and (result.crop is None or result.num_faces > 1):
+        made["thumbnail"] = make_thumbnail(result.pixels)
+    if result.crop is None:
+        return made
+    with maker.times.stage(ENCODE):
         made["jpg"] = _stored_jpeg(context, _place(row), result, result.crop)
         made["sharpness"] = sharpness(result.crop)
         made["phash"] = phash(result.crop)
-        return {**made, **_describe_face(result)}
-
-
-def _timed_read(context: ShardContext, place: Place, maker: CropMaker) -> bytes:
-    with maker.clock.measure("read"):
-        return context.photos.read(place)
+    return {**made, **_describe_face(result)}
 
 
 def _stored_jpeg(context: ShardContext, place: Place, result: CropResult, crop: npt.NDArray[np.uint8]) -> bytes:

@@ -34,9 +34,10 @@ def print_stats(out: Path, console: Console) -> None:
     """Print counts, photos an identity, rejects by reason, and quantiles of what was measured.
 
     Raises:
-        UserError: not a finished data set, or a manifest that cannot be read.
+        UserError: not a finished data set in a local folder, or a manifest that cannot be read.
     """
-    info = open_dataset(out).info
+    dataset = open_dataset(out)
+    out, info = dataset.folder, dataset.info
     tables = {split: _read(out, info, split) for split in info.splits}
     kept = {split: table.filter(pa.compute.equal(table["status"], STATUS_KEPT)) for split, table in tables.items()}
     console.print(_counts(info, kept))

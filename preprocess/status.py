@@ -1,168 +1,161 @@
-"""`preprocess status`: how far the sharding of a data set is, whoever does it.
-
-Everything is read from files that appear whole: commit records, manifests and waiting slices. No lock is taken, and
-what vanishes between two looks (the slices of a shard that was just put together) is looked for again.
-"""
+"""`preprocess status`: how far a data set is, while it is made or after, from its files alone."""
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter
-from dataclasses import dataclass, field
-from datetime import timedelta
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from rich import box
+from rich.console import Group, RenderableType
+from rich.progress_bar import ProgressBar
 from rich.table import Table
+from rich.text import Text
 
 from pipeline.config.errors import UserError
-from pipeline.data.manifest import STATUS_REJECTED, open_dataset, shard_paths
-from preprocess.plan import Plan, ShardPlan, load_plan
-from preprocess.shard import num_slices, read_commit, slice_path
-from preprocess.timing import SliceTimes, read_recent
+from pipeline.data.manifest import STATUS_REJECTED, shard_paths
+from preprocess.plan import Plan, is_begun, load_plan
+from preprocess.shard import SLICE_ROWS, num_slices, read_commit, slice_path
+from preprocess.storage import work_folder
 
-_RATE_WINDOW_S = 120.0
-_SILENT_S = 60.0
-_BAR_WIDTH = 24
+# A process that has written nothing for so long is taken for gone
+_IDLE_S = 60.0
 
 
-@dataclass
+@dataclass(frozen=True)
 class Status:
-    """How far it is at one moment."""
+    """What the files say."""
 
     num_shards: int
-    num_slices: int
+    num_shards_done: int
     num_photos: int
-    shards_done: int = 0
-    slices_done: int = 0
-    """Waiting, or in a shard that is done."""
-    photos_done: int = 0
-    rejects: Counter[str] = field(default_factory=Counter)
-    is_finished: bool = False
-    photos_per_s: float | None = None
-    """Over the last two minutes of work, all workers together; None where nothing was recorded."""
-    silent_s: float | None = None
-    """Since a worker last finished a slice."""
-    stages_s: dict[str, float] = field(default_factory=dict)
-    """Seconds of work by stage, of the same slices."""
+    num_photos_done: int
+    """In finished shards and in slices that wait for theirs."""
+    num_processes: int
+    """That have finished a slice within the last minute."""
+    photos_per_s: float
+    """Of these; 0 without any."""
+    rejects: dict[str, int]
+    """By reason, of what is done."""
+    stage_s: dict[str, float]
+    """Seconds by stage, of all processes; empty after the work."""
+    is_finished: bool
 
     @property
-    def left_s(self) -> float | None:
-        """Until all photos are done, at that rate."""
-        left = self.num_photos - self.photos_done
+    def eta_s(self) -> float | None:
+        """Seconds to go at this rate; None where nothing moves or nothing is left."""
+        left = self.num_photos - self.num_photos_done
         return left / self.photos_per_s if left and self.photos_per_s else None
 
 
-class StatusReader:
-    """Looks at a data set again and again: the plan, and what committed shards rejected, are read once.
+def read_status(out: Path, plan: Plan) -> Status:
+    """Look at a data set's folder; takes no lock, and does not mind what others write meanwhile."""
+    num_done, photos_done = 0, 0
+    rejects: Counter[str] = Counter()
+    for number in range(plan.num_shards):
+        shard = plan.shard(number)
+        if read_commit(out, shard, plan.hash) is not None:
+            num_done += 1
+            photos_done += len(shard.rows)
+            rejects += _rejects(shard_paths(out, shard.split, shard.name)["manifest"])
+            continue
+        for index in range(num_slices(shard)):
+            path = slice_path(out, shard.name, index)
+            if path.is_file():
+                photos_done += min(SLICE_ROWS, len(shard.rows) - index * SLICE_ROWS)
+                rejects += _rejects_of_slice(path)
+    now, active, rate = time.time(), 0, 0.0
+    stage_s: Counter[str] = Counter()
+    for path in (work_folder(out) / "times").glob("*.json"):
+        try:
+            found = json.loads(path.read_text())
+        except (OSError, ValueError):  # it went meanwhile
+            continue
+        for name, seconds in found["seconds"].items():
+            stage_s[name] += seconds
+        if now - found["updated"] < _IDLE_S:
+            active += 1
+            rate += found["photos"] / max(1e-3, found["updated"] - found["started"])
+    is_finished = (out / "dataset.json").is_file() and num_done == plan.num_shards
+    return Status(
+        plan.num_shards,
+        num_done,
+        len(plan.rows),
+        photos_done,
+        active,
+        rate,
+        dict(rejects.most_common()),
+        {} if is_finished else dict(stage_s),
+        is_finished,
+    )
+
+
+def open_plan(out: Path) -> Plan:
+    """The plan of a data set that is made or under way.
 
     Raises:
-        UserError: there is no plan in `out`.
+        UserError: there is none.
     """
-
-    def __init__(self, out: Path) -> None:
-        self.out = out
-        self.plan: Plan = load_plan(out)
-        self._committed: dict[int, Counter[str]] = {}
-
-    def look(self) -> Status:
-        """The state now.
-
-        Raises:
-            UserError: a data set that calls itself finished is unreadable.
-        """
-        shards = [self.plan.shard(number) for number in range(self.plan.num_shards)]
-        status = Status(len(shards), sum(num_slices(shard) for shard in shards), len(self.plan.rows))
-        for number, shard in enumerate(shards):
-            if not self._is_committed(number, shard):
-                num_waiting, num_photos, rejects = self._waiting(shard)
-                # its slices may have gone while they were counted, because it was put together
-                if not self._is_committed(number, shard):
-                    status.slices_done += num_waiting
-                    status.photos_done += num_photos
-                    status.rejects += rejects
-                    continue
-            status.shards_done += 1
-            status.slices_done += num_slices(shard)
-            status.photos_done += len(shard.rows)
-            status.rejects += self._committed[number]
-        status.is_finished = status.shards_done == len(shards) and (self.out / "dataset.json").is_file()
-        if status.is_finished:
-            status.rejects = Counter(open_dataset(self.out).info.reject_counts)
-        _add_times(status, read_recent(self.out))
-        return status
-
-    def _is_committed(self, number: int, shard: ShardPlan) -> bool:
-        if read_commit(self.out, shard, self.plan.hash) is None:
-            self._committed.pop(number, None)
-            return False
-        if number not in self._committed:
-            path = shard_paths(self.out, shard.split, shard.name)["manifest"]
-            try:
-                table = pq.read_table(path, columns=["status", "reject_reason"])
-            except (OSError, pa.ArrowException) as error:
-                found = f"unreadable manifest ({str(error).splitlines()[0]})"
-                raise UserError(path, found, remedy=f"preprocess verify {self.out}") from None
-            self._committed[number] = Counter(
-                row["reject_reason"] for row in table.to_pylist() if row["status"] == STATUS_REJECTED
-            )
-        return True
-
-    def _waiting(self, shard: ShardPlan) -> tuple[int, int, Counter[str]]:
-        """Slices of a shard that wait for it: their number, their photos, and rejects by reason."""
-        num_waiting = num_photos = 0
-        rejects: Counter[str] = Counter()
-        for index in range(num_slices(shard)):
-            path = slice_path(self.out, shard.name, index)
-            try:
-                with pa.memory_map(str(path)) as file:  # the crops beside the column are not read
-                    column = pa.ipc.open_file(file).read_all()["reject_reason"].to_pylist()
-            except (OSError, pa.ArrowException):
-                continue
-            num_waiting += 1
-            num_photos += len(column)
-            rejects.update(reason for reason in column if reason)
-        return num_waiting, num_photos, rejects
+    if not is_begun(out):
+        raise UserError(out, "no data set is made here", "a folder of `preprocess shard`", "preprocess shard SRC OUT")
+    return load_plan(out)
 
 
-def render(status: Status, out: Path) -> Table:
-    """The table that `preprocess status` shows."""
-    state = "finished" if status.is_finished else "not finished"
-    table = Table(title=f"{out}: {state}", show_header=False)
-    for name, done, total in (
-        ("shards", status.shards_done, status.num_shards),
-        ("slices", status.slices_done, status.num_slices),
-        ("photos", status.photos_done, status.num_photos),
-    ):
-        table.add_row(name, f"{done:,} of {total:,} ({done / max(total, 1):.1%})")
-    if status.photos_per_s is not None and not status.is_finished:
-        table.add_row("photos/s", f"{status.photos_per_s:,.1f}")
-        if status.left_s is not None:
-            table.add_row("time left", str(timedelta(seconds=round(status.left_s))))
-    if status.silent_s is not None and status.silent_s > _SILENT_S and not status.is_finished:
-        table.add_row("last sign of work", f"{timedelta(seconds=round(status.silent_s))} ago")
-    for reason, count in sorted(status.rejects.items(), key=lambda each: (-each[1], each[0])):
-        table.add_row(f"rejected: {reason}", f"{count:,}")
-    total_s = sum(status.stages_s.values())
-    slowest = max(status.stages_s, key=lambda stage: status.stages_s[stage], default="")
-    for stage, seconds_s in status.stages_s.items():
-        share = seconds_s / total_s if total_s else 0.0
-        mark = " (slowest)" if stage == slowest and total_s else ""
-        table.add_row(f"time: {stage}", f"{'█' * round(share * _BAR_WIDTH)} {share:.1%}{mark}")
-    return table
+def show(out: Path, status: Status) -> RenderableType:
+    """A page for a console."""
+    share = status.num_photos_done / max(1, status.num_photos)
+    state = "finished" if status.is_finished else "under way" if status.num_processes else "at rest, unfinished"
+    lines: list[RenderableType] = [
+        Text(f"{out}: {state}"),
+        ProgressBar(total=1.0, completed=share, width=40),
+        Text(
+            f"{status.num_photos_done:,} of {status.num_photos:,} photos ({share:.1%}), "
+            f"{status.num_shards_done:,} of {status.num_shards:,} shards"
+        ),
+    ]
+    if status.num_processes:
+        eta = "" if status.eta_s is None else f", about {_duration(status.eta_s)} to go"
+        lines.append(Text(f"{status.photos_per_s:,.1f} photos/s on {status.num_processes} processes{eta}"))
+    elif not status.is_finished:
+        lines.append(Text("nothing has moved for a minute: repeat the `preprocess shard` command to go on"))
+    if status.rejects:
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        table.add_column("rejected")
+        table.add_column("photos", justify="right")
+        table.add_column("share of what is done", justify="right")
+        for reason, count in status.rejects.items():
+            table.add_row(reason, f"{count:,}", f"{count / max(1, status.num_photos_done):.1%}")
+        lines.append(table)
+    total = sum(status.stage_s.values())
+    if total:
+        slowest = max(status.stage_s, key=lambda name: status.stage_s[name])
+        shares = ", ".join(f"{name} {seconds / total:.0%}" for name, seconds in status.stage_s.items())
+        lines.append(Text(f"most time goes to: {slowest} ({shares})"))
+    return Group(*lines)
 
 
-def _add_times(status: Status, slices: list[SliceTimes]) -> None:
-    """Rate and stages of the last slices; by their own clock, so that a stopped run keeps its rate."""
-    if not slices:
-        return
-    last_s = slices[-1].end_s
-    recent = [each for each in slices if each.end_s > last_s - _RATE_WINDOW_S]
-    span_s = last_s - min(each.end_s - each.wall_s for each in recent)
-    status.photos_per_s = sum(each.num_photos for each in recent) / max(span_s, 1e-3)
-    status.silent_s = max(0.0, time.time() - last_s)
-    totals: Counter[str] = Counter()
-    for each in recent:
-        totals.update(each.stages_s)
-    status.stages_s = dict(totals)
+def _rejects(manifest: Path) -> Counter[str]:
+    try:
+        table = pq.read_table(manifest, columns=["status", "reject_reason"])
+    except (OSError, pa.ArrowException):
+        return Counter()
+    return Counter(table.filter(pc.equal(table["status"], STATUS_REJECTED))["reject_reason"].to_pylist())
+
+
+def _rejects_of_slice(path: Path) -> Counter[str]:
+    try:
+        with pa.OSFile(str(path)) as file:
+            reasons = pa.ipc.open_file(file).read_all()["reject_reason"].to_pylist()
+    except (OSError, pa.ArrowException, KeyError):  # its shard was finished meanwhile
+        return Counter()
+    return Counter(reason for reason in reasons if reason)
+
+
+def _duration(seconds: float) -> str:
+    hours, rest = divmod(round(seconds), 3600)
+    return f"{hours} h {rest // 60} min" if hours else f"{rest // 60} min {rest % 60} s"

@@ -1,96 +1,129 @@
-"""A web server on loopback that serves a folder, with range requests, and misbehaves when it is told to."""
+"""A web server on loopback that serves a folder with ranges, and misbehaves on request."""
 
 from __future__ import annotations
 
 import re
 import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+from fsspec.asyn import sync
+
+from pipeline.data import remote
+
+Fault = str
+"""What happens to a request: `500`, `404`, `403`, `drop` (the connection ends within the body), `stall` (no byte for
+longer than anybody waits), `short` (fewer bytes than asked for), `whole` (the range is ignored), `shifted` (another
+range than asked for, and said so), `flip` (one bit of the body is wrong)."""
 
 
-@dataclass
-class Server:
-    """What is served, what went wrong on purpose, and what was asked for."""
+class StoreServer:
+    """Serves `folder` at `url`; `fault(path, attempt)` says what goes wrong with the n-th request for a tar's range."""
 
-    root: Path
-    url: str = ""
-    faults: list[str] = field(default_factory=list)
-    """Of the next requests for tars: error, drop, short, slow, flip, whole, wrong; each is used once."""
-    always: str = ""
-    """A fault of every request for a tar."""
-    requests: list[tuple[str, str]] = field(default_factory=list)
-    """Method and path with range, of tars."""
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.fault: Callable[[str, int], Fault | None] = lambda path, attempt: None
+        self.requests: list[tuple[str, str]] = []
+        """Path and range of each request."""
+        self.etag = "first"
+        self.release = threading.Event()
+        """Ends the stalls."""
+        self.lock = threading.Lock()
+        self.attempts: Counter[tuple[str, str]] = Counter()
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        self.server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+
+    def of_tars(self) -> list[tuple[str, str]]:
+        """Requests for tars so far."""
+        with self.lock:
+            return [request for request in self.requests if request[0].endswith(".tar")]
 
 
 @contextmanager
-def serve(root: Path) -> Iterator[Server]:
-    """Serve a folder until the block ends."""
-    server = Server(root)
+def serve(folder: Path) -> Iterator[StoreServer]:
+    """Serve a folder on a free port."""
+    store = StoreServer(folder)
+    thread = threading.Thread(target=store.server.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    try:
+        yield store
+    finally:
+        store.release.set()
+        close_connections()
+        store.server.shutdown()
+        store.server.server_close()
+        thread.join(10)
 
+
+def close_connections() -> None:
+    """Close what this process keeps open to web servers: other tests count descriptors."""
+    for (_, scheme), filesystem in list(remote._filesystems.items()):
+        if scheme == "http" and filesystem._session is not None:
+            sync(filesystem.loop, filesystem._session.close)
+    remote._filesystems.clear()
+
+
+def _handler(store: StoreServer) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        wbufsize = 1 << 20
+        disable_nagle_algorithm = True
 
-        def log_message(self, *arguments: object) -> None:
-            return
-
-        def do_HEAD(self) -> None:
-            self._answer(with_body=False)
+        def log_message(self, *arguments: Any) -> None:
+            """Say nothing."""
 
         def do_GET(self) -> None:
-            self._answer(with_body=True)
-
-        def _answer(self, with_body: bool) -> None:
-            path = server.root / self.path.lstrip("/")
-            is_tar, fault = path.suffix == ".tar", ""
-            if is_tar:
-                server.requests.append((self.command, f"{self.path} {self.headers.get('Range', '')}".strip()))
-                if with_body:
-                    fault = server.faults.pop(0) if server.faults else server.always
-            if fault == "error":
-                self.send_error(503)
-                return
-            if not path.is_file():
-                self.send_error(404)
-                return
-            content = path.read_bytes()
-            total, status = len(content), 200
-            match = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
-            if match and fault != "whole":
-                start, stop = int(match[1]), min(int(match[2]) + 1, total)
-                if fault == "wrong":
-                    start, stop = start + 7, stop + 7
-                content, status = content[start:stop], 206
-            if fault == "slow":
-                time.sleep(3)
+            path, wanted = unquote(self.path), self.headers.get("Range", "")
+            with store.lock:
+                store.requests.append((path, wanted))
+                store.attempts[path, wanted] += 1
+                attempt = store.attempts[path, wanted]
+            fault = store.fault(path, attempt) if path.endswith(".tar") else None
+            try:
+                content = (store.folder / path.lstrip("/")).read_bytes()
+            except OSError:
+                return self._fail(404)
+            if fault is not None and fault.isdecimal():
+                return self._fail(int(fault))
+            match = re.fullmatch(r"bytes=(\d+)-(\d+)", wanted)
+            if match is None or fault == "whole":
+                return self._send(200, content, {})
+            start, stop = int(match[1]), int(match[2]) + 1
+            if start >= len(content):
+                return self._fail(416, {"Content-Range": f"bytes */{len(content)}"})
+            if fault == "shifted":
+                start, stop = start - 1, stop - 1
+            body = content[start:stop]
+            headers = {"Content-Range": f"bytes {start}-{start + len(body) - 1}/{len(content)}"}
             if fault == "flip":
-                content = bytes([content[0] ^ 1]) + content[1:]
-            self.send_response(status)
-            self.send_header("Accept-Ranges", "bytes")
-            if status == 206:
-                self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{total}")
-            length = len(content)
+                middle = len(body) // 2
+                body = body[:middle] + bytes([body[middle] ^ 4]) + body[middle + 1 :]
+            if fault == "stall":
+                store.release.wait(30)
             if fault == "short":
-                content = content[: length // 2]
-                length = len(content)
-            self.send_header("Content-Length", str(length))
-            self.end_headers()
-            if with_body:
-                self.wfile.write(content[: length // 2] if fault == "drop" else content)
-                if fault == "drop":
-                    self.close_connection = True
+                return self._send(206, body[: len(body) // 2], headers)
+            return self._send(206, body, headers, cut=fault == "drop")
 
-    httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    httpd.daemon_threads = True
-    thread = threading.Thread(target=httpd.serve_forever, daemon=True)
-    thread.start()
-    server.url = f"http://127.0.0.1:{httpd.server_port}"
-    try:
-        yield server
-    finally:
-        httpd.shutdown()
-        thread.join()
-        httpd.server_close()
+        def _fail(self, status: int, headers: dict[str, str] | None = None) -> None:
+            self._send(status, b"no", headers or {})
+
+        def _send(self, status: int, body: bytes, headers: dict[str, str], cut: bool = False) -> None:
+            self.send_response(status)
+            for name, value in {**headers, "Content-Length": str(len(body)), "ETag": store.etag}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body[: len(body) // 2] if cut else body)
+            if cut:
+                self.close_connection = True
+
+        def handle(self) -> None:
+            with suppress(OSError):  # the client left
+                super().handle()
+
+    return Handler

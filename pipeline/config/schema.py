@@ -12,35 +12,26 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from pipeline.config.augment import Augmentation, Flip
+from pipeline.config.cache import CacheConfig
 from pipeline.config.decoder import CpuDecoder, DaliDecoder
 from pipeline.config.heads import HeadConfig, MarginSoftmaxConfig
+from pipeline.config.location import DataLocation
 from pipeline.config.mining import MiningConfig
 from pipeline.config.order import OrderConfig, PlainOrderConfig
 from pipeline.config.section import Section
 
 
-class CacheConfig(Section):
-    """A bounded cache on a local disk, shared by all processes of a node."""
-
-    path: Path
-    """Its folder."""
-    max_bytes: int = Field(ge=2**20)
-    """How much it may hold; the least recently used goes first."""
-    block_bytes: int | None = Field(4 * 2**20, ge=4096)
-    """What is fetched at a time; null fetches whole shards."""
-
-
 class DataConfig(Section):
     """Where samples come from and how they are read."""
 
-    path: str
-    """Data set written by `preprocess shard`: a folder, or an address (http://, https://, s3://, gs://)."""
+    path: DataLocation
+    """Data set written by `preprocess shard`: its directory, or a URL (`https://`, `s3://`, `gs://`)."""
+    cache: CacheConfig | None = None
+    """Local copies of what is read from a remote data set; null for none."""
     split: str = "train"
     """Which split to train on."""
     order: OrderConfig = PlainOrderConfig()
     """Which samples a batch has."""
-    cache: CacheConfig | None = None
-    """Where photos of an address are kept; None for a folder."""
     decoder: Annotated[CpuDecoder | DaliDecoder, Field(discriminator="kind")] = CpuDecoder()
     """Who decodes the JPEGs."""
     augment: tuple[Augmentation, ...] = (Flip(),)

@@ -7,17 +7,18 @@ some every day, and the caller masks and counts them.
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
-from operator import itemgetter
 from types import TracebackType
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.data.manifest import SplitIndex
+from pipeline.data.retry import RetryPolicy
 from pipeline.data.stage_times import CRC, STORE, StageTimes
-from pipeline.data.store.shards import LocalShards, Range, ShardBytes
+from pipeline.data.store.base import Content, Counters, Range, ReadFailure, Store, StoreStats
+from pipeline.data.store.opening import open_store
 
 IO_ERROR = "io_error"
 SHORT_READ = "short_read"
@@ -47,74 +48,58 @@ def allowed_bad_samples(num_read: int, max_bad_share: float) -> float:
     return max(_MIN_BAD_SAMPLES_TO_STOP, max_bad_share * num_read)
 
 
-def open_shards(split: SplitIndex) -> ShardBytes:
-    """The store that a split's tars are in."""
-    if split.remote is None:
-        return LocalShards(split.shards)
-    from pipeline.data.store.remote import RemoteShards  # fsspec takes a while to import
-
-    names = [f"{path.parent.name}/{path.name}" for path in split.shards]
-    return RemoteShards(split.remote, names, split.digest)
-
-
 class Reader:
     """Reads JPEG bytes by row of a split's index; any number of threads may read at a time.
 
     Args:
-        split: the samples.
+        split: the samples; a remote one is read through its cache, if it has one.
         times: where to count time.
+        policy: how patiently a remote store is asked.
+
+    Raises:
+        UserError: a cache that cannot be used.
     """
 
-    def __init__(self, split: SplitIndex, times: StageTimes | None = None) -> None:
+    def __init__(self, split: SplitIndex, times: StageTimes | None = None, policy: RetryPolicy | None = None) -> None:
         self._split = split
-        self._times = times or StageTimes()
+        self.times = times or StageTimes()
         self._withdrawn = frozenset(split.withdrawn.tolist())
-        self._bytes = open_shards(split)
+        self._counters = Counters()
+        self._store = open_store(split, policy or RetryPolicy(), self._counters)
+
+    @property
+    def stats(self) -> StoreStats:
+        """What reading has cost so far."""
+        return self._counters.snapshot()
 
     def by_place(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Give the permutation that visits rows in the order of their place on disk, [B] int64."""
         return np.lexsort((self._split.jpg_offset[rows], self._split.shard[rows]))
 
+    def begin(self, rows: npt.NDArray[np.int64]) -> SampleReads:
+        """Ask for the samples of some rows, [B] int64; a remote store begins at once and joins neighbours."""
+        split = self._split
+        # one look into each column for all of them: a look costs as much as a short read
+        shards, starts = split.shard[rows].tolist(), split.jpg_offset[rows]
+        stops = (starts + split.jpg_size[rows]).tolist()
+        ranges = list(map(Range, shards, starts.tolist(), stops))
+        return SampleReads(self, self._store, rows.tolist(), ranges, split.jpg_crc32[rows].tolist())
+
+    def read_many(self, rows: npt.NDArray[np.int64]) -> list[bytes | BadSample]:
+        """Read the bytes of some samples, as `read` each: quickest in the order of `by_place`.
+
+        Raises:
+            UserError: the store cannot be used at all: see `SampleReads.take`.
+        """
+        return self.begin(rows).take(range(len(rows)))
+
     def read(self, row: int) -> bytes | BadSample:
         """Read the bytes of one sample and check their CRC-32."""
         return self.read_many(np.array([row]))[0]
 
-    def read_many(self, rows: npt.NDArray[np.int64]) -> list[bytes | BadSample]:
-        """Read the bytes of some samples, as `read` each: quickest in the order of `by_place`."""
-        split = self._split
-        # one look into each column for all of them: a look costs as much as a short read
-        shards, offsets, sizes = (column[rows].tolist() for column in (split.shard, split.jpg_offset, split.jpg_size))
-        found: list[bytes | BadSample] = []
-        with self._times.stage(STORE):
-            for shard, of_shard in groupby(zip(rows.tolist(), shards, offsets, sizes, strict=True), itemgetter(1)):
-                places = list(of_shard)
-                contents = self._bytes.read(shard, [Range(offset, size) for _, _, offset, size in places])
-                found += [
-                    self._checked(row, content, offset, size)
-                    for (row, _, offset, size), content in zip(places, contents, strict=True)
-                ]
-        with self._times.stage(CRC):
-            for place, (content, expected) in enumerate(zip(found, split.jpg_crc32[rows].tolist(), strict=True)):
-                if not isinstance(content, BadSample) and zlib.crc32(content) != expected:
-                    row, wanted = int(rows[place]), Range(offsets[place], sizes[place])
-                    found[place] = self._second_try(row, shards[place], wanted, expected)
-        return found
-
-    def _checked(self, row: int, content: bytes | OSError, offset: int, size: int) -> bytes | BadSample:
-        if row in self._withdrawn:
-            return self.bad_sample(row, WITHDRAWN, "")
-        if isinstance(content, OSError):
-            return self.bad_sample(row, IO_ERROR, content.strerror or str(content))
-        if len(content) < size:
-            return self.bad_sample(row, SHORT_READ, f"{len(content)} of {size} bytes at offset {offset}")
-        return content
-
-    def _second_try(self, row: int, shard: int, wanted: Range, expected: int) -> bytes | BadSample:
-        """Bytes may have been spoilt on their way, or where they were kept."""
-        content = self._checked(row, self._bytes.read_afresh(shard, wanted), *wanted)
-        if isinstance(content, BadSample) or (crc32 := zlib.crc32(content)) == expected:
-            return content
-        return self.bad_sample(row, CRC_MISMATCH, f"{crc32:08x} at offset {wanted.offset}, expected {expected:08x}")
+    def is_withdrawn(self, row: int) -> bool:
+        """Whether a sample must not be shown."""
+        return row in self._withdrawn
 
     def bad_sample(self, row: int, reason: str, detail: str) -> BadSample:
         """Name a sample that could not be used."""
@@ -123,7 +108,7 @@ class Reader:
 
     def close(self) -> None:
         """Close all tars; the caller has seen to it that no thread reads any more."""
-        self._bytes.close()
+        self._store.close()
 
     def __enter__(self) -> Reader:
         return self
@@ -132,3 +117,57 @@ class Reader:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+class SampleReads:
+    """Samples that were asked for together: see `Reader.begin`. Withdrawn ones are not asked for."""
+
+    def __init__(self, reader: Reader, store: Store, rows: list[int], ranges: list[Range], crcs: list[int]) -> None:
+        self._reader, self._store = reader, store
+        self._rows, self._ranges, self._crcs = rows, ranges, crcs
+        shown = [slot for slot, row in enumerate(rows) if not reader.is_withdrawn(row)]
+        self._numbers = dict(zip(shown, range(len(shown)), strict=True))
+        self._reads = store.begin(ranges if len(shown) == len(rows) else [ranges[slot] for slot in shown])
+
+    def take(self, slots: Sequence[int]) -> list[bytes | BadSample]:
+        """Wait for some samples, by their positions among the rows asked for, and check their CRC-32.
+
+        Bytes of a remote store that prove wrong are fetched once more, past all copies.
+
+        Raises:
+            UserError: the store cannot be used at all: access denied, no ranges, objects of another data set.
+        """
+        shown = [slot for slot in slots if slot in self._numbers]
+        with self._reader.times.stage(STORE):
+            contents = self._reads.take([self._numbers[slot] for slot in shown])
+        with self._reader.times.stage(CRC):
+            found = {slot: self._checked(slot, content) for slot, content in zip(shown, contents, strict=True)}
+        if len(shown) < len(slots):
+            hidden = (slot for slot in slots if slot not in self._numbers)
+            found |= {slot: self._reader.bad_sample(self._rows[slot], WITHDRAWN, "") for slot in hidden}
+        return [found[slot] for slot in slots]
+
+    def _checked(self, slot: int, content: Content) -> bytes | BadSample:
+        fault = self._fault(slot, content)
+        if fault is None:
+            assert isinstance(content, bytes)
+            return content
+        if not isinstance(content, ReadFailure):
+            content = self._store.again(self._ranges[slot]) or content
+            fault = self._fault(slot, content)
+            if fault is None:
+                assert isinstance(content, bytes)
+                return content
+        return self._reader.bad_sample(self._rows[slot], *fault)
+
+    def _fault(self, slot: int, content: Content) -> tuple[str, str] | None:
+        """Reason and detail of what is wrong with some bytes."""
+        if isinstance(content, ReadFailure):
+            return IO_ERROR, content.detail
+        _, start, stop = self._ranges[slot]
+        if len(content) < stop - start:
+            return SHORT_READ, f"{len(content)} of {stop - start} bytes at offset {start}"
+        found, expected = zlib.crc32(content), self._crcs[slot]
+        if found != expected:
+            return CRC_MISMATCH, f"{found:08x} at offset {start}, expected {expected:08x}"
+        return None

@@ -16,7 +16,7 @@ from pipeline import checkpoint
 from pipeline.config.decoder import DaliDecoder
 from pipeline.config.errors import UserError
 from pipeline.config.heads import with_teacher
-from pipeline.config.order import IdentityBalancedConfig, PlainOrderConfig, StreamingOrderConfig
+from pipeline.config.order import IdentityBalancedConfig, PlainOrderConfig
 from pipeline.config.schema import Config
 from pipeline.data.balanced_order import BalancedPart
 from pipeline.data.manifest import Dataset, SplitIndex, label_map_sha256, open_dataset
@@ -24,7 +24,7 @@ from pipeline.data.mined_list import MinedList, read_list
 from pipeline.data.mined_order import MiningLayout
 from pipeline.data.orders import balanced_parts, build_order
 from pipeline.data.step_plan import EpochOrder, check_batches
-from pipeline.data.store.cache import CacheOptions
+from pipeline.data.store.opening import check_store
 from pipeline.engine.teacher import TeacherPlan, plan_teacher
 from pipeline.model.backbones import build_backbone
 
@@ -96,8 +96,9 @@ def plan_run(config: Config) -> RunPlan:
     """
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UserError("device", "cuda is not available here", "a GPU", "set device=cpu")
-    dataset = open_training_data(config)
+    dataset = open_dataset(config.data.path, config.data.cache)
     split = dataset.split(config.data.split)
+    check_store(split, dataset.info.splits[config.data.split].num_bytes, config.data.order)
     _check_output(config.output)
     _check_decoder(config)
     with torch.device("meta"):  # builds and checks the network without spending memory or time on it
@@ -113,33 +114,6 @@ def plan_run(config: Config) -> RunPlan:
         config = config.model_copy(update={"head": with_teacher(config.head, teacher.path)})
     total_samples = _total_samples(config, split, order, parts)
     return refresh_resume(RunPlan(config, dataset, split, label_map, total_samples, order, parts, None, teacher))
-
-
-def open_training_data(config: Config) -> Dataset:
-    """Open the data set of a configuration.
-
-    Raises:
-        UserError: it is not there; or it is in a store, and the cache is missing or too small for its order.
-    """
-    section = config.data
-    cache = None if section.cache is None else CacheOptions(**section.cache.model_dump())
-    dataset = open_dataset(section.path, cache)
-    if dataset.remote is None:
-        return dataset
-    info = dataset.info.splits.get(section.split)
-    if info is None:
-        return dataset  # its opening will say so
-    needed, what = info.num_bytes, "the split, for its order goes all over it"
-    remedy = "or read in long runs with data.order.kind=streaming"
-    if isinstance(section.order, StreamingOrderConfig):
-        share = section.order.block_photos * section.order.window_blocks / max(1, info.num_samples)
-        needed, what = round(2 * min(1.0, share) * info.num_bytes), "two windows of the streaming order"
-        remedy = "or take smaller windows (data.order.window_blocks)"
-    if cache is None or cache.max_bytes < needed:
-        found = "missing" if cache is None else f"max_bytes {cache.max_bytes:,}"
-        asked = f"{needed:,} bytes or more: {what}"
-        raise UserError("data.cache", f"{found}, but {section.path} is read over the network", asked, remedy)
-    return dataset
 
 
 def refresh_resume(plan: RunPlan) -> RunPlan:

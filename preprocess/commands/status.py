@@ -8,13 +8,12 @@ import typer
 
 
 def status(
-    out: Path = typer.Argument(..., metavar="OUT", help="A data set that is being made, or is finished."),
-    watch: bool = typer.Option(False, "--watch", help="Look again every few seconds until it is finished."),
-    interval: float = typer.Option(2.0, min=0.1, help="Seconds between two looks."),
+    out: Path = typer.Argument(..., metavar="OUT", help="The folder of a data set, made or under way."),
+    watch: bool = typer.Option(False, "--watch", help="Look again every few seconds, until it is finished."),
 ) -> None:
-    """Show shards and photos done, rate, time left, rejects by reason, and which stage takes the time.
+    """Show how far a data set is: photos, shards, rate, time to go, rejects by reason, the slowest stage.
 
-    It only reads, so it may run beside `preprocess shard` on any machine that sees OUT, whichever driver works.
+    It looks at the files, whichever driver writes them, and disturbs nothing.
 
     [bold]Examples[/bold]
 
@@ -27,21 +26,18 @@ def status(
     from rich.console import Console
     from rich.live import Live
 
-    from preprocess.status import StatusReader, render
+    from preprocess.status import open_plan, read_status, show
     from preprocess.storage import one_line_errors
 
     console = Console()
     with one_line_errors(out):
-        reader = StatusReader(out)
-        found = reader.look()
+        plan = open_plan(out)
+        found = read_status(out, plan)
         if not watch:
-            console.print(render(found, out))
+            console.print(show(out, found))
             return
-        try:
-            with Live(render(found, out), console=console, auto_refresh=False) as live:
-                while not found.is_finished:
-                    time.sleep(interval)
-                    found = reader.look()
-                    live.update(render(found, out), refresh=True)
-        except KeyboardInterrupt:
-            return
+        with Live(show(out, found), console=console, auto_refresh=False) as live:
+            while not found.is_finished:
+                time.sleep(3)
+                found = read_status(out, plan)
+                live.update(show(out, found), refresh=True)

@@ -25,7 +25,7 @@ from pipeline.data.decode_dali import DaliBatchDecoder
 from pipeline.data.loader import Loader, StepBatch
 from pipeline.data.manifest import SplitIndex, open_dataset
 from pipeline.data.order import PlainOrder
-from pipeline.data.reader import Reader
+from pipeline.data.reader import SampleReads
 from tests.datasets import make_dataset
 
 CPU = torch.device("cpu")
@@ -225,8 +225,8 @@ def test_a_consumer_may_stop_early(split: SplitIndex, decoder: CpuDecoder | Dali
 
 def test_work_runs_ahead_but_no_further_than_asked(split: SplitIndex, monkeypatch: pytest.MonkeyPatch) -> None:
     reads: list[int] = []
-    read = Reader.read_many
-    monkeypatch.setattr(Reader, "read_many", lambda self, rows: (reads.extend(rows), read(self, rows))[1])
+    take = SampleReads.take
+    monkeypatch.setattr(SampleReads, "take", lambda self, slots: (reads.extend(slots), take(self, slots))[1])
     with make_loader(split, stop=10_000, prefetch_steps=2) as loader:
         iterator = iter(loader)
         next(iterator)
@@ -256,13 +256,13 @@ def test_an_exception_in_a_thread_reaches_the_consumer(split: SplitIndex, monkey
 
 def test_close_wakes_work_that_waits_for_work_not_begun(split: SplitIndex, monkeypatch: pytest.MonkeyPatch) -> None:
     release = threading.Event()
-    read = Reader.read_many
+    take = SampleReads.take
 
-    def slow_read(self: Reader, rows: Any) -> Any:
+    def slow_take(self: SampleReads, slots: Any) -> Any:
         release.wait(30)
-        return read(self, rows)
+        return take(self, slots)
 
-    monkeypatch.setattr(Reader, "read_many", slow_read)
+    monkeypatch.setattr(SampleReads, "take", slow_take)
     loader = make_loader(split, stop=10_000, num_threads=1)
     iterator = iter(loader)
     consumer = threading.Thread(target=lambda: next(iterator, None), name="consumer", daemon=True)
