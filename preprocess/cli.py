@@ -23,11 +23,12 @@ from preprocess.commands.stats import stats
 from preprocess.commands.status import status
 from preprocess.commands.synth import synth
 from preprocess.commands.verify import verify
+from preprocess.commands.weights import weights
 from preprocess.commands.withdraw import withdraw
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
-for _command in (synth, shard, import_bin, status, verify, stats, preview, bench, withdraw, compact, export):
+for _command in (synth, shard, import_bin, status, verify, stats, preview, bench, withdraw, compact, export, weights):
     app.command()(_command)
 
 
