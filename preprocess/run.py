@@ -17,6 +17,7 @@ from rich.table import Table
 
 from pipeline.config.errors import UserError
 from pipeline.data.manifest import DatasetInfo, open_dataset
+from pipeline.data.tombstones import TOMBSTONES_FILE, read_tombstones
 from preprocess.crops import NO_DETECTOR, CropMaker
 from preprocess.dataset import finish_dataset, read_commits
 from preprocess.drivers import DriverOptions
@@ -198,7 +199,9 @@ def verify(out: Path, console: Console) -> bool:
         _say(console, str(fault), "red")
     kept = sum(split.num_samples for split in info.splits.values())
     verdict = f"{len(faults):,} faults" if faults else "no faults"
-    _say(console, f"{out}: {verdict} in {num_shards:,} shards, {kept:,} photos")
+    withdrawn = 0 if any(fault.shard == TOMBSTONES_FILE for fault in faults) else len(read_tombstones(out))
+    withdrawn_text = f", {withdrawn:,} samples withdrawn" if withdrawn else ""
+    _say(console, f"{out}: {verdict} in {num_shards:,} shards, {kept:,} photos{withdrawn_text}")
     damaged = sorted({fault.shard for fault in faults} & {s for split in info.splits.values() for s in split.shards})
     if damaged:
         files = ", ".join(f"commits/{shard}.json" for shard in damaged[:3]) + (", …" if len(damaged) > 3 else "")

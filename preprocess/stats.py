@@ -15,6 +15,7 @@ from rich.table import Table
 
 from pipeline.config.errors import UserError
 from pipeline.data.manifest import STATUS_KEPT, DatasetInfo, open_dataset, shard_paths
+from pipeline.data.tombstones import read_tombstones
 
 _QUANTILES = (0, 5, 25, 50, 75, 95, 100)
 _MEASURES = {
@@ -38,8 +39,11 @@ def print_stats(out: Path, console: Console) -> None:
     """
     info = open_dataset(out).info
     tables = {split: _read(out, info, split) for split in info.splits}
-    kept = {split: table.filter(pa.compute.equal(table["status"], STATUS_KEPT)) for split, table in tables.items()}
-    console.print(_counts(info, kept))
+    present = {split: table.filter(pa.compute.equal(table["status"], STATUS_KEPT)) for split, table in tables.items()}
+    withdrawn = read_tombstones(out)["sample_id"].combine_chunks()
+    is_gone = {split: pa.compute.is_in(table["sample_id"], withdrawn) for split, table in present.items()}
+    kept = {split: table.filter(pa.compute.invert(is_gone[split])) for split, table in present.items()}
+    console.print(_counts(info, kept, {split: len(present[split]) - len(kept[split]) for split in kept}))
     rejects = _rejects(tables)
     if rejects.row_count:
         console.print(rejects)
@@ -47,7 +51,14 @@ def print_stats(out: Path, console: Console) -> None:
 
 
 def _read(out: Path, info: DatasetInfo, split: str) -> pa.Table:
-    wanted = ["status", "reject_reason", "label", "bbox", *(name for name in _MEASURES if name != "face_px")]
+    wanted = [
+        "sample_id",
+        "status",
+        "reject_reason",
+        "label",
+        "bbox",
+        *(name for name in _MEASURES if name != "face_px"),
+    ]
     tables = []
     for shard in info.splits[split].shards:
         path = shard_paths(out, split, shard)["manifest"]
@@ -59,7 +70,7 @@ def _read(out: Path, info: DatasetInfo, split: str) -> pa.Table:
     return pa.concat_tables(tables)
 
 
-def _counts(info: DatasetInfo, kept: dict[str, pa.Table]) -> Table:
+def _counts(info: DatasetInfo, kept: dict[str, pa.Table], num_withdrawn: dict[str, int]) -> Table:
     table = Table(title="splits")
     table.add_column("")
     columns: list[list[str]] = []
@@ -67,10 +78,10 @@ def _counts(info: DatasetInfo, kept: dict[str, pa.Table]) -> Table:
         table.add_column(split, justify="right")
         photos = np.unique(kept[split]["label"].to_numpy(), return_counts=True)[1]
         spread = [photos.min(), np.median(photos), photos.max()] if len(photos) else [0, 0, 0]
-        counts = [description.num_samples, description.num_rejected, description.num_identities]
+        counts = [len(kept[split]), num_withdrawn[split], description.num_rejected, len(photos)]
         counts += [len(description.shards), description.num_bytes, *spread, int((photos == 1).sum())]
         columns.append([f"{count:,.0f}" for count in counts])
-    names = ["photos", "rejected", "identities", "shards", "bytes"]
+    names = ["photos", "withdrawn", "rejected", "identities", "shards", "bytes"]
     names += ["photos an identity, least", "median", "most", "identities with one photo"]
     for name, *values in zip(names, *columns, strict=True):
         table.add_row(name, *values)

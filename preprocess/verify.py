@@ -28,6 +28,7 @@ from pipeline.data.manifest import (
     read_index,
     shard_paths,
 )
+from pipeline.data.tombstones import TOMBSTONES_FILE, read_tombstones
 from preprocess.dataset import describe, read_commits
 from preprocess.plan import INSTRUCTION_SET, PLAN_FILE, Plan, load_plan
 from preprocess.shard import build_idx, write_tar
@@ -101,6 +102,7 @@ def find_faults(out: Path, on_shard: Callable[[int], None]) -> list[Fault]:
                 faults.extend(_check_shard(out, commit))
             on_shard(1)
     faults.extend(_find_strangers(out, info))
+    faults.extend(_check_tombstones(dataset))
     num_shards = sum(len(description.shards) for description in info.splits.values())
     if len(commits) == num_shards and dataset_digest(commits) != info.digest:
         faults.append(Fault("", "", -1, "the digest is not that of the commit records"))
@@ -166,6 +168,29 @@ def _find_strangers(out: Path, info: DatasetInfo) -> Iterator[Fault]:
         for path in found:
             if path not in own:
                 yield Fault(str(path.relative_to(out)), "", -1, "does not belong to the data set")
+
+
+def _check_tombstones(dataset: Dataset) -> Iterator[Fault]:
+    """Withdrawn samples that the data set does not have: a list of another one would leave this one's people in."""
+    try:
+        withdrawn = read_tombstones(dataset.root)
+        if not len(withdrawn):
+            return
+        known: set[tuple[int, str]] = set()
+        for split, description in dataset.info.splits.items():
+            for shard in description.shards:
+                path = shard_paths(dataset.root, split, shard)["manifest"]
+                table = pq.read_table(path, columns=["sample_id", "key"])
+                table = table.filter(pa.compute.is_in(table["sample_id"], withdrawn["sample_id"].combine_chunks()))
+                known.update(zip(table["sample_id"].to_pylist(), table["key"].to_pylist(), strict=True))
+    except UserError as error:
+        yield Fault(TOMBSTONES_FILE, "", -1, error.found)
+        return
+    except (OSError, pa.ArrowException):  # the shard's own fault, and named there
+        return
+    for place in zip(withdrawn["sample_id"].to_pylist(), withdrawn["key"].to_pylist(), strict=True):
+        if place not in known:
+            yield Fault(TOMBSTONES_FILE, place[1], -1, f"sample {place[0]} is not in the data set")
 
 
 def _read_commit(out: Path, split: str, shard: str) -> ShardCommit | None:

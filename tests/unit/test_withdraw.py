@@ -17,6 +17,8 @@ from pipeline.config.errors import UserError
 from pipeline.data.loader import Loader, StepBatch
 from pipeline.data.manifest import SplitIndex, open_dataset
 from pipeline.data.tombstones import read_tombstones
+from pipeline.evaluate.pairs import Photo
+from pipeline.evaluate.photos import DatasetPhotos, Rejected
 from preprocess import compact as compacting
 from preprocess.cli import app
 from preprocess.drivers.local import exclusive
@@ -196,3 +198,35 @@ def test_everything_withdrawn(data: Path, tmp_path: Path) -> None:
     split, batches = load(data)
     assert not any(bool(micro.valid.any()) for batch in batches for micro in batch.micro_batches)
     assert np.array_equal(split.withdrawn, np.arange(90))
+
+
+def test_verify_and_stats_know_withdrawals(data: Path) -> None:
+    run("withdraw", data, "--identity", "person002")
+    assert "15 samples withdrawn" in run("verify", data)
+    text = run("stats", data)
+    assert "│ photos │ 75 │" in text
+    assert "│ withdrawn │ 15 │" in text
+    assert "│ identities │ 5 │" in text
+    tombstones = read_tombstones(data)
+    strange = tombstones.set_column(0, "sample_id", [[9000 + row for row in range(15)]])
+    pq.write_table(strange, data / "tombstones.parquet")
+    assert [fault.what for fault in find_faults(data, lambda count: None)][:1] == ["sample 9000 is not in the data set"]
+    (data / "tombstones.parquet").write_bytes(b"no list")
+    (fault,) = find_faults(data, lambda count: None)
+    assert fault.shard == "tombstones.parquet"
+
+
+def test_an_unknown_name_leaves_the_ledger_as_it_is(data: Path) -> None:
+    pages = {page: page.read_bytes() for page in (data / "rejects").glob("*.html")}
+    with pytest.raises(UserError, match="nobody"):
+        withdraw(data, {"identity": ["person000", "nobody"]}, "")
+    assert {page: page.read_bytes() for page in (data / "rejects").glob("*.html")} == pages
+
+
+def test_evaluation_sees_no_withdrawn_photo(data: Path) -> None:
+    before = DatasetPhotos(open_dataset(data), ["train"]).numbers()
+    run("withdraw", data, "--identity", "person004")
+    photos = DatasetPhotos(open_dataset(data), ["train"])
+    assert set(before) - set(photos.numbers()) == {"person004"}
+    assert photos.load(Photo("person004", before["person004"][0])) == Rejected("withdrawn")
+    assert {name: numbers for name, numbers in before.items() if name != "person004"} == photos.numbers()
