@@ -35,7 +35,7 @@ img { display: block; border-radius: 4px; image-rendering: auto; background: var
 figcaption { font-size: .8rem; line-height: 1.35; overflow-wrap: anywhere; } figcaption b { color: var(--ink); }
 .sheet { display: flex; flex-wrap: wrap; gap: 4px; } .sheet img { width: 72px; height: 72px; }
 svg { width: 100%; height: auto; display: block; } svg .bar { fill: var(--accent); }
-svg line { stroke: var(--line); } svg text { fill: var(--soft); font: 11px system-ui, sans-serif; }
+svg line { stroke: var(--line); } a { color: var(--accent); } svg text { fill: var(--soft); font: 13px system-ui, sans-serif; }
 @media print { body { background: none; } .card { break-inside: avoid; } }
 """
 
@@ -62,14 +62,18 @@ def render(template: str, title: str, **values: Any) -> bytes:
     return environment.from_string(page).render(base=base, style=Markup(_STYLE), title=title, **values).encode()
 
 
-def crop_address(data: Path, photo: Mapping[str, Any]) -> str:
-    """A crop as a `data:` address, from the manifest's row; empty where it cannot be read or is damaged."""
+def crop_bytes(data: Path, photo: Mapping[str, Any]) -> bytes | None:
+    """A crop's JPEG, from the manifest's row; None where it cannot be read or is damaged."""
     try:
         with open(shard_paths(data, photo["split"], photo["shard"])["tar"], "rb") as tar:
             tar.seek(photo["jpg_offset"])
             content = tar.read(photo["jpg_size"])
     except OSError:
-        return ""
-    if zlib.crc32(content) != photo["jpg_crc32"]:
-        return ""
-    return "data:image/jpeg;base64," + base64.b64encode(content).decode("ascii")
+        return None
+    return content if zlib.crc32(content) == photo["jpg_crc32"] else None
+
+
+def crop_address(data: Path, photo: Mapping[str, Any]) -> str:
+    """A crop as a `data:` address; empty where there is none."""
+    content = crop_bytes(data, photo)
+    return "" if content is None else "data:image/jpeg;base64," + base64.b64encode(content).decode("ascii")
