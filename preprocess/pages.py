@@ -35,7 +35,8 @@ img { display: block; border-radius: 4px; image-rendering: auto; background: var
 figcaption { font-size: .8rem; line-height: 1.35; overflow-wrap: anywhere; } figcaption b { color: var(--ink); }
 .sheet { display: flex; flex-wrap: wrap; gap: 4px; } .sheet img { width: 72px; height: 72px; }
 svg { width: 100%; height: auto; display: block; } svg .bar { fill: var(--accent); }
-svg line { stroke: var(--line); } a { color: var(--accent); } svg text { fill: var(--soft); font: 13px system-ui, sans-serif; }
+svg line { stroke: var(--line); }
+a { color: var(--accent); } svg text { fill: var(--soft); font: 13px system-ui, sans-serif; }
 @media print { body { background: none; } .card { break-inside: avoid; } }
 """
 
