@@ -142,7 +142,7 @@ def find_overlap(photos: pa.Table, test: pa.Table, threshold: int) -> Iterator[V
     found = nearest_other(photos["phash"].to_numpy(), test["phash"].to_numpy(), threshold)
     for place, other, bits in zip(*(column.tolist() for column in found), strict=True):
         if not is_same[place]:
-            yield Verdict(keys[place], DROP, NEAR_TEST_SET, float(bits), test_keys[other])
+            yield Verdict(keys[place], REVIEW, NEAR_TEST_SET, float(bits), test_keys[other])
     by_name = {_plain(name): key for name, key in zip(test["identity"].to_pylist(), test_keys, strict=True)}
     for key, name in zip(keys, photos["identity"].to_pylist(), strict=True):
         # numbers are no names: person 7 of one set is not person 7 of another

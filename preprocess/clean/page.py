@@ -27,9 +27,15 @@ _TEXTS = {
         "The same file under two names. One label is wrong; all are dropped.",
     ),
     find.NEAR: ("Near duplicates", "Two versions of one photo of a person, by the perceptual hash: the first stays."),
-    find.NEAR_OF_OTHER: ("Near duplicates, two people", "Two crops look the same and bear two names."),
+    find.NEAR_OF_OTHER: (
+        "Near duplicates, two people",
+        "Two crops have like hashes and bear two names; often just two faces of one pose.",
+    ),
     find.IN_TEST_SET: ("In the test set", "The same file is in the test set."),
-    find.NEAR_TEST_SET: ("Near duplicates in the test set", "The test set has a version of the photo."),
+    find.NEAR_TEST_SET: (
+        "Near duplicates in the test set",
+        "The test set may have a version of the photo, by the perceptual hash.",
+    ),
     find.NAME_IN_TEST_SET: ("Names of the test set", "A person of this name is in the test set."),
     find.LIKE_OTHER: ("More like somebody else", "Left the photo, right the person it is more like than its own."),
     find.FAR: ("Far from their person", "Left the photo, right the most typical photo of its person."),

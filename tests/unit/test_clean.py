@@ -138,7 +138,7 @@ def test_overlap_with_a_test_set(data: Path, tmp_path: Path) -> None:
     named = by_source(data, found)
     assert {row[:3] for row in named if row[2] != "name_in_test_set"} == {
         ("p1/5.jpg", "drop", "in_test_set"),
-        ("p2/6.jpg", "drop", "near_duplicate_in_test_set"),
+        ("p2/6.jpg", "review", "near_duplicate_in_test_set"),
     }
     assert {row[0] for row in named if row[2] == "name_in_test_set"} == {
         *("p0/0.jpg", "p0/4.jpg", "p0/8.jpg", "p0/copy.jpg")
