@@ -161,7 +161,7 @@ def check_frozen(change: LabelChange, num_frozen: int) -> None:
             "head.frozen_classes",
             f"{num_frozen} labels from 0, but label {new_labels[0]} belongs to someone new",
             f"at most {new_labels[0]}",
-            "labels follow the sorted names: new people whose names sort last keep the old labels",
+            "preprocess shard … --extends OLD_DATA gives new people the labels after those of the old",
         )
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import signal
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -230,3 +233,47 @@ def test_evaluation_sees_no_withdrawn_photo(data: Path) -> None:
     assert set(before) - set(photos.numbers()) == {"person004"}
     assert photos.load(Photo("person004", before["person004"][0])) == Rejected("withdrawn")
     assert {name: numbers for name, numbers in before.items() if name != "person004"} == photos.numbers()
+
+
+def test_a_killed_compaction_leaves_nothing_half_made(data: Path, tmp_path: Path) -> None:
+    run("withdraw", data, "--key", "000000020")
+    run("compact", data, tmp_path / "expected")
+    code = f"""
+import os, signal
+from pathlib import Path
+from preprocess import compact
+finish, calls = compact.finish_shard, []
+def kill_at_the_second(context, shard):
+    calls.append(shard)
+    if len(calls) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return finish(context, shard)
+compact.finish_shard = kill_at_the_second
+compact.compact(Path({str(data)!r}), Path({str(tmp_path / "out")!r}), [20], lambda count: None)
+"""
+    killed = subprocess.run([sys.executable, "-c", code], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert not (tmp_path / "out").exists()
+    run("compact", data, tmp_path / "out")
+    assert open_dataset(tmp_path / "out").info == open_dataset(tmp_path / "expected").info
+    assert find_faults(tmp_path / "out", lambda count: None) == []
+
+
+def test_withdrawals_at_one_time_do_not_lose_each_other(data: Path) -> None:
+    """Who comes while another writes is told so, and what was written stays."""
+    code = f"""
+import sys
+from pathlib import Path
+from pipeline.config.errors import UserError
+from preprocess.withdraw import withdraw
+for key in range(int(sys.argv[1]), 60, 4):
+    while True:
+        try:
+            withdraw(Path({str(data)!r}), {{"key": [f"{{key:09d}}"]}}, "")
+            break
+        except UserError as error:
+            assert "another run" in str(error), error
+"""
+    processes = [subprocess.Popen([sys.executable, "-c", code, str(first)]) for first in range(4)]
+    assert [process.wait(60) for process in processes] == [0] * 4
+    assert read_tombstones(data)["sample_id"].to_pylist() == list(range(60))
