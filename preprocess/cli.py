@@ -14,6 +14,7 @@ import typer
 
 from pipeline.config.errors import run_command
 from preprocess.commands.bench import bench
+from preprocess.commands.clean import clean
 from preprocess.commands.compact import compact
 from preprocess.commands.export import export
 from preprocess.commands.import_bin import import_bin
@@ -28,7 +29,9 @@ from preprocess.commands.withdraw import withdraw
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
-for _command in (synth, shard, import_bin, status, verify, stats, preview, bench, withdraw, compact, export, weights):
+_COMMANDS = (synth, shard, import_bin, status, verify, stats, preview, bench, clean, withdraw, compact, export, weights)
+
+for _command in _COMMANDS:
     app.command()(_command)
 
 

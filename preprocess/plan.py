@@ -35,9 +35,9 @@ _METADATA_KEY = b"facemill-plan"
 
 PLAN_SCHEMA = pa.schema(
     [
-        ("sample_id", pa.int64()),  # row number in the sorted listing
+        ("sample_id", pa.int64()),  # row number in the sorted listing, or of an earlier version: see `extend`
         *LISTING_SCHEMA,
-        ("label", pa.int64()),  # number of the identity among the sorted identities
+        ("label", pa.int64()),  # number of the identity among the sorted identities, after those of earlier versions
         ("split", pa.string()),
         ("shard", pa.int32()),  # number within the split
     ]
@@ -141,9 +141,27 @@ def build_plan(listing: pa.Table, options: ShardOptions) -> Plan:
     Raises:
         UserError: too few identities for the split that was asked for.
     """
-    names, labels = _number_identities(listing["identity"])
+    names, labels = number_identities(listing["identity"])
     is_val = _choose_val(names, options)[labels]
-    sample_ids = np.arange(len(listing), dtype=np.int64)
+    return deal(listing, options, np.arange(len(listing), dtype=np.int64), labels, is_val)
+
+
+def deal(
+    listing: pa.Table,
+    options: ShardOptions,
+    sample_ids: npt.NDArray[np.int64],
+    labels: npt.NDArray[np.int64],
+    is_val: npt.NDArray[np.bool_],
+) -> Plan:
+    """Deal rows whose numbers, labels and splits are known into shards.
+
+    Args:
+        listing: [N] rows, as for `build_plan`.
+        options: see `ShardOptions`.
+        sample_ids: [N], each once.
+        labels: [N], one an identity.
+        is_val: [N], whether a row belongs to `val` and not to `train`.
+    """
     keys = _mix(sample_ids.astype(np.uint64), options.seed)
     order = np.lexsort((sample_ids, keys, is_val))
     split_sizes = [int((~is_val).sum()), int(is_val.sum())]
@@ -252,7 +270,7 @@ def _schema(columns: Collection[str]) -> pa.Schema:
     return pa.schema([*PLAN_SCHEMA, *(field for field in PLACE_SCHEMA if field.name in columns)])
 
 
-def _number_identities(column: pa.ChunkedArray) -> tuple[list[bytes], npt.NDArray[np.int64]]:
+def number_identities(column: pa.ChunkedArray) -> tuple[list[bytes], npt.NDArray[np.int64]]:
     """Sorted identities as bytes, and each row's label."""
     encoded = column.combine_chunks().dictionary_encode()
     if isinstance(encoded, pa.ChunkedArray):
@@ -266,16 +284,21 @@ def _number_identities(column: pa.ChunkedArray) -> tuple[list[bytes], npt.NDArra
 
 def _choose_val(names: list[bytes], options: ShardOptions) -> npt.NDArray[np.bool_]:
     """Whether each label belongs to `val`: the identities with the smallest keyed hashes."""
-    is_val = np.zeros(len(names), np.bool_)
     if options.val_identities == 0:
-        return is_val
+        return np.zeros(len(names), np.bool_)
     if len(names) < 2:
         raise UserError("--val-identities", f"{len(names)} identity", "at least 2 to split", "leave it out")
     count = min(len(names) - 1, max(1, round(options.val_identities * len(names))))
-    key = options.seed.to_bytes(8, "little")
+    return smallest_hashes(names, count, options.seed)
+
+
+def smallest_hashes(names: list[bytes], count: int, seed: int) -> npt.NDArray[np.bool_]:
+    """Which of some names have the `count` smallest keyed hashes: a draw that depends on names and seed alone."""
+    key = seed.to_bytes(8, "little")
     hashes = [hashlib.blake2b(name, digest_size=16, key=key).digest() for name in names]
-    is_val[sorted(range(len(names)), key=hashes.__getitem__)[:count]] = True
-    return is_val
+    is_drawn = np.zeros(len(names), np.bool_)
+    is_drawn[sorted(range(len(names)), key=hashes.__getitem__)[:count]] = True
+    return is_drawn
 
 
 def _mix(values: npt.NDArray[np.uint64], seed: int) -> npt.NDArray[np.uint64]:

@@ -17,12 +17,14 @@ from rich.table import Table
 
 from pipeline.config.errors import UserError
 from pipeline.data.manifest import DatasetInfo, open_dataset
+from pipeline.data.tombstones import TOMBSTONES_FILE, read_tombstones
 from preprocess.crops import NO_DETECTOR, CropMaker
 from preprocess.dataset import finish_dataset, read_commits
 from preprocess.detect.weights import kept_weights
 from preprocess.drivers import DriverOptions
 from preprocess.drivers.local import exclusive, run_local
 from preprocess.drivers.schedule import OnPhotos, unfinished
+from preprocess.extend import carry_tombstones, extend_plan
 from preprocess.plan import (
     Plan,
     ShardOptions,
@@ -50,6 +52,7 @@ def shard(
     num_workers: int,
     max_rejects: float,
     driver: DriverOptions,
+    extends: Path | None,
     console: Console,
 ) -> DatasetInfo | None:
     """Turn photos into a data set, or go on with one that was begun by the same command.
@@ -57,7 +60,8 @@ def shard(
     Gives None where other pods still make shards of it.
 
     `layout` is one of `preprocess.sources.LAYOUTS`. `num_workers` 0 means one a core. `max_rejects` is the share of
-    rejects beyond which all shards are made but the data set is not finished.
+    rejects beyond which all shards are made but the data set is not finished. `extends` is an earlier version whose
+    labels, splits, keys and withdrawals stay.
 
     Raises:
         UserError: for everything the user can mend.
@@ -78,12 +82,16 @@ def shard(
         notes += _unused(listing, weights)
     for note in notes:
         _say(console, note)
-    plan = build_plan(listing, options)
+    plan = (
+        build_plan(listing, options)
+        if extends is None
+        else extend_plan(listing, options, extends, lambda note: _say(console, note))
+    )
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(out, f"cannot be made ({error.strerror})", "a folder for the data set") from None
-    work = _Work(plan, photos, out, weights, num_workers, driver, console)
+    work = _Work(plan, photos, out, weights, num_workers, driver, extends, console)
     if driver.kind == "index":
         # pods start at any time, and several at once: each makes shards of its own, and none waits for another
         return _shard_as_pod(work, max_rejects)
@@ -94,7 +102,7 @@ def shard(
         start_s = time.monotonic()
         num_made = _make_shards(work, range(plan.num_shards))
         _check_rejects(plan, out, max_rejects)
-        info = finish_dataset(plan, out)
+        info = _finish(work)
     print_summary(console, info, num_made, time.monotonic() - start_s)
     return info
 
@@ -109,6 +117,7 @@ class _Work:
     weights: Path | None
     num_workers: int
     driver: DriverOptions
+    extends: Path | None
     console: Console
 
 
@@ -127,9 +136,16 @@ def _shard_as_pod(work: _Work, max_rejects: float) -> DatasetInfo | None:
     _check_rejects(plan, out, max_rejects)
     # The lock is a courtesy: where it does not hold across nodes, two pods write the same files, each whole.
     with exclusive(out):
-        info = finish_dataset(plan, out)
+        info = _finish(work)
     print_summary(work.console, info, num_made, time.monotonic() - start_s)
     return info
+
+
+def _finish(work: _Work) -> DatasetInfo:
+    """Describe the data set; what was withdrawn from its earlier version is so before anyone can read it."""
+    if work.extends is not None:
+        carry_tombstones(work.extends, work.plan, work.out)
+    return finish_dataset(work.plan, work.out)
 
 
 def _begin(plan: Plan, out: Path, console: Console) -> DatasetInfo | None:
@@ -200,7 +216,9 @@ def verify(out: Path, console: Console) -> bool:
         _say(console, str(fault), "red")
     kept = sum(split.num_samples for split in info.splits.values())
     verdict = f"{len(faults):,} faults" if faults else "no faults"
-    _say(console, f"{out}: {verdict} in {num_shards:,} shards, {kept:,} photos")
+    withdrawn = 0 if any(fault.shard == TOMBSTONES_FILE for fault in faults) else len(read_tombstones(out))
+    withdrawn_text = f", {withdrawn:,} samples withdrawn" if withdrawn else ""
+    _say(console, f"{out}: {verdict} in {num_shards:,} shards, {kept:,} photos{withdrawn_text}")
     damaged = sorted({fault.shard for fault in faults} & {s for split in info.splits.values() for s in split.shards})
     if damaged:
         files = ", ".join(f"commits/{shard}.json" for shard in damaged[:3]) + (", …" if len(damaged) > 3 else "")

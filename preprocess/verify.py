@@ -28,9 +28,10 @@ from pipeline.data.manifest import (
     read_index,
     shard_paths,
 )
+from pipeline.data.tombstones import TOMBSTONES_FILE, read_tombstones
 from preprocess.dataset import describe, read_commits
 from preprocess.plan import INSTRUCTION_SET, PLAN_FILE, Plan, load_plan
-from preprocess.shard import build_idx, write_tar
+from preprocess.shard import build_idx, key_of, write_tar
 
 _BLOCK_BYTES = 2**22
 
@@ -101,6 +102,7 @@ def find_faults(out: Path, on_shard: Callable[[int], None]) -> list[Fault]:
                 faults.extend(_check_shard(out, commit))
             on_shard(1)
     faults.extend(_find_strangers(out, info))
+    faults.extend(_check_tombstones(dataset))
     num_shards = sum(len(description.shards) for description in info.splits.values())
     if len(commits) == num_shards and dataset_digest(commits) != info.digest:
         faults.append(Fault("", "", -1, "the digest is not that of the commit records"))
@@ -166,6 +168,18 @@ def _find_strangers(out: Path, info: DatasetInfo) -> Iterator[Fault]:
         for path in found:
             if path not in own:
                 yield Fault(str(path.relative_to(out)), "", -1, "does not belong to the data set")
+
+
+def _check_tombstones(dataset: Dataset) -> Iterator[Fault]:
+    """The list of withdrawn samples: it may name some that only an earlier version had, each with its key."""
+    try:
+        withdrawn = read_tombstones(dataset.root)
+    except UserError as error:
+        yield Fault(TOMBSTONES_FILE, "", -1, error.found)
+        return
+    for sample_id, key in zip(withdrawn["sample_id"].to_pylist(), withdrawn["key"].to_pylist(), strict=True):
+        if key != key_of(sample_id):
+            yield Fault(TOMBSTONES_FILE, key, -1, f"is not the key of sample {sample_id}")
 
 
 def _read_commit(out: Path, split: str, shard: str) -> ShardCommit | None:

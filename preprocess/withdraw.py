@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,7 +54,8 @@ def withdraw(out: Path, wanted: Mapping[str, Collection[str]], reason: str) -> W
         known = set(before["sample_id"].to_pylist())
         missing = {name: set(values) for name, values in wanted.items()}
         found: list[pa.Table] = []
-        num_before = num_thumbnails = 0
+        keys_of: dict[str, set[str]] = {}
+        num_before = 0
         for split, info in dataset.info.splits.items():
             for shard in info.shards:
                 table = pq.read_table(shard_paths(out, split, shard)["manifest"], columns=list(_COLUMNS))
@@ -62,8 +64,7 @@ def withdraw(out: Path, wanted: Mapping[str, Collection[str]], reason: str) -> W
                     missing.get(name, set()).difference_update(chosen[name].to_pylist())
                 num_before += sum(number in known for number in chosen["sample_id"].to_pylist())
                 found.append(chosen)
-                # also those withdrawn before: a call that was killed in between is made good by the same call
-                num_thumbnails += remove_from_ledger(out, shard, set(chosen["key"].to_pylist()))
+                keys_of[shard] = set(chosen["key"].to_pylist())
         for name, values in missing.items():
             if values:
                 raise UserError(f"--{name.replace('_', '-')}", sorted(values)[0], f"one that {out} has")
@@ -74,6 +75,9 @@ def withdraw(out: Path, wanted: Mapping[str, Collection[str]], reason: str) -> W
             columns = {name: new[name] for name in ("sample_id", "key", "source_sha256")} | {"reason": reasons}
             merged = pa.concat_tables([before, pa.table(columns, schema=TOMBSTONES_SCHEMA)]).sort_by("sample_id")
             write_parquet(merged, out / TOMBSTONES_FILE, work_folder(out))
+        # also those withdrawn before: a call that was killed in between is made good by the same call
+        num_thumbnails = sum(remove_from_ledger(out, shard, keys) for shard, keys in keys_of.items())
+        with suppress(OSError):  # it was never made, or is another's
             work_folder(out).rmdir()
     return Withdrawn(len(new), num_before, num_thumbnails)
 

@@ -77,7 +77,8 @@ class Miner:
         if embedded is None:
             return None
         unit, valid = embedded
-        num_bad = len(rows) - int(valid.sum())
+        # withdrawn photos are no faults, and no photos of a list either
+        num_bad = len(rows) - int(valid.sum()) - int(np.isin(rows, self._split.withdrawn).sum())
         self._check(unit, valid, num_bad)
         rows = rows[valid.cpu().numpy()]
         labels = torch.from_numpy(self._split.label[rows].astype(np.int64)).to(self._device)

@@ -162,7 +162,7 @@ def check_frozen(change: LabelChange, num_frozen: int) -> None:
             "head.frozen_classes",
             f"{num_frozen} labels from 0, but label {new_labels[0]} belongs to someone new",
             f"at most {new_labels[0]}",
-            "labels follow the sorted names: new people whose names sort last keep the old labels",
+            "preprocess shard … --extends OLD_DATA gives new people the labels after those of the old",
         )
 
 
@@ -192,7 +192,7 @@ def imprint(start: Start, split: SplitIndex, crop_px: int, change: LabelChange) 
         return 0
     place = np.full(len(change.old_labels), -1, np.int64)
     place[new_labels] = np.arange(len(new_labels))
-    rows = np.flatnonzero(~change.kept[split.label]).astype(np.int64)
+    rows = np.setdiff1d(np.flatnonzero(~change.kept[split.label]), split.withdrawn).astype(np.int64)
     sums = torch.zeros(len(new_labels), named[0].shape[-1])
     counts = torch.zeros(len(new_labels))
     for found, embeddings in embed_rows(start.model, split, crop_px, rows):
@@ -202,7 +202,10 @@ def imprint(start: Start, split: SplitIndex, crop_px: int, change: LabelChange) 
     if not counts.all():
         label = int(new_labels[int((counts == 0).nonzero()[0])])
         raise UserError(
-            split.identities()[label], "none of their photos can be read", "at least one", "preprocess verify"
+            split.identities()[label],
+            "none of their photos can be read, or all are withdrawn",
+            "at least one",
+            "preprocess verify, preprocess compact",
         )
     directions = torch.nn.functional.normalize(sums)
     kept = torch.from_numpy(change.kept)

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from pipeline.config.errors import UserError
 from pipeline.data.decode_cpu import decode_crop
 from pipeline.data.manifest import STATUS_KEPT, Dataset, local_manifests
-from pipeline.data.reader import BadSample, Reader
+from pipeline.data.reader import WITHDRAWN, BadSample, Reader
 from pipeline.evaluate.pairs import Photo
 
 Crop: TypeAlias = npt.NDArray[np.uint8]
@@ -107,6 +107,7 @@ class DatasetPhotos:
         for split in splits:
             index = dataset.split(split)
             self._readers[split] = Reader(index)
+            withdrawn = set(index.withdrawn.tolist())
             row = 0  # the index holds the manifests' kept rows in the same order
             names = {split: dataset.info.splits[split].shards}
             for manifest in local_manifests(dataset.root, dataset.mirror, names):
@@ -115,7 +116,7 @@ class DatasetPhotos:
                     *(table[name].to_pylist() for name in _COLUMNS), strict=True
                 ):
                     if status == STATUS_KEPT:
-                        places[identity][source] = _Place(split, row)
+                        places[identity][source] = Rejected(WITHDRAWN) if row in withdrawn else _Place(split, row)
                         row += 1
                     else:
                         places[identity][source] = Rejected(reason)

@@ -31,6 +31,9 @@ def shard(
     keep_jpegs: bool = typer.Option(
         False, "--keep-jpegs", help="With --already-aligned: store plain JPEGs of the right size as they came."
     ),
+    extends: Path | None = typer.Option(
+        None, help="An earlier version of the data set: its people keep labels and splits, its photos their keys."
+    ),
     licence: str = typer.Option("", help="Licence of the photos, for dataset.json and the card."),
     max_rejects: float = typer.Option(0.5, help="Share of rejects beyond which the data set is left unfinished."),
     workers: int = typer.Option(0, help="Processes; 0 for one a core."),
@@ -66,6 +69,8 @@ def shard(
         preprocess shard photos data --driver ray --address auto
 
         preprocess shard photos data --driver index --num-pods 16
+
+        preprocess shard photos data-2 --extends data
     """
     import signal
 
@@ -95,7 +100,7 @@ def shard(
     try:
         with one_line_errors(out):
             chosen = check_driver(driver, address, gpus_per_task, index, num_pods)
-            run.shard(source, layout, out, options, weights, workers, max_rejects, chosen, Console())
+            run.shard(source, layout, out, options, weights, workers, max_rejects, chosen, extends, Console())
     except KeyboardInterrupt:  # typer would leave without a word
         typer.echo("interrupted; the same command goes on where it stopped", err=True)
         raise typer.Exit(130) from None

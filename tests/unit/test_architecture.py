@@ -119,6 +119,7 @@ def test_heavy_libraries_have_one_home() -> None:
         ["launch/train.py", "--help"],
         ["launch/import_arcface.py", "--help"],
         ["launch/extend_head.py", "--help"],
+        ["launch/embed.py", "--help"],
     ],
 )
 def test_help_imports_nothing_heavy(command: list[str]) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import signal
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -17,6 +20,8 @@ from pipeline.config.errors import UserError
 from pipeline.data.loader import Loader, StepBatch
 from pipeline.data.manifest import SplitIndex, open_dataset
 from pipeline.data.tombstones import read_tombstones
+from pipeline.evaluate.pairs import Photo
+from pipeline.evaluate.photos import DatasetPhotos, Rejected
 from preprocess import compact as compacting
 from preprocess.cli import app
 from preprocess.drivers.local import exclusive
@@ -196,3 +201,79 @@ def test_everything_withdrawn(data: Path, tmp_path: Path) -> None:
     split, batches = load(data)
     assert not any(bool(micro.valid.any()) for batch in batches for micro in batch.micro_batches)
     assert np.array_equal(split.withdrawn, np.arange(90))
+
+
+def test_verify_and_stats_know_withdrawals(data: Path) -> None:
+    run("withdraw", data, "--identity", "person002")
+    assert "15 samples withdrawn" in run("verify", data)
+    text = run("stats", data)
+    assert "│ photos │ 75 │" in text
+    assert "│ withdrawn │ 15 │" in text
+    assert "│ identities │ 5 │" in text
+    tombstones = read_tombstones(data)
+    strange = tombstones.set_column(0, "sample_id", [[9000 + row for row in range(15)]])
+    pq.write_table(strange, data / "tombstones.parquet")
+    assert [fault.what for fault in find_faults(data, lambda count: None)][:1] == ["is not the key of sample 9000"]
+    (data / "tombstones.parquet").write_bytes(b"no list")
+    (fault,) = find_faults(data, lambda count: None)
+    assert fault.shard == "tombstones.parquet"
+
+
+def test_an_unknown_name_leaves_the_ledger_as_it_is(data: Path) -> None:
+    pages = {page: page.read_bytes() for page in (data / "rejects").glob("*.html")}
+    with pytest.raises(UserError, match="nobody"):
+        withdraw(data, {"identity": ["person000", "nobody"]}, "")
+    assert {page: page.read_bytes() for page in (data / "rejects").glob("*.html")} == pages
+
+
+def test_evaluation_sees_no_withdrawn_photo(data: Path) -> None:
+    before = DatasetPhotos(open_dataset(data), ["train"]).numbers()
+    run("withdraw", data, "--identity", "person004")
+    photos = DatasetPhotos(open_dataset(data), ["train"])
+    assert set(before) - set(photos.numbers()) == {"person004"}
+    assert photos.load(Photo("person004", before["person004"][0])) == Rejected("withdrawn")
+    assert {name: numbers for name, numbers in before.items() if name != "person004"} == photos.numbers()
+
+
+def test_a_killed_compaction_leaves_nothing_half_made(data: Path, tmp_path: Path) -> None:
+    run("withdraw", data, "--key", "000000020")
+    run("compact", data, tmp_path / "expected")
+    code = f"""
+import os, signal
+from pathlib import Path
+from preprocess import compact
+finish, calls = compact.finish_shard, []
+def kill_at_the_second(context, shard):
+    calls.append(shard)
+    if len(calls) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return finish(context, shard)
+compact.finish_shard = kill_at_the_second
+compact.compact(Path({str(data)!r}), Path({str(tmp_path / "out")!r}), [20], lambda count: None)
+"""
+    killed = subprocess.run([sys.executable, "-c", code], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert not (tmp_path / "out").exists()
+    run("compact", data, tmp_path / "out")
+    assert open_dataset(tmp_path / "out").info == open_dataset(tmp_path / "expected").info
+    assert find_faults(tmp_path / "out", lambda count: None) == []
+
+
+def test_withdrawals_at_one_time_do_not_lose_each_other(data: Path) -> None:
+    """Who comes while another writes is told so, and what was written stays."""
+    code = f"""
+import sys
+from pathlib import Path
+from pipeline.config.errors import UserError
+from preprocess.withdraw import withdraw
+for key in range(int(sys.argv[1]), 60, 4):
+    while True:
+        try:
+            withdraw(Path({str(data)!r}), {{"key": [f"{{key:09d}}"]}}, "")
+            break
+        except UserError as error:
+            assert "another run" in str(error), error
+"""
+    processes = [subprocess.Popen([sys.executable, "-c", code, str(first)]) for first in range(4)]
+    assert [process.wait(60) for process in processes] == [0] * 4
+    assert read_tombstones(data)["sample_id"].to_pylist() == list(range(60))
