@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class CpuDecoder(BaseModel):
-    """torchvision's libjpeg-turbo, on the loader's threads."""
+    """libjpeg-turbo (simplejpeg) and OpenCV, on the loader's threads."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 

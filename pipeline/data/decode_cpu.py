@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
@@ -29,6 +30,7 @@ class CpuBatchDecoder:
     """
 
     def __init__(self, crop_px: int, device: torch.device, times: StageTimes) -> None:
+        cv2.setNumThreads(1)  # the loader's threads are the parallelism; OpenCV's own would fight them for the cores
         self._times = times
         self._crop_px = crop_px
         self._device = device

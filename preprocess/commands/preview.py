@@ -17,7 +17,7 @@ def preview(
     split: str = typer.Option("train", help="Which split."),
     rows: int = typer.Option(8, min=1, max=100, help="Photos."),
     columns: int = typer.Option(7, min=1, max=50, help="Variants of each."),
-    seed: int = typer.Option(0, help="Of the draws; the recipe's seed gives what its epochs will see."),
+    seed: int | None = typer.Option(None, help="Of the draws; the recipe's own, or 0, when left out."),
 ) -> None:
     """Draw a contact sheet of what augmentation does to photos of DATA.
 
@@ -48,10 +48,18 @@ def preview(
         index, crop_px = dataset.split(split), dataset.info.crop.size_px
         if config is None:
             each = [kind() for kind in typing.get_args(augment.Leaf)]
-            sheet = sheet_of_each(index, each, crop_px=crop_px, seed=seed, columns=columns)
+            sheet = sheet_of_each(index, each, crop_px=crop_px, seed=seed or 0, columns=columns)
         else:
-            section = load_config(config, [*override, f"data.path={data}"]).data
-            sheet = contact_sheet(index, section.augment, crop_px=crop_px, seed=seed, rows=rows, columns=columns)
+            recipe = load_config(config, [*override, f"data.path={data}"])
+            chosen = recipe.seed if seed is None else seed
+            sheet = contact_sheet(
+                index,
+                recipe.data.augment,
+                crop_px=crop_px,
+                seed=chosen,
+                rows=rows,
+                columns=columns,
+            )
     with one_line_errors(out):
         Image.fromarray(sheet).save(out, quality=92)
     typer.echo(f"{out}: {sheet.shape[1]} × {sheet.shape[0]} px")

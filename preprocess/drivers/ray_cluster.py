@@ -6,14 +6,14 @@ made is found or made again, with the same bytes. All nodes see the photos and O
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 from pipeline.config.errors import UserError
 from preprocess.drivers.schedule import OnPhotos, run_tasks, unfinished
-from preprocess.plan import Plan
+from preprocess.plan import Plan, environment
 from preprocess.shard import ShardContext
 from preprocess.sources.store import PhotoStore
 from preprocess.storage import work_folder, write_atomically
@@ -129,7 +129,7 @@ def _check_nodes(plan: Plan, photos: PhotoStore, out: Path, weights: Path | None
     nodes = [node for node in ray.nodes() if node["Alive"]]
     answers = [
         look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=node["NodeID"], soft=False)).remote(
-            mark, plan.hash, photos, source, weights
+            mark, plan.hash, photos, source, weights, dict(plan.versions)
         )
         for node in nodes
     ]
@@ -139,14 +139,20 @@ def _check_nodes(plan: Plan, photos: PhotoStore, out: Path, weights: Path | None
             raise UserError(
                 f"node {node['NodeManagerHostname']}",
                 f"does not see {missing}",
-                "photos, weights and OUT on a file system that all nodes have, under the same path",
+                "photos, weights, OUT under the same path on all nodes, and the same libraries and processor features",
             )
 
 
-def _look(mark: Path, content: str, photos: PhotoStore, source: str, weights: Path | None) -> str:
+def _look(
+    mark: Path, content: str, photos: PhotoStore, source: str, weights: Path | None, versions: Mapping[str, str]
+) -> str:
     """On a node: what it lacks, or an empty string."""
     if not mark.is_file() or mark.read_text() != content:
         return str(mark.parent.parent)
     if photos.stamp(source) is None:
         return f"the photos ({source})"
-    return "" if weights is None or weights.is_file() else str(weights)
+    if weights is not None and not weights.is_file():
+        return str(weights)
+    here = environment()
+    other = [name for name in sorted({*versions, *here}) if versions.get(name) != here.get(name)]
+    return f"the same {other[0]} as this machine: other bytes might come of it" if other else ""

@@ -19,6 +19,7 @@ import pytest
 from pipeline.config.errors import UserError
 from preprocess.drivers import DriverOptions, check_driver
 from preprocess.drivers.ray_cluster import _look
+from preprocess.plan import environment
 from preprocess.sources.store import PhotoFiles
 
 OPTIONS = ["--already-aligned", "--size", "64", "--samples-per-shard", "60", "--val-identities", "0.3"]
@@ -135,17 +136,24 @@ def test_a_killed_pod_loses_nothing(photos: Path, expected: dict[str, bytes], tm
     assert files(out) == expected
 
 
+def test_a_node_with_other_libraries_is_named(photos: Path, tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    mark.write_text("plan")
+    versions = environment() | {"opencv": "4.0"}
+    assert _look(mark, "plan", PhotoFiles(photos), "person 0/0.jpg", None, versions).startswith("the same opencv as")
+
+
 def test_a_node_that_lacks_something_names_it(photos: Path, tmp_path: Path) -> None:
     mark = tmp_path / "out" / ".work" / "mark"
-    store = PhotoFiles(photos)
-    assert _look(mark, "plan", store, "person 0/0.jpg", None) == str(tmp_path / "out")
+    store, here = PhotoFiles(photos), environment()
+    assert _look(mark, "plan", store, "person 0/0.jpg", None, here) == str(tmp_path / "out")
     mark.parent.mkdir(parents=True)
     mark.write_text("another plan")
-    assert _look(mark, "plan", store, "person 0/0.jpg", None) == str(tmp_path / "out")
+    assert _look(mark, "plan", store, "person 0/0.jpg", None, here) == str(tmp_path / "out")
     mark.write_text("plan")
-    assert _look(mark, "plan", store, "person 0/0.jpg", None) == ""
-    assert _look(mark, "plan", store, "person 9/0.jpg", None) == "the photos (person 9/0.jpg)"
-    assert _look(mark, "plan", store, "person 0/0.jpg", tmp_path / "w.onnx") == str(tmp_path / "w.onnx")
+    assert _look(mark, "plan", store, "person 0/0.jpg", None, here) == ""
+    assert _look(mark, "plan", store, "person 9/0.jpg", None, here) == "the photos (person 9/0.jpg)"
+    assert _look(mark, "plan", store, "person 0/0.jpg", tmp_path / "w.onnx", here) == str(tmp_path / "w.onnx")
 
 
 @pytest.mark.parametrize(
