@@ -24,7 +24,17 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.config.order import IdentityBalancedConfig, OrderConfig, PlainOrderConfig, StreamingOrderConfig
-from pipeline.data.manifest import INDEX_SCHEMA, CodecInfo, CropInfo, DatasetInfo, DetectorInfo, SplitInfo, open_dataset
+from pipeline.data.manifest import (
+    INDEX_SCHEMA,
+    CodecInfo,
+    CropInfo,
+    DatasetInfo,
+    DetectorInfo,
+    SplitInfo,
+    open_dataset,
+    seal_index,
+    write_index,
+)
 from pipeline.data.orders import balanced_parts, build_order
 
 SAMPLES_PER_SHARD = 16384
@@ -76,11 +86,10 @@ def generate(output: Path, num_rows: int, num_people: int) -> None:
         "sample_id": rows,
         "by_label": np.argsort(label, kind="stable").astype(np.int32),
     }
-    metadata = json.dumps({"digest": digest, "ranges": {"train": [0, num_rows]}})
-    table = pa.table(columns, schema=INDEX_SCHEMA).replace_schema_metadata({"facemill": metadata})
+    table = seal_index(pa.table(columns, schema=INDEX_SCHEMA), digest, {"train": (0, num_rows)})
     output.mkdir(parents=True, exist_ok=True)
-    with pa.OSFile(str(output / "index.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table)
+    with pa.OSFile(str(output / "index.arrow"), "wb") as sink:
+        write_index(table, sink)
     num_shards = -(-num_rows // SAMPLES_PER_SHARD)
     split = SplitInfo(
         num_samples=num_rows,

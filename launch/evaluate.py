@@ -155,13 +155,15 @@ def _make_output(folder: Path) -> Path:
 def _open_data(
     data: Path, loaded: LoadedBackbone, detector: str | None, weights: Path | None, draws_pairs: bool
 ) -> TestSet:
+    from pipeline.config.location import RemotePath, parse_location
     from pipeline.data.manifest import DatasetInfo, open_dataset
     from pipeline.evaluate.photos import DatasetPhotos, FolderPhotos, ListedPhoto
     from preprocess.sources import read_source
 
     trained = DatasetInfo.model_validate(loaded.dataset)
     # A directory with commits is a data set that is not finished yet: opening it says so.
-    if (data / "dataset.json").is_file() or (data / "commits").is_dir():
+    is_remote = isinstance(parse_location(data), RemotePath)
+    if is_remote or (data / "dataset.json").is_file() or (data / "commits").is_dir():
         for option, value in (("--detector", detector), ("--weights", weights)):
             if value is not None:
                 raise UserError(

@@ -75,7 +75,7 @@ def _estimate(config: Config, num_ranks: int, num_classes: int | None) -> str:
 
     if num_classes is not None:
         return describe(estimate(config, num_classes, num_ranks, USUAL_CROP_PX))
-    dataset = open_dataset(config.data.path)
+    dataset = open_dataset(config.data.path, config.data.cache)
     num_labels = dataset.split(config.data.split).num_labels
     return describe(estimate(config, num_labels, num_ranks, dataset.info.crop.size_px))
 

@@ -21,13 +21,17 @@ from preprocess.commands.import_bin import import_bin
 from preprocess.commands.preview import preview
 from preprocess.commands.shard import shard
 from preprocess.commands.stats import stats
+from preprocess.commands.status import status
 from preprocess.commands.synth import synth
 from preprocess.commands.verify import verify
+from preprocess.commands.weights import weights
 from preprocess.commands.withdraw import withdraw
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
-for _command in (synth, shard, import_bin, verify, stats, preview, bench, clean, withdraw, compact, export):
+_COMMANDS = (synth, shard, import_bin, status, verify, stats, preview, bench, clean, withdraw, compact, export, weights)
+
+for _command in _COMMANDS:
     app.command()(_command)
 
 

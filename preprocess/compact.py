@@ -35,7 +35,8 @@ def compact(data: Path, out: Path, without: Collection[int], advance: Advance) -
     Raises:
         UserError: no data set, `out` exists, nothing would be left, or a crop that does not match its checksum.
     """
-    info = open_dataset(data).info
+    dataset = open_dataset(data)
+    data, info = dataset.folder, dataset.info
     if out.exists():
         raise UserError(out, "exists already", "a new folder")
     plan = _plan_without(load_plan(data), without)

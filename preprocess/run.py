@@ -20,6 +20,7 @@ from pipeline.data.manifest import DatasetInfo, open_dataset
 from pipeline.data.tombstones import TOMBSTONES_FILE, read_tombstones
 from preprocess.crops import NO_DETECTOR, CropMaker
 from preprocess.dataset import finish_dataset, read_commits
+from preprocess.detect.weights import kept_weights
 from preprocess.drivers import DriverOptions
 from preprocess.drivers.local import exclusive, run_local
 from preprocess.drivers.schedule import OnPhotos, unfinished
@@ -73,6 +74,7 @@ def shard(
     if not 0.0 <= max_rejects <= 1.0:  # also refuses nan
         raise UserError("--max-rejects", str(max_rejects), "a share, 0 to 1")
     num_workers = num_workers or os.cpu_count() or 1
+    weights = weights or kept_weights(options.crop.detector)  # by path: other nodes have other caches
     # Loading the detector here finds bad weights before any work, and gives their hash to the plan.
     options = options.model_copy(update={"weights_sha256": CropMaker(options.crop, weights).weights_sha256})
     photos, listing, notes = _list_photos(source, layout, console)

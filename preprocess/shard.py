@@ -34,6 +34,7 @@ from preprocess.plain_jpeg import is_plain_jpeg
 from preprocess.plan import Plan, ShardOptions, ShardPlan
 from preprocess.sources.store import PhotoStore, Place
 from preprocess.storage import work_folder, write_atomically, write_parquet
+from preprocess.work_times import ENCODE
 
 SLICE_ROWS = 32
 _MEASURED = (
@@ -45,7 +46,8 @@ SLICE_SCHEMA = pa.schema(
     [
         *(MANIFEST_SCHEMA.field(name) for name in _MEASURED),
         ("jpg", pa.binary()),  # the encoded crop; null for a reject
-        ("thumbnail", pa.binary()),  # of a reject that decoded
+        ("thumbnail", pa.binary()),  # of a reject that decoded, and of a photo with several faces
+        ("num_faces", pa.int32()),  # detected, sure and large enough; null where it is not known
         ("source_bytes", pa.int64()),  # when it was read, as is the next; null where there was no file
         ("source_mtime_ns", pa.int64()),
     ]
@@ -109,6 +111,7 @@ def process_slice(context: ShardContext, shard_name: str, index: int, rows: pa.T
     made = [{**_process_row(context, row, maker), **stamp} for row, stamp in zip(rows.to_pylist(), stamps, strict=True)]
     context.photos.check_reachable(_missing(rows, made))
     write_slice(context, shard_name, index, pa.Table.from_pylist(made, schema=SLICE_SCHEMA))
+    maker.times.leave(context.out, len(rows))
 
 
 def write_slice(context: ShardContext, shard_name: str, index: int, made: pa.Table) -> None:
@@ -152,7 +155,7 @@ def finish_shard(context: ShardContext, shard: ShardPlan) -> ShardCommit:
     write_atomically(paths["idx"], work, written["idx"])
     manifest = _manifest(shard, made, written["offsets"])
     write_parquet(manifest, paths["manifest"], work)
-    write_ledger(out, shard.name, manifest, made["thumbnail"].to_pylist())
+    write_ledger(out, shard.name, manifest, made["thumbnail"].to_pylist(), made["num_faces"].to_pylist())
     num_kept = len(written["offsets"])
     commit = ShardCommit(
         shard=shard.name,
@@ -240,13 +243,16 @@ def _process_row(context: ShardContext, row: dict[str, Any], maker: CropMaker) -
         "width": result.width,
         "height": result.height,
         "reject_reason": result.reject_reason,
+        "num_faces": result.num_faces,
     }
+    if result.pixels is not None and (result.crop is None or result.num_faces > 1):
+        made["thumbnail"] = make_thumbnail(result.pixels)
     if result.crop is None:
-        made["thumbnail"] = None if result.pixels is None else make_thumbnail(result.pixels)
         return made
-    made["jpg"] = _stored_jpeg(context, _place(row), result, result.crop)
-    made["sharpness"] = sharpness(result.crop)
-    made["phash"] = phash(result.crop)
+    with maker.times.stage(ENCODE):
+        made["jpg"] = _stored_jpeg(context, _place(row), result, result.crop)
+        made["sharpness"] = sharpness(result.crop)
+        made["phash"] = phash(result.crop)
     return {**made, **_describe_face(result)}
 
 

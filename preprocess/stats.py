@@ -50,9 +50,10 @@ def read_contents(out: Path) -> Contents:
     """Read the manifests.
 
     Raises:
-        UserError: not a finished data set, or a manifest that cannot be read.
+        UserError: not a finished data set in a local folder, or a manifest that cannot be read.
     """
-    info = open_dataset(out).info
+    dataset = open_dataset(out)
+    out, info = dataset.folder, dataset.info
     tables = {split: _read(out, info, split) for split in info.splits}
     present = {split: table.filter(pa.compute.equal(table["status"], STATUS_KEPT)) for split, table in tables.items()}
     withdrawn = read_tombstones(out)["sample_id"].combine_chunks()

@@ -78,10 +78,10 @@ def find_faults(out: Path, on_shard: Callable[[int], None]) -> list[Fault]:
         on_shard: told 1 after each shard.
 
     Raises:
-        UserError: `out` is not a finished data set.
+        UserError: `out` is not a finished data set in a local folder.
     """
     dataset = open_dataset(out)
-    info = dataset.info
+    out, info = dataset.folder, dataset.info
     faults: list[Fault] = []
     plan: Plan | None = None
     try:
@@ -121,7 +121,7 @@ def find_faults(out: Path, on_shard: Callable[[int], None]) -> list[Fault]:
 def _check_description(plan: Plan, dataset: Dataset) -> Iterator[Fault]:
     """`dataset.json` field by field, and the index that every reader maps, against the plan and the manifests."""
     found = _flatten(dataset.info)
-    expected = _flatten(describe(plan, dataset.root, read_commits(plan, dataset.root)))
+    expected = _flatten(describe(plan, dataset.folder, read_commits(plan, dataset.folder)))
     is_sound = True
     for name in found:
         if name == INSTRUCTION_SET and not expected[name]:  # a plan from before it was recorded there

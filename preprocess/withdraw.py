@@ -46,6 +46,7 @@ def withdraw(out: Path, wanted: Mapping[str, Collection[str]], reason: str) -> W
             look like one that is gone.
     """
     dataset = open_dataset(out)
+    out = dataset.folder
     if not any(wanted.values()):
         raise UserError("preprocess withdraw", "nothing to withdraw", "--key, --identity, --source-sha256 or --list")
     with exclusive(out):

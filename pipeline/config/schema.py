@@ -12,8 +12,10 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from pipeline.config.augment import Augmentation, Flip
+from pipeline.config.cache import CacheConfig
 from pipeline.config.decoder import CpuDecoder, DaliDecoder
 from pipeline.config.heads import HeadConfig, MarginSoftmaxConfig
+from pipeline.config.location import DataLocation
 from pipeline.config.mining import MiningConfig
 from pipeline.config.order import OrderConfig, PlainOrderConfig
 from pipeline.config.section import Section
@@ -22,8 +24,10 @@ from pipeline.config.section import Section
 class DataConfig(Section):
     """Where samples come from and how they are read."""
 
-    path: Path
-    """Data set directory written by `preprocess shard`."""
+    path: DataLocation
+    """Data set written by `preprocess shard`: its directory, or a URL (`https://`, `s3://`, `gs://`)."""
+    cache: CacheConfig | None = None
+    """Local copies of what is read from a remote data set; null for none."""
     split: str = "train"
     """Which split to train on."""
     order: OrderConfig = PlainOrderConfig()

@@ -31,9 +31,10 @@ from pipeline.data.augment import Step, draw_steps
 from pipeline.data.decoder import Decoder, make_decoder
 from pipeline.data.manifest import SplitIndex
 from pipeline.data.order import PlainOrder
-from pipeline.data.reader import BadSample, Reader
+from pipeline.data.reader import BadSample, Reader, SampleReads
 from pipeline.data.stage_times import PLAN, StageTimes
 from pipeline.data.step_plan import MicroBatchPlan, Order, StepPlan, check_batches, plan_step
+from pipeline.data.store.base import StoreStats
 
 
 @dataclass(frozen=True)
@@ -175,6 +176,11 @@ class Loader:
         """Seconds by stage so far, summed over threads: see `pipeline.data.stage_times`."""
         return self._times.seconds()
 
+    @property
+    def store_stats(self) -> StoreStats:
+        """What a remote store was asked for by this rank so far."""
+        return self._reader.stats
+
     def close(self) -> None:
         """Stop the threads and close the files; the work in hand is finished, what waits is dropped."""
         if self._closed:
@@ -210,20 +216,20 @@ class Loader:
         with self._times.stage(PLAN):
             steps = draw_steps(self._augment, self._seed, positions, self._crop_px)
         memory = self._decoder.begin(self._local_batch)
-        slots = self._reader.by_place(plan.rows)
+        slots, reads = self._reader.by_place(plan.rows).tolist(), self._reader.begin(plan.rows)
         chunks = [
-            self._pool.submit(self._prepare, plan.rows, memory, steps, slots[first : first + self._chunk])
+            self._pool.submit(self._prepare, plan.rows, reads, memory, steps, slots[first : first + self._chunk])
             for first in range(0, self._local_batch, self._chunk)
         ]
         return self._assembly.submit(self._assemble, plan, memory, steps, chunks)
 
     def _prepare(
-        self, rows: npt.NDArray[np.int64], memory: Any, steps: Sequence[Step], slots: npt.NDArray[np.int64]
+        self, rows: npt.NDArray[np.int64], reads: SampleReads, memory: Any, steps: Sequence[Step], slots: list[int]
     ) -> _Bad:
         """Read and prepare some slots of a micro-batch; gives those that have no sample."""
         bad_samples: _Bad = {}
         contents: dict[int, bytes | bytearray] = {}
-        for slot, content in zip(slots.tolist(), self._reader.read_many(rows[slots]), strict=True):
+        for slot, content in zip(slots, reads.take(slots), strict=True):
             if isinstance(content, BadSample):
                 bad_samples[slot] = content
             else:

@@ -1,8 +1,9 @@
-"""The contract between preprocessing and training: what a data set directory holds, and how to open it.
+"""The contract between preprocessing and training: what a data set holds, and how to open it, here or behind a URL.
 
 A data set is a directory of tar shards, one Parquet manifest per shard, one commit record per shard and
 `dataset.json`, which is written last. Everything a reader needs (labels, byte offsets, checksums) stands in the
-manifests; `index.arrow` is derived from them, so that every rank maps one file instead of parsing Parquet.
+manifests; `index.arrow` is derived from them, so that every rank maps one file instead of parsing Parquet. Of a remote
+data set a node keeps manifests, commit records and index in a `Mirror`; its tars are read by `pipeline.data.store`.
 
 This module imports neither torch nor an image library: preprocessing and command lines use it too.
 """
@@ -13,10 +14,10 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -25,10 +26,15 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from pipeline.config.cache import CacheConfig
 from pipeline.config.errors import UserError
+from pipeline.config.location import Location, RemotePath, parse_location
+from pipeline.data.mirror import Mirror
 from pipeline.data.tombstones import withdrawn_rows
 
 FORMAT_VERSION = 1
+DESCRIPTION = "dataset.json"
+INDEX = "index.arrow"
 STATUS_KEPT = "kept"
 STATUS_REJECTED = "rejected"
 
@@ -150,7 +156,13 @@ class ShardCommit(_Frozen):
     manifest_sha256: str
 
 
-def shard_paths(root: Path, split: str, shard: str) -> dict[str, Path]:
+@overload
+def shard_paths(root: Path, split: str, shard: str) -> dict[str, Path]: ...
+@overload
+def shard_paths(root: RemotePath, split: str, shard: str) -> dict[str, RemotePath]: ...
+@overload
+def shard_paths(root: Location, split: str, shard: str) -> Mapping[str, Location]: ...
+def shard_paths(root: Location, split: str, shard: str) -> Mapping[str, Location]:
     """Where the four files of a shard stand: keys `tar`, `idx`, `manifest`, `commit`."""
     return {
         "tar": root / split / f"{shard}.tar",
@@ -182,11 +194,11 @@ def label_map_sha256(identities: Sequence[str]) -> str:
 class SplitIndex:
     """One split's kept rows as columns of equal length N, in (shard, row) order; views of the memory-mapped index."""
 
-    root: Path
+    root: Location
     split: str
     digest: str
     """The data set's digest."""
-    shards: list[Path]
+    shards: Sequence[Location]
     """The split's tars; `shard` below points into this list."""
     shard: npt.NDArray[np.int32]
     jpg_offset: npt.NDArray[np.int64]
@@ -201,6 +213,10 @@ class SplitIndex:
     num_labels: int
     withdrawn: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     """Rows that were withdrawn, rising: see `tombstones`. They keep their place in the order."""
+    cache: CacheConfig | None = None
+    """Where bytes of a remote data set are kept; None: nowhere."""
+    mirror: Mirror | None = None
+    """The small files of a remote data set; None for a local one."""
 
     def __len__(self) -> int:
         return len(self.sample_id)
@@ -208,9 +224,8 @@ class SplitIndex:
     def manifest(self, columns: Sequence[str] | None = None) -> pa.Table:
         """The manifest's kept rows of this split, row i being row i of the index; `columns` None for all."""
         wanted = None if columns is None else sorted({*columns, "status"})
-        tables = [
-            _read_manifest(shard_paths(self.root, self.split, path.stem)["manifest"], wanted) for path in self.shards
-        ]
+        names = [path.stem for path in self.shards]
+        tables = [_read_manifest(path, wanted) for path in local_manifests(self.root, self.mirror, {self.split: names})]
         table = pa.concat_tables(tables)
         table = table.filter(pa.compute.equal(table["status"], STATUS_KEPT))
         return table if columns is None else table.select(list(columns))
@@ -222,13 +237,37 @@ class SplitIndex:
         first_rows[self.label[::-1]] = np.arange(len(self) - 1, -1, -1)
         return names.take(pa.array(first_rows)).to_pylist()
 
+    def commit(self, shard: int) -> ShardCommit:
+        """The commit record of a shard, by its position in `shards`.
+
+        Raises:
+            UserError: it is missing or unreadable.
+        """
+        place = shard_paths(self.root, self.split, self.shards[shard].stem)["commit"]
+        return _read_commit(place if isinstance(place, Path) else _mirror(self.mirror).file(place))
+
 
 @dataclass(frozen=True)
 class Dataset:
     """An opened data set: its root and the content of `dataset.json`."""
 
-    root: Path
+    root: Location
     info: DatasetInfo
+    cache: CacheConfig | None = None
+    """Where bytes of a remote data set are kept; None: nowhere."""
+    mirror: Mirror | None = None
+    """The small files of a remote data set; None for a local one."""
+
+    @property
+    def folder(self) -> Path:
+        """The root of a local data set.
+
+        Raises:
+            UserError: it is a remote one.
+        """
+        if isinstance(self.root, RemotePath):
+            raise UserError(self.root, "a URL", "a data set in a local folder", "do this where the data set was made")
+        return self.root
 
     def split(self, name: str) -> SplitIndex:
         """Map one split's index, building `index.arrow` first where it is missing or stale.
@@ -250,19 +289,29 @@ class Dataset:
             shards=[shard_paths(self.root, name, shard)["tar"] for shard in self.info.splits[name].shards],
             num_labels=self.info.splits[name].num_identities,
             withdrawn=withdrawn_rows(self.root, columns["sample_id"]),
+            cache=self.cache,
+            mirror=self.mirror,
             **columns,
         )
 
 
-def open_dataset(path: str | os.PathLike[str]) -> Dataset:
+def open_dataset(path: str | os.PathLike[str] | RemotePath, cache: CacheConfig | None = None) -> Dataset:
     """Open a finished data set.
 
+    Args:
+        path: a directory, or a URL of an allowed scheme.
+        cache: where bytes of a remote data set are kept; a local one is read where it stands.
+
     Raises:
-        UserError: no such directory, no `dataset.json` (an unfinished or foreign directory), or a format this version
-            does not read.
+        UserError: no such directory, no `dataset.json` (an unfinished or foreign directory), a format this version
+            does not read, or a URL that is refused or does not answer.
     """
-    root = Path(path)
-    description = root / "dataset.json"
+    root = parse_location(path)
+    if isinstance(root, RemotePath):
+        content = Mirror.read(root / DESCRIPTION)
+        info = _parse_info(root / DESCRIPTION, content)
+        return Dataset(root, info, cache, Mirror.of(root, content, None if cache is None else cache.path))
+    description = root / DESCRIPTION
     if not root.is_dir():
         raise UserError(root, "no such directory", "a data set", "make one with: preprocess shard SRC OUT")
     if not description.is_file():
@@ -270,14 +319,50 @@ def open_dataset(path: str | os.PathLike[str]) -> Dataset:
         remedy = "repeat the same `preprocess shard` command to finish it" if started else "preprocess shard SRC OUT"
         raise UserError(root, "dataset.json is missing", "a finished data set", remedy)
     try:
-        content = json.loads(description.read_text())
+        return Dataset(root=root, info=_parse_info(description, description.read_bytes()))
+    except OSError as error:
+        raise UserError(description, f"not a data set description ({error})") from error
+
+
+def _parse_info(where: Location, text: bytes) -> DatasetInfo:
+    try:
+        content = json.loads(text)
         version = content.get("format_version") if isinstance(content, dict) else None
         if version != FORMAT_VERSION:
-            raise UserError(description, f"format version {version}", f"version {FORMAT_VERSION}")
-        info = DatasetInfo.model_validate(content)
-    except (OSError, ValueError, ValidationError) as error:
-        raise UserError(description, f"not a data set description ({str(error).splitlines()[0]})") from error
-    return Dataset(root=root, info=info)
+            raise UserError(where, f"format version {version}", f"version {FORMAT_VERSION}")
+        return DatasetInfo.model_validate(content)
+    except (ValueError, ValidationError) as error:
+        raise UserError(where, f"not a data set description ({str(error).splitlines()[0]})") from error
+
+
+def local_manifests(root: Location, mirror: Mirror | None, shards: Mapping[str, Sequence[str]]) -> list[Path]:
+    """Files of the manifests of some shards by split, in the order given; of a remote data set fetched if need be.
+
+    Raises:
+        UserError: one cannot be fetched, or is not the one that its commit record names.
+    """
+    wanted = [(split, shard) for split, names in shards.items() for shard in names]
+    if isinstance(root, Path):
+        return [shard_paths(root, *names)["manifest"] for names in wanted]
+    places = [shard_paths(root, *names) for names in wanted]
+    remote = _mirror(mirror)
+    commits = [_read_commit(path) for path in remote.files([(place["commit"], None) for place in places])]
+    return remote.files(
+        [(place["manifest"], commit.manifest_sha256) for place, commit in zip(places, commits, strict=True)]
+    )
+
+
+def _mirror(mirror: Mirror | None) -> Mirror:
+    assert mirror is not None, "a remote data set has a mirror"
+    return mirror
+
+
+def _read_commit(path: Path) -> ShardCommit:
+    try:
+        return ShardCommit.model_validate_json(path.read_bytes())
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(path, f"unreadable commit record ({reason})", remedy="preprocess verify DATA") from error
 
 
 def _read_manifest(path: Path, columns: Sequence[str] | None) -> pa.Table:
@@ -301,7 +386,7 @@ def read_index(dataset: Dataset) -> pa.Table | None:
     An older version's layout counts as foreign. It is derived data: with None, readers make it again.
     Its content is not compared with the manifests here.
     """
-    path = dataset.root / "index.arrow"
+    path = _index_path(dataset)
     try:
         table = pa.ipc.open_file(pa.memory_map(str(path), "r")).read_all()
         metadata = json.loads((table.schema.metadata or {}).get(b"facemill", b"{}"))
@@ -309,11 +394,24 @@ def read_index(dataset: Dataset) -> pa.Table | None:
         return None
     if not isinstance(metadata, dict) or not table.schema.equals(INDEX_SCHEMA):
         return None
+    if metadata.get("num_bytes") != f"{path.stat().st_size:020d}":  # Arrow maps a file that lost its middle
+        return None
     return table if metadata.get("digest") == dataset.info.digest else None
 
 
+def _index_path(dataset: Dataset) -> Path:
+    return dataset.root / INDEX if isinstance(dataset.root, Path) else _mirror(dataset.mirror).folder / INDEX
+
+
 def _open_index(dataset: Dataset) -> pa.Table:
-    path = dataset.root / "index.arrow"
+    if isinstance(dataset.root, Path):
+        return _open_or_build_index(dataset)
+    with _mirror(dataset.mirror).locked():  # one rank of a node builds it, the others wait
+        return _open_or_build_index(dataset)
+
+
+def _open_or_build_index(dataset: Dataset) -> pa.Table:
+    path = _index_path(dataset)
     found = read_index(dataset)
     if found is not None:
         return found
@@ -321,8 +419,8 @@ def _open_index(dataset: Dataset) -> pa.Table:
     # ranks on several machines may build it at once, and their process numbers may be equal
     temporary = path.with_name(f".index.arrow.{uuid.uuid4().hex}.tmp")
     try:
-        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-            writer.write_table(table)
+        with pa.OSFile(str(temporary), "wb") as sink:
+            write_index(table, sink)
         os.replace(temporary, path)
     except OSError:  # a read-only data set: this process keeps the table in memory
         return table
@@ -341,8 +439,8 @@ def build_index(dataset: Dataset) -> pa.Table:
     num_rows = 0
     for split in sorted(dataset.info.splits):
         tables = []
-        for number, shard in enumerate(dataset.info.splits[split].shards):
-            path = shard_paths(dataset.root, split, shard)["manifest"]
+        names = {split: dataset.info.splits[split].shards}
+        for number, path in enumerate(local_manifests(dataset.root, dataset.mirror, names)):
             table = _read_manifest(path, wanted)
             table = table.filter(pa.compute.equal(table["status"], STATUS_KEPT)).drop_columns(["status"])
             tables.append(table.append_column("shard", pa.array(np.full(len(table), number, np.int32))))
@@ -368,5 +466,23 @@ def build_index(dataset: Dataset) -> pa.Table:
         ranges[split] = (num_rows, num_rows + len(merged))
         num_rows += len(merged)
     table = pa.concat_tables(parts) if parts else INDEX_SCHEMA.empty_table()
-    metadata = json.dumps({"digest": dataset.info.digest, "ranges": ranges}, sort_keys=True)
-    return table.combine_chunks().replace_schema_metadata({"facemill": metadata})
+    return seal_index(table.combine_chunks(), dataset.info.digest, ranges)
+
+
+def seal_index(table: pa.Table, digest: str, ranges: dict[str, tuple[int, int]]) -> pa.Table:
+    """An index with what `read_index` checks: the digest, each split's first row and end, and the file's size."""
+
+    def described(num_bytes: int) -> pa.Table:
+        # always as many digits, for they count themselves
+        content = {"digest": digest, "ranges": ranges, "num_bytes": f"{num_bytes:020d}"}
+        return table.replace_schema_metadata({"facemill": json.dumps(content, sort_keys=True)})
+
+    counter = pa.MockOutputStream()
+    write_index(described(0), counter)
+    return described(counter.size())
+
+
+def write_index(table: pa.Table, sink: pa.NativeFile) -> None:
+    """Lay an index down as one stretch a column, as it will be mapped."""
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from pipeline.config.augment import Augmentation
+from pipeline.config.errors import UserError
 from pipeline.data.augment import Step, draw_steps
 from pipeline.data.decode_cpu import decode_crop
 from pipeline.data.manifest import SplitIndex
@@ -40,15 +41,16 @@ def contact_sheet(
         [height, width, 3] uint8 RGB. Photos that cannot be read are left out.
     """
     order = PlainOrder.create(split.digest, len(split), seed)
+    shown = order.rows(0, min(rows, len(split)))
+    # each epoch has an order of its own, so a photo stands elsewhere in each
+    positions = np.stack([_positions_of(shown, order, len(split), epoch) for epoch in range(columns)], axis=1)
     cells: list[list[tuple[npt.NDArray[np.uint8], str]]] = []
     with Reader(split) as reader:
-        for position, row in enumerate(order.rows(0, min(rows, len(split))).tolist()):
-            content = reader.read(row)
-            photo = np.empty((crop_px, crop_px, 3), np.uint8)
-            if isinstance(content, BadSample) or decode_crop(content, photo) is not None:
+        for row, of_row in zip(shown.tolist(), positions, strict=True):
+            photo = _stored_photo(reader, row, crop_px)
+            if photo is None:
                 continue
-            positions = position + len(split) * np.arange(columns)
-            steps = draw_steps(operations, seed, positions, crop_px)
+            steps = draw_steps(operations, seed, of_row, crop_px)
             cells.append([(photo, "as stored"), *(_variant(photo, steps, slot) for slot in range(columns))])
     return _lay_out(cells)
 
@@ -57,18 +59,35 @@ def sheet_of_each(
     split: SplitIndex, operations: Sequence[Augmentation], *, crop_px: int, seed: int, columns: int
 ) -> npt.NDArray[np.uint8]:
     """A row for each operation, applied alone and always, on one photo; see `contact_sheet`."""
-    row = int(PlainOrder.create(split.digest, len(split), seed).rows(0, 1)[0])
-    photo = np.empty((crop_px, crop_px, 3), np.uint8)
+    order = PlainOrder.create(split.digest, len(split), seed)
     with Reader(split) as reader:
-        content = reader.read(row)
-        if not isinstance(content, BadSample):
-            decode_crop(content, photo)
+        tried = (_stored_photo(reader, int(order.rows(position, 1)[0]), crop_px) for position in range(len(split)))
+        photo = next((photo for photo in tried if photo is not None), None)
+    if photo is None:
+        raise UserError("DATA", "no photo can be read", "a sound data set", "run `preprocess verify`")
     cells = []
     for operation in operations:
         always = operation.model_copy(update={"probability": 1.0})
         steps = draw_steps([always], seed, np.arange(columns), crop_px)
         cells.append([(photo, "as stored"), *(_variant(photo, steps, slot) for slot in range(columns))])
     return _lay_out(cells)
+
+
+def _positions_of(rows: npt.NDArray[np.int64], order: PlainOrder, num_rows: int, epoch: int) -> npt.NDArray[np.int64]:
+    """Stream positions of `rows` in an epoch."""
+    in_order = order.rows(epoch * num_rows, num_rows)
+    slots = np.flatnonzero(np.isin(in_order, rows))
+    slots = slots[np.argsort(in_order[slots])]
+    return epoch * num_rows + slots[np.searchsorted(in_order[slots], rows)]
+
+
+def _stored_photo(reader: Reader, row: int, crop_px: int) -> npt.NDArray[np.uint8] | None:
+    """[S, S, 3] uint8 RGB, None where the sample cannot be read."""
+    photo = np.empty((crop_px, crop_px, 3), np.uint8)
+    content = reader.read(row)
+    if isinstance(content, BadSample) or decode_crop(content, photo) is not None:
+        return None
+    return photo
 
 
 def _variant(photo: npt.NDArray[np.uint8], steps: Sequence[Step], slot: int) -> tuple[npt.NDArray[np.uint8], str]:

@@ -6,22 +6,19 @@ some every day, and the caller masks and counts them.
 
 from __future__ import annotations
 
-import os
-import threading
 import zlib
-from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
-from operator import itemgetter
 from types import TracebackType
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.data.manifest import SplitIndex
+from pipeline.data.retry import RetryPolicy
 from pipeline.data.stage_times import CRC, STORE, StageTimes
+from pipeline.data.store.base import Content, Counters, Range, ReadFailure, Store, StoreStats
+from pipeline.data.store.opening import open_store
 
 IO_ERROR = "io_error"
 SHORT_READ = "short_read"
@@ -32,9 +29,6 @@ WITHDRAWN = "withdrawn"
 """Not a fault: such slots are masked and counted, but never stop a run."""
 
 _MIN_BAD_SAMPLES_TO_STOP = 10
-
-# A split may have more shards than a process may have open files (usually 1,024).
-_MAX_OPEN_SHARDS = 256
 
 
 @dataclass(frozen=True)
@@ -54,68 +48,58 @@ def allowed_bad_samples(num_read: int, max_bad_share: float) -> float:
     return max(_MIN_BAD_SAMPLES_TO_STOP, max_bad_share * num_read)
 
 
-@dataclass
-class _OpenShard:
-    descriptor: int
-    num_users: int = 0
-
-
 class Reader:
     """Reads JPEG bytes by row of a split's index; any number of threads may read at a time.
 
-    Descriptors of the tars stay open, the least recently used closed first when they become many.
-
     Args:
-        split: the samples.
+        split: the samples; a remote one is read through its cache, if it has one.
         times: where to count time.
+        policy: how patiently a remote store is asked.
+
+    Raises:
+        UserError: a cache that cannot be used.
     """
 
-    def __init__(self, split: SplitIndex, times: StageTimes | None = None) -> None:
+    def __init__(self, split: SplitIndex, times: StageTimes | None = None, policy: RetryPolicy | None = None) -> None:
         self._split = split
-        self._times = times or StageTimes()
+        self.times = times or StageTimes()
         self._withdrawn = frozenset(split.withdrawn.tolist())
-        self._lock = threading.Lock()
-        self._open: OrderedDict[int, _OpenShard] = OrderedDict()
+        self._counters = Counters()
+        self._store = open_store(split, policy or RetryPolicy(), self._counters)
+
+    @property
+    def stats(self) -> StoreStats:
+        """What reading has cost so far."""
+        return self._counters.snapshot()
 
     def by_place(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Give the permutation that visits rows in the order of their place on disk, [B] int64."""
         return np.lexsort((self._split.jpg_offset[rows], self._split.shard[rows]))
 
+    def begin(self, rows: npt.NDArray[np.int64]) -> SampleReads:
+        """Ask for the samples of some rows, [B] int64; a remote store begins at once and joins neighbours."""
+        split = self._split
+        # one look into each column for all of them: a look costs as much as a short read
+        shards, starts = split.shard[rows].tolist(), split.jpg_offset[rows]
+        stops = (starts + split.jpg_size[rows]).tolist()
+        ranges = list(map(Range, shards, starts.tolist(), stops))
+        return SampleReads(self, self._store, rows.tolist(), ranges, split.jpg_crc32[rows].tolist())
+
+    def read_many(self, rows: npt.NDArray[np.int64]) -> list[bytes | BadSample]:
+        """Read the bytes of some samples, as `read` each: quickest in the order of `by_place`.
+
+        Raises:
+            UserError: the store cannot be used at all: see `SampleReads.take`.
+        """
+        return self.begin(rows).take(range(len(rows)))
+
     def read(self, row: int) -> bytes | BadSample:
         """Read the bytes of one sample and check their CRC-32."""
         return self.read_many(np.array([row]))[0]
 
-    def read_many(self, rows: npt.NDArray[np.int64]) -> list[bytes | BadSample]:
-        """Read the bytes of some samples, as `read` each: quickest in the order of `by_place`."""
-        split = self._split
-        # one look into each column for all of them: a look costs as much as a short read
-        shards, offsets, sizes = (column[rows].tolist() for column in (split.shard, split.jpg_offset, split.jpg_size))
-        found: list[bytes | BadSample] = []
-        with self._times.stage(STORE):
-            for shard, of_shard in groupby(zip(rows.tolist(), shards, offsets, sizes, strict=True), itemgetter(1)):
-                places = list(of_shard)
-                try:
-                    with self._descriptor(shard) as descriptor:
-                        found += [self._read(descriptor, row, offset, size) for row, _, offset, size in places]
-                except OSError as error:  # the tar cannot be opened
-                    found += [self.bad_sample(row, IO_ERROR, error.strerror or str(error)) for row, *_ in places]
-        with self._times.stage(CRC):
-            for place, (content, expected) in enumerate(zip(found, split.jpg_crc32[rows].tolist(), strict=True)):
-                if not isinstance(content, BadSample) and (crc32 := zlib.crc32(content)) != expected:
-                    detail = f"{crc32:08x} at offset {offsets[place]}, expected {expected:08x}"
-                    found[place] = self.bad_sample(int(rows[place]), CRC_MISMATCH, detail)
-        return found
-
-    def _read(self, descriptor: int, row: int, offset: int, size: int) -> bytes | BadSample:
-        if row in self._withdrawn:
-            return self.bad_sample(row, WITHDRAWN, "")
-        try:
-            content = _read_range(descriptor, offset, size)
-        except OSError as error:
-            return self.bad_sample(row, IO_ERROR, error.strerror or str(error))
-        if len(content) < size:
-            return self.bad_sample(row, SHORT_READ, f"{len(content)} of {size} bytes at offset {offset}")
-        return content
+    def is_withdrawn(self, row: int) -> bool:
+        """Whether a sample must not be shown."""
+        return row in self._withdrawn
 
     def bad_sample(self, row: int, reason: str, detail: str) -> BadSample:
         """Name a sample that could not be used."""
@@ -124,9 +108,7 @@ class Reader:
 
     def close(self) -> None:
         """Close all tars; the caller has seen to it that no thread reads any more."""
-        with self._lock:
-            while self._open:
-                os.close(self._open.popitem()[1].descriptor)
+        self._store.close()
 
     def __enter__(self) -> Reader:
         return self
@@ -136,36 +118,56 @@ class Reader:
     ) -> None:
         self.close()
 
-    @contextmanager
-    def _descriptor(self, shard: int) -> Iterator[int]:
-        """Lend a shard's descriptor; it is not closed while it is lent (its number could come to mean another file)."""
-        with self._lock:
-            entry = self._open.get(shard)
-            if entry is None:
-                entry = _OpenShard(os.open(self._split.shards[shard], os.O_RDONLY | os.O_CLOEXEC))
-                self._open[shard] = entry
-            entry.num_users += 1
-            self._open.move_to_end(shard)
-        try:
-            yield entry.descriptor
-        finally:
-            with self._lock:
-                entry.num_users -= 1
-                if len(self._open) > _MAX_OPEN_SHARDS:
-                    self._close_idle()
 
-    def _close_idle(self) -> None:
-        idle = [shard for shard, entry in self._open.items() if entry.num_users == 0]
-        for shard in idle[: len(self._open) - _MAX_OPEN_SHARDS]:
-            os.close(self._open.pop(shard).descriptor)
+class SampleReads:
+    """Samples that were asked for together: see `Reader.begin`. Withdrawn ones are not asked for."""
 
+    def __init__(self, reader: Reader, store: Store, rows: list[int], ranges: list[Range], crcs: list[int]) -> None:
+        self._reader, self._store = reader, store
+        self._rows, self._ranges, self._crcs = rows, ranges, crcs
+        shown = [slot for slot, row in enumerate(rows) if not reader.is_withdrawn(row)]
+        self._numbers = dict(zip(shown, range(len(shown)), strict=True))
+        self._reads = store.begin(ranges if len(shown) == len(rows) else [ranges[slot] for slot in shown])
 
-def _read_range(descriptor: int, offset: int, size: int) -> bytes:
-    """Read up to `size` bytes; fewer only where the file ends (network file systems may answer in pieces)."""
-    content = os.pread(descriptor, size, offset)
-    while len(content) < size:
-        following = os.pread(descriptor, size - len(content), offset + len(content))
-        if not following:
-            break
-        content += following
-    return content
+    def take(self, slots: Sequence[int]) -> list[bytes | BadSample]:
+        """Wait for some samples, by their positions among the rows asked for, and check their CRC-32.
+
+        Bytes of a remote store that prove wrong are fetched once more, past all copies.
+
+        Raises:
+            UserError: the store cannot be used at all: access denied, no ranges, objects of another data set.
+        """
+        shown = [slot for slot in slots if slot in self._numbers]
+        with self._reader.times.stage(STORE):
+            contents = self._reads.take([self._numbers[slot] for slot in shown])
+        with self._reader.times.stage(CRC):
+            found = {slot: self._checked(slot, content) for slot, content in zip(shown, contents, strict=True)}
+        if len(shown) < len(slots):
+            hidden = (slot for slot in slots if slot not in self._numbers)
+            found |= {slot: self._reader.bad_sample(self._rows[slot], WITHDRAWN, "") for slot in hidden}
+        return [found[slot] for slot in slots]
+
+    def _checked(self, slot: int, content: Content) -> bytes | BadSample:
+        fault = self._fault(slot, content)
+        if fault is None:
+            assert isinstance(content, bytes)
+            return content
+        if not isinstance(content, ReadFailure):
+            content = self._store.again(self._ranges[slot]) or content
+            fault = self._fault(slot, content)
+            if fault is None:
+                assert isinstance(content, bytes)
+                return content
+        return self._reader.bad_sample(self._rows[slot], *fault)
+
+    def _fault(self, slot: int, content: Content) -> tuple[str, str] | None:
+        """Reason and detail of what is wrong with some bytes."""
+        if isinstance(content, ReadFailure):
+            return IO_ERROR, content.detail
+        _, start, stop = self._ranges[slot]
+        if len(content) < stop - start:
+            return SHORT_READ, f"{len(content)} of {stop - start} bytes at offset {start}"
+        found, expected = zlib.crc32(content), self._crcs[slot]
+        if found != expected:
+            return CRC_MISMATCH, f"{found:08x} at offset {start}, expected {expected:08x}"
+        return None

@@ -16,6 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.config.errors import UserError
+from pipeline.config.location import Location
+from pipeline.data.mirror import Mirror
 
 TOMBSTONES_FILE = "tombstones.parquet"
 TOMBSTONES_SCHEMA = pa.schema(
@@ -28,7 +30,7 @@ TOMBSTONES_SCHEMA = pa.schema(
 )
 
 
-def read_tombstones(root: Path) -> pa.Table:
+def read_tombstones(root: Location) -> pa.Table:
     """The withdrawn samples of a data set, with `TOMBSTONES_SCHEMA`; none where there is no file.
 
     Raises:
@@ -36,7 +38,13 @@ def read_tombstones(root: Path) -> pa.Table:
     """
     path = root / TOMBSTONES_FILE
     try:
-        return pq.read_table(path).cast(TOMBSTONES_SCHEMA)
+        if isinstance(path, Path):
+            return pq.read_table(path).cast(TOMBSTONES_SCHEMA)
+        # not of a mirror: it changes while the data set stays as it is
+        content = Mirror.read_if_there(path)
+        if content is None:
+            return TOMBSTONES_SCHEMA.empty_table()
+        return pq.read_table(pa.BufferReader(content)).cast(TOMBSTONES_SCHEMA)
     except FileNotFoundError:
         return TOMBSTONES_SCHEMA.empty_table()
     except (OSError, ValueError, pa.ArrowException) as error:
@@ -46,7 +54,7 @@ def read_tombstones(root: Path) -> pa.Table:
         ) from None
 
 
-def withdrawn_rows(root: Path, sample_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+def withdrawn_rows(root: Location, sample_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """Rows of a split whose samples are withdrawn.
 
     Args:

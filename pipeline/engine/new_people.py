@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pipeline import checkpoint
 from pipeline.config.errors import UserError
+from pipeline.config.location import parse_location
 from pipeline.data.manifest import SplitIndex, label_map_sha256, open_dataset
 from pipeline.engine.embed_rows import embed_rows
 from pipeline.engine.state import Start, row_sharded
@@ -57,7 +58,7 @@ def old_identities(info: checkpoint.CheckpointInfo, where: Path, data: Path | No
     Raises:
         UserError: the data set is gone, or has other identities by now.
     """
-    root = data or Path(info.config["data"]["path"])
+    root = data or parse_location(info.config["data"]["path"])
     remedy = "name the data set of that run with --old-data"
     try:
         identities = open_dataset(root).split(info.split).identities()

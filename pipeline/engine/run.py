@@ -24,6 +24,7 @@ from pipeline.data.mined_list import MinedList, read_list
 from pipeline.data.mined_order import MiningLayout
 from pipeline.data.orders import balanced_parts, build_order
 from pipeline.data.step_plan import EpochOrder, check_batches
+from pipeline.data.store.opening import check_store
 from pipeline.engine.teacher import TeacherPlan, plan_teacher
 from pipeline.model.backbones import build_backbone
 
@@ -95,8 +96,9 @@ def plan_run(config: Config) -> RunPlan:
     """
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UserError("device", "cuda is not available here", "a GPU", "set device=cpu")
-    dataset = open_dataset(config.data.path)
+    dataset = open_dataset(config.data.path, config.data.cache)
     split = dataset.split(config.data.split)
+    check_store(split, dataset.info.splits[config.data.split].num_bytes, config.data.order)
     _check_output(config.output)
     _check_decoder(config)
     with torch.device("meta"):  # builds and checks the network without spending memory or time on it

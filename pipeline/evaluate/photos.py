@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from pipeline.config.errors import UserError
 from pipeline.data.decode_cpu import decode_crop
-from pipeline.data.manifest import STATUS_KEPT, Dataset, shard_paths
+from pipeline.data.manifest import STATUS_KEPT, Dataset, local_manifests
 from pipeline.data.reader import WITHDRAWN, BadSample, Reader
 from pipeline.evaluate.pairs import Photo
 
@@ -109,8 +109,9 @@ class DatasetPhotos:
             self._readers[split] = Reader(index)
             withdrawn = set(index.withdrawn.tolist())
             row = 0  # the index holds the manifests' kept rows in the same order
-            for tar in index.shards:
-                table = _read_manifest(shard_paths(dataset.root, split, tar.stem)["manifest"])
+            names = {split: dataset.info.splits[split].shards}
+            for manifest in local_manifests(dataset.root, dataset.mirror, names):
+                table = _read_manifest(manifest)
                 for identity, source, status, reason in zip(
                     *(table[name].to_pylist() for name in _COLUMNS), strict=True
                 ):

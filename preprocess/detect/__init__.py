@@ -102,9 +102,25 @@ def _load_mtcnn(weights: Path | None, min_face_px: int) -> Detector:
 def _load_yunet(weights: Path | None, min_face_px: int) -> Detector:
     from preprocess.detect.yunet import YuNet
 
+    return YuNet(weights or _kept_weights("yunet"))
+
+
+def _load_scrfd(weights: Path | None, min_face_px: int) -> Detector:
+    from preprocess.detect.scrfd import Scrfd
+
     if weights is None:
-        raise UserError("--weights", "missing", "the path of a YuNet .onnx file", "or take --detector mtcnn")
-    return YuNet(weights)
+        raise UserError("--weights", "missing", "the path of an SCRFD .onnx file", "or take --detector mtcnn")
+    return Scrfd(weights)
+
+
+def _kept_weights(name: str) -> Path:
+    from preprocess.detect.weights import kept_weights, weights_folder
+
+    found = kept_weights(name)
+    if found is None:
+        expected = f"a path, or the file in {weights_folder()}"
+        raise UserError("--weights", "missing", expected, f"preprocess weights {name}, or take --detector mtcnn")
+    return found
 
 
 @dataclass(frozen=True)
@@ -145,4 +161,8 @@ class Detector(Protocol):
         ...
 
 
-DETECTORS: dict[str, Callable[[Path | None, int], Detector]] = {"mtcnn": _load_mtcnn, "yunet": _load_yunet}
+DETECTORS: dict[str, Callable[[Path | None, int], Detector]] = {
+    "mtcnn": _load_mtcnn,
+    "scrfd": _load_scrfd,
+    "yunet": _load_yunet,
+}

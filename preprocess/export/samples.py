@@ -6,6 +6,7 @@ import os
 import re
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -72,6 +73,7 @@ class Samples:
             UserError: it cannot be read or does not match its CRC.
         """
         path = self._split.shards[int(self._split.shard[sample.row])]
+        assert isinstance(path, Path), "a URL is refused before"
         data = read_part(self._tars.get(str(path)), int(self._split.jpg_offset[sample.row]), sample.num_bytes, path)
         if len(data) != sample.num_bytes or zlib.crc32(data) != sample.crc32:
             raise UserError(path, f"key {sample.key} is damaged", "", f"preprocess verify {self.where}")

@@ -99,7 +99,7 @@ def test_lack_of_memory_is_one_line(
     def fail(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("preprocess.drivers.local._run", fail)
+    monkeypatch.setattr("preprocess.drivers.local.run_tasks", fail)
     code, _, errors = call(monkeypatch, capsys, "shard", photos, tmp_path / "out", *ALIGNED)
     assert (code, errors.count("\n")) == (2, 1)
     assert "not enough memory for a photo; repeat the same command with fewer --workers" in errors

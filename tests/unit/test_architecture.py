@@ -16,7 +16,8 @@ REPOSITORY = Path(__file__).parents[2]
 # a layer may import itself, its own line's names and what stands in lines above it
 LAYERS = [
     ["pipeline.config"],
-    ["pipeline.dist", "pipeline.monitor", "pipeline.data.manifest", "pipeline.data.tombstones"],
+    ["pipeline.dist", "pipeline.monitor", "pipeline.data.retry", "pipeline.data.remote", "pipeline.data.mirror"],
+    ["pipeline.data.manifest", "pipeline.data.tombstones"],
     ["pipeline.data"],
     ["pipeline.model"],
     ["pipeline.checkpoint"],

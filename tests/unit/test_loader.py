@@ -16,7 +16,7 @@ import pytest
 import torch
 import torchvision.io
 
-from pipeline.config.augment import Flip
+from pipeline.config.augment import AllOf, Blur, Erase, Flip, Jpeg, OneOf
 from pipeline.config.decoder import CpuDecoder, DaliDecoder
 from pipeline.config.errors import UserError
 from pipeline.data.augment import Step, draw_steps
@@ -25,7 +25,7 @@ from pipeline.data.decode_dali import DaliBatchDecoder
 from pipeline.data.loader import Loader, StepBatch
 from pipeline.data.manifest import SplitIndex, open_dataset
 from pipeline.data.order import PlainOrder
-from pipeline.data.reader import Reader
+from pipeline.data.reader import SampleReads
 from tests.datasets import make_dataset
 
 CPU = torch.device("cpu")
@@ -37,6 +37,9 @@ BOTH = pytest.mark.parametrize("decoder", [CpuDecoder(), DaliDecoder()], ids=["c
 def split(tmp_path: Path) -> SplitIndex:
     root = make_dataset(tmp_path, num_samples=100, num_identities=7, crop_px=CROP_PX, samples_per_shard=40)
     return open_dataset(root).split("train")
+
+
+AUGMENT = (Flip(), OneOf(operations=(Blur(), AllOf(operations=(Jpeg(), Erase()))), probability=0.7))
 
 
 def make_loader(split: SplitIndex, **options: Any) -> Loader:
@@ -122,6 +125,22 @@ def test_global_batches_do_not_depend_on_ranks(split: SplitIndex) -> None:
                     assert filler.labels.tolist() == [-1] * 10
                     copied = next(micro for micro in expected.micro_batches if micro.position == filler.position)
                     assert torch.equal(filler.images, copied.images)
+
+
+@BOTH
+def test_augmented_pixels_do_not_depend_on_ranks_or_threads(
+    split: SplitIndex, decoder: CpuDecoder | DaliDecoder
+) -> None:
+    options: dict[str, Any] = {"augment": AUGMENT, "decoder": decoder, "global_batch": 30, "stop": 60}
+    alone = [m for step in load(split, **options) for m in step.micro_batches]
+    plain = [m for step in load(split, **options | {"augment": ()}) for m in step.micro_batches]
+    assert any(not torch.equal(one.images, other.images) for one, other in zip(alone, plain, strict=True))
+    expected = {micro.position: micro.images for micro in alone}
+    for world_size, num_threads in ((1, 3), (2, 1), (3, 2)):
+        for rank in range(world_size):
+            ours = load(split, **options, rank=rank, world_size=world_size, num_threads=num_threads)
+            for micro in (micro for step in ours for micro in step.micro_batches if not micro.is_filler):
+                assert torch.equal(micro.images, expected[micro.position])
 
 
 @BOTH
@@ -225,8 +244,8 @@ def test_a_consumer_may_stop_early(split: SplitIndex, decoder: CpuDecoder | Dali
 
 def test_work_runs_ahead_but_no_further_than_asked(split: SplitIndex, monkeypatch: pytest.MonkeyPatch) -> None:
     reads: list[int] = []
-    read = Reader.read_many
-    monkeypatch.setattr(Reader, "read_many", lambda self, rows: (reads.extend(rows), read(self, rows))[1])
+    take = SampleReads.take
+    monkeypatch.setattr(SampleReads, "take", lambda self, slots: (reads.extend(slots), take(self, slots))[1])
     with make_loader(split, stop=10_000, prefetch_steps=2) as loader:
         iterator = iter(loader)
         next(iterator)
@@ -256,13 +275,13 @@ def test_an_exception_in_a_thread_reaches_the_consumer(split: SplitIndex, monkey
 
 def test_close_wakes_work_that_waits_for_work_not_begun(split: SplitIndex, monkeypatch: pytest.MonkeyPatch) -> None:
     release = threading.Event()
-    read = Reader.read_many
+    take = SampleReads.take
 
-    def slow_read(self: Reader, rows: Any) -> Any:
+    def slow_take(self: SampleReads, slots: Any) -> Any:
         release.wait(30)
-        return read(self, rows)
+        return take(self, slots)
 
-    monkeypatch.setattr(Reader, "read_many", slow_read)
+    monkeypatch.setattr(SampleReads, "take", slow_take)
     loader = make_loader(split, stop=10_000, num_threads=1)
     iterator = iter(loader)
     consumer = threading.Thread(target=lambda: next(iterator, None), name="consumer", daemon=True)

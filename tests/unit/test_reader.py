@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.data import reader as reader_module
 from pipeline.data.manifest import SplitIndex, open_dataset
 from pipeline.data.reader import BadSample, Reader
+from pipeline.data.store import local
 from tests.datasets import make_dataset
 
 
@@ -29,7 +29,7 @@ def expected_bytes(split: SplitIndex, row: int) -> bytes:
 def test_every_row_is_read_by_many_threads_with_few_descriptors(
     split: SplitIndex, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reader_module, "_MAX_OPEN_SHARDS", 1)
+    monkeypatch.setattr(local, "_MAX_OPEN_SHARDS", 1)
     before = len(os.listdir("/proc/self/fd"))
     with ThreadPoolExecutor(4) as pool, Reader(split) as reader:
         rows = np.random.default_rng(0).permutation(np.tile(np.arange(60), 10)).tolist()
