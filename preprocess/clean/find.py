@@ -81,7 +81,7 @@ def read_photos(data: Path) -> pa.Table:
 
 
 def find_duplicates(photos: pa.Table, threshold: int) -> Iterator[Verdict]:
-    """Exact and near duplicates. Of a person's photos the first stays; of two people's, a label must be wrong.
+    """Exact and near duplicates. Of a person's photos the first stays; of two people's, a label may be wrong.
 
     Args:
         photos: from `read_photos`.
@@ -116,8 +116,11 @@ def find_duplicates(photos: pa.Table, threshold: int) -> Iterator[Verdict]:
         around = [(0, number), *sorted(near[number])] if number in near else [(0, number)]
         own = next(((bits, kept[name, at]) for bits, at in around if (name, at) in kept), None)
         if own is not None:
-            yield Verdict(keys[place], DROP, NEAR, float(own[0]), keys[own[1]])
-            continue
+            # beyond half of the bits, some are two photos of one moment
+            verdict = DROP if 2 * own[0] <= threshold else REVIEW
+            yield Verdict(keys[place], verdict, NEAR, float(own[0]), keys[own[1]])
+            if verdict == DROP:
+                continue
         strangers = ((bits, p) for bits, at in around for p in people_at[at] if identities[p] != name)
         if (stranger := next(strangers, None)) is not None:
             yield Verdict(keys[place], REVIEW, NEAR_OF_OTHER, float(stranger[0]), keys[stranger[1]])

@@ -26,7 +26,10 @@ _TEXTS = {
         "One photo, two people",
         "The same file under two names. One label is wrong; all are dropped.",
     ),
-    find.NEAR: ("Near duplicates", "Two versions of one photo of a person, by the perceptual hash: the first stays."),
+    find.NEAR: (
+        "Near duplicates",
+        "Two versions of one photo of a person, by the perceptual hash: of those to drop the first stays.",
+    ),
     find.NEAR_OF_OTHER: (
         "Near duplicates, two people",
         "Two crops have like hashes and bear two names; often just two faces of one pose.",

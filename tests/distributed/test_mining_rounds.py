@@ -21,6 +21,7 @@ from pipeline.engine.ddp import DDPBackend
 from pipeline.engine.mining import Miner
 from pipeline.model.backbones import build_backbone
 from pipeline.model.metric.hardest import HardestExamples, hardest_examples
+from preprocess.withdraw import withdraw
 from tests.datasets import make_dataset
 from tests.distributed.processes import RankFailure, run_ranks
 from tests.unit.test_loader import decode_directly
@@ -180,6 +181,19 @@ def test_too_many_unreadable_photos_end_the_run(tmp_path: Path) -> None:
         run_ranks(mine_on_a_rank, 2, config_tree(data, subset=60, photos_per_person=12), 1, None)
     assert isinstance(caught.value.error, UserError)
     assert "20 of 60 samples of a mining round could not be read" in str(caught.value.error)
+
+
+def test_withdrawn_photos_are_in_no_list_and_stop_nothing(tmp_path: Path) -> None:
+    data = make_dataset(tmp_path, num_samples=60, num_identities=5, crop_px=CROP_PX, samples_per_shard=30)
+    split = open_dataset(data).split("train")
+    gone = set(split.sample_id[:20].tolist())
+    keys = split.manifest(["key"])["key"].to_pylist()[:20]
+    withdraw(data, {"key": keys}, "")
+    (found,) = run_ranks(mine_on_a_rank, 1, config_tree(data, subset=60, photos_per_person=12), 1, None)
+    mined: MinedList = found["mined"]
+    assert mined.metrics["mined_bad_samples"] == 0
+    assert mined.rows.size
+    assert not gone & set(split.sample_id[mined.rows.ravel()].tolist())
 
 
 def search_on_a_rank(unit: torch.Tensor, labels: torch.Tensor, num_negatives: int, block_bytes: int) -> HardestExamples:

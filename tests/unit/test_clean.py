@@ -99,6 +99,21 @@ def test_duplicates_are_named(data: Path) -> None:
     }
 
 
+@pytest.mark.parametrize(("bits", "verdict"), [(0, "drop"), (2, "drop"), (3, "review"), (4, "review"), (5, None)])
+def test_a_near_duplicate_is_dropped_up_to_half_of_the_bits(bits: int, verdict: str | None) -> None:
+    columns = {
+        "key": ["a", "b"],
+        "identity": ["one", "one"],
+        "source_sha256": ["x", "y"],
+        "jpg_crc32": [1, 2],
+        "jpg_size": [1, 1],
+        "phash": pa.array([0, 2**bits - 1], pa.uint64()),
+    }
+    found = list(find.find_duplicates(pa.table(columns), 4))
+    expected = [] if verdict is None else [find.Verdict("b", verdict, find.NEAR, float(bits), "a")]
+    assert found == expected
+
+
 def test_the_command_writes_verdicts_a_page_and_a_version(data: Path, tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in sorted(data.rglob("*")) if path.is_file()}
     withdraw(data, {"identity": ["p1"]}, "")

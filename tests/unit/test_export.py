@@ -18,6 +18,7 @@ from preprocess.plan import ShardOptions
 from preprocess.sources import read_source
 from preprocess.sources.store import Place
 from preprocess.verify import find_faults
+from preprocess.withdraw import withdraw
 from tests.unit.test_containers import PEOPLE, write_folder, write_rec
 from tests.unit.test_recordio import jpegs, write_set
 from tests.unit.test_shard import make, manifest, tree
@@ -196,7 +197,7 @@ def test_mistakes(tmp_path: Path) -> None:
         with pytest.raises(UserError) as caught:
             open_samples(*words)
         assert said in str(caught.value)
-    (tmp_path / "data" / "tombstones.parquet").touch()
+    withdraw(tmp_path / "data", {"key": ["000000001"]}, "")
     with pytest.raises(UserError, match="photos were withdrawn from it"):
         open_samples(tmp_path / "data", tmp_path / "out", "rec", "train")
     assert set(export_package.FORMATS) == {"folders", "rec"}

@@ -16,6 +16,7 @@ from pipeline.engine.embed_rows import embed_rows
 from pipeline.engine.new_people import carry_over, check_frozen, imprint, match_identities, old_identities, read_renames
 from pipeline.engine.run import plan_run
 from pipeline.engine.state import Start, prepare_start
+from preprocess.withdraw import withdraw
 from tests.datasets import make_dataset
 
 CROP_PX = 32
@@ -167,6 +168,23 @@ def test_photos_that_cannot_be_read_are_counted(tmp_path: Path) -> None:
         damage(split, row)
     with pytest.raises(UserError, match="ann: none of their photos can be read"):
         imprint(start, split, CROP_PX, change)
+
+
+def test_withdrawn_photos_make_no_centre_and_are_no_fault(tmp_path: Path) -> None:
+    root = make_dataset(tmp_path, num_samples=20, num_identities=5, crop_px=CROP_PX, names=NEW)
+    split = open_dataset(root).split("train")
+    keys = split.manifest(["key"])["key"].to_pylist()
+    photos_of_ann = np.flatnonzero(split.label == 0)
+    withdraw(root, {"key": [keys[row] for row in photos_of_ann[1:]]}, "")
+    start = start_of(root, tmp_path / "new")
+    change = match_identities(OLD, NEW, {}, WHERE)
+    assert imprint(start, start.plan.split, CROP_PX, change) == 0
+    centre = start.tensors["head/class_centres"][0]
+    ((_, embedding),) = embed_rows(start.model, split, CROP_PX, photos_of_ann[:1])
+    assert torch.nn.functional.cosine_similarity(centre, embedding[0], dim=0) > 0.9999
+    withdraw(root, {"key": [keys[photos_of_ann[0]]]}, "")
+    with pytest.raises(UserError, match="or all are withdrawn"):
+        imprint(start, open_dataset(root).split("train"), CROP_PX, change)
 
 
 def damage(split: SplitIndex, row: int) -> None:
