@@ -186,6 +186,7 @@ class Loader:
         if self._closed:
             return
         self._closed = True
+        self._reader.stop()  # a store that does not answer would keep the threads for minutes
         # The pool first: an assembly that waits for a dropped chunk is woken by its cancellation.
         self._pool.shutdown(cancel_futures=True)
         self._assembly.shutdown(cancel_futures=True)

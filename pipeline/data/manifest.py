@@ -352,6 +352,31 @@ def local_manifests(root: Location, mirror: Mirror | None, shards: Mapping[str, 
     )
 
 
+def _check_commits(dataset: Dataset) -> None:
+    """See that a remote data set's commit records are those that its `dataset.json` was written for.
+
+    A copy that ended early, or one that is under way, may hold the description of one version and shards of another:
+    bytes and manifests that fit their commit records, under a digest that is not theirs.
+
+    Raises:
+        UserError: they are not, or one cannot be fetched.
+    """
+    mirror = _mirror(dataset.mirror)
+    names = [(split, shard) for split, description in dataset.info.splits.items() for shard in description.shards]
+    files = mirror.files([(shard_paths(dataset.root, *name)["commit"], None) for name in names])
+    commits = [_read_commit(path) for path in files]
+    if [(commit.split, commit.shard) for commit in commits] == names and dataset_digest(commits) == dataset.info.digest:
+        return
+    for path in files:  # the next attempt is to see what stands there by then
+        path.unlink(missing_ok=True)
+    raise UserError(
+        dataset.root / "commits",
+        "not the commit records that dataset.json was written for",
+        "a whole copy of one version of a data set",
+        "copy the data set there again, with its dataset.json",
+    )
+
+
 def _mirror(mirror: Mirror | None) -> Mirror:
     assert mirror is not None, "a remote data set has a mirror"
     return mirror
@@ -433,6 +458,8 @@ def build_index(dataset: Dataset) -> pa.Table:
     Raises:
         UserError: a manifest is missing or unreadable, or `dataset.json` counts other samples or identities.
     """
+    if isinstance(dataset.root, RemotePath):
+        _check_commits(dataset)
     wanted = ["status", "jpg_offset", "jpg_size", "jpg_crc32", "label", "sample_id"]
     parts: list[pa.Table] = []
     ranges: dict[str, tuple[int, int]] = {}

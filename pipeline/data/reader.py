@@ -106,6 +106,10 @@ class Reader:
         path = self._split.shards[int(self._split.shard[row])]
         return BadSample(int(self._split.sample_id[row]), f"{path.parent.name}/{path.name}", reason, detail)
 
+    def stop(self) -> None:
+        """Let threads that wait for a store give up soon; what they read then may be bad samples."""
+        self._store.stop()
+
     def close(self) -> None:
         """Close all tars; the caller has seen to it that no thread reads any more."""
         self._store.close()

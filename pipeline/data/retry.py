@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -48,7 +49,13 @@ class RetryPolicy:
         return self.connect_timeout_s + self.stall_timeout_s + num_bytes / self.least_bytes_per_s
 
 
-def retry(url: str, policy: RetryPolicy, request: Callable[[], Answer], on_retry: Callable[[], None]) -> Answer:
+def retry(
+    url: str,
+    policy: RetryPolicy,
+    request: Callable[[], Answer],
+    on_retry: Callable[[], None],
+    stop: threading.Event | None = None,
+) -> Answer:
     """Give what `request` gives, asking again when it raises `TransientError`.
 
     Args:
@@ -56,9 +63,10 @@ def retry(url: str, policy: RetryPolicy, request: Callable[[], Answer], on_retry
         policy: how often.
         request: one attempt.
         on_retry: called before each further attempt.
+        stop: when it is set, nothing is asked again.
 
     Raises:
-        FetchError: all attempts failed.
+        FetchError: all attempts failed, or `stop` is set.
     """
     began = time.monotonic()
     bound_s = policy.first_wait_s
@@ -69,7 +77,9 @@ def retry(url: str, policy: RetryPolicy, request: Callable[[], Answer], on_retry
             if attempt == policy.attempts:
                 spent_s = time.monotonic() - began
                 raise FetchError(f"{url}: {attempt} attempts in {spent_s:.1f} s, last: {error}") from error
-            time.sleep(min(policy.max_wait_s, max(error.wait_s, random.uniform(0, bound_s))))
+            pause_s = min(policy.max_wait_s, max(error.wait_s, random.uniform(0, bound_s)))
+            if (stop or threading.Event()).wait(pause_s):
+                raise FetchError(f"{url}: given up after {attempt} attempts, last: {error}") from error
         on_retry()
         bound_s = min(policy.max_wait_s, 2 * bound_s)
     raise AssertionError("a policy has at least one attempt")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,6 +117,21 @@ def test_what_stays_is_counted_under_its_name(remote: Remote, fault: str, cause:
     assert f"last: {cause}" in bad.detail
 
 
+def test_a_reader_that_is_stopped_does_not_wait_for_the_store(remote: Remote) -> None:
+    """With pauses of an hour, who still waited would not come back before the test's time limit."""
+    patient = RetryPolicy(attempts=9, first_wait_s=3600, max_wait_s=3600)
+    remote.store.fault = lambda path, attempt: "503"
+    with Reader(remote.split, policy=patient) as reader, ThreadPoolExecutor(2) as pool:
+        waiting = [pool.submit(reader.read, row) for row in (0, 50)]
+        while len(remote.store.of_tars()) < 2:
+            time.sleep(0.01)
+        reader.stop()
+        for future in waiting:
+            found = future.result()
+            assert isinstance(found, BadSample)
+            assert "given up after" in found.detail or "was stopped" in found.detail
+
+
 def test_a_missing_shard_is_not_asked_for_again(remote: Remote) -> None:
     remote.store.fault = lambda path, attempt: "404"
     with Reader(remote.split, policy=QUICK) as reader:
@@ -187,6 +204,23 @@ def test_a_manifest_that_is_not_its_commits_is_refused(
     manifest.write_bytes(content)
     with serve(tmp_path) as store, pytest.raises(UserError, match=r"train-000002\.parquet: sha256"):
         open_dataset(f"{store.url}/data").split("train")
+
+
+def test_shards_of_another_version_are_refused_until_the_copy_is_whole(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    other = make_dataset(tmp_path, num_samples=60, num_identities=7, crop_px=16, samples_per_shard=20, seed=1)
+    description = (other / "dataset.json").read_bytes()
+    (other / "dataset.json").write_bytes((data / "dataset.json").read_bytes())
+    _copy(data, tmp_path / "whole")
+    with serve(tmp_path) as store:
+        with pytest.raises(UserError, match=r"commits: not the commit records that dataset\.json was written for"):
+            open_dataset(f"{store.url}/data").split("train")
+        other.rename(tmp_path / "aside")
+        (tmp_path / "whole").rename(tmp_path / "data")
+        assert len(open_dataset(f"{store.url}/data").split("train")) == 60
+    assert description != (data / "dataset.json").read_bytes()
 
 
 def test_an_address_without_a_data_set_is_one_line(remote: Remote) -> None:

@@ -44,6 +44,9 @@ class Store(Protocol):
     def again(self, wanted: Range) -> Content | None:
         """Read a range anew whose bytes proved wrong, past all copies; None where that would give the same bytes."""
 
+    def stop(self) -> None:
+        """Let whoever waits for an answer give up soon: nobody will use what is read."""
+
     def close(self) -> None:
         """Free what is held; no thread reads any more."""
 

@@ -33,6 +33,11 @@ class ShardFetcher:
         self._counters = counters
         self._lock = threading.Lock()
         self._shards: dict[int, _RemoteShard] = {}
+        self._stop = threading.Event()
+
+    def stop(self) -> None:
+        """Begin no more requests, and wait for no more pauses."""
+        self._stop.set()
 
     def commit(self, shard: int) -> ShardCommit:
         """The shard's commit record: its size and hash.
@@ -50,6 +55,8 @@ class ShardFetcher:
             UserError: the object is not what the data set describes, access is denied, or its server ignores ranges.
         """
         place = self._split.shards[wanted.shard]
+        if self._stop.is_set():
+            raise FetchError(f"{place}: the reader was stopped")
         assert isinstance(place, RemotePath)
         shard = self._shard(wanted.shard)
 
@@ -58,7 +65,9 @@ class ShardFetcher:
             return fetch_range(place, wanted.start, wanted.stop, shard.version, self._policy)
 
         try:
-            content, version = retry(str(place), self._policy, request, lambda: self._counters.add(num_retries=1))
+            content, version = retry(
+                str(place), self._policy, request, lambda: self._counters.add(num_retries=1), self._stop
+            )
         except FileNotFoundError:
             raise FetchError(f"{place}: not found") from None
         shard.version = version

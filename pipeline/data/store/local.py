@@ -40,6 +40,9 @@ class LocalStore:
     def again(self, wanted: Range) -> None:
         """Nothing: the file has the same bytes."""
 
+    def stop(self) -> None:
+        """Nothing: a file answers."""
+
     def close(self) -> None:
         """Close all tars."""
         with self._lock:

@@ -76,8 +76,13 @@ class RemoteStore:
         except FetchError as error:
             return ReadFailure(str(error))
 
+    def stop(self) -> None:
+        """Begin no more requests: who waits for one gets a failure soon."""
+        self._fetcher.stop()
+
     def close(self) -> None:
         """Drop what waits, finish what is under way."""
+        self.stop()
         self._pool.shutdown(cancel_futures=True)
 
     def _fetch(self, span: Range, wanted: Sequence[Range]) -> _Parts:

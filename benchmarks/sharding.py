@@ -1,0 +1,90 @@
+"""What sharding costs beside decoding photos and finding faces in them, in one process of one thread.
+
+    python benchmarks/sharding.py PHOTOS
+    python benchmarks/sharding.py PHOTOS --detector yunet --weights yunet.onnx
+
+Bare: read, decode and detect. Ours: the same, then choose, align, crop, encode, hash, measure, write the tar, index and
+manifest, and read the tar back. They take turns over the same photos; printed are medians with minimum and maximum.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import cv2
+import pyarrow as pa
+
+from preprocess.crops import CropMaker, CropOptions
+from preprocess.photo import Reject, read_photo
+from preprocess.plan import Plan, ShardOptions, build_plan, save_plan
+from preprocess.shard import process_shard
+from preprocess.sources import read_source
+from preprocess.sources.store import PhotoStore, Place
+
+
+def main() -> None:
+    """Take turns and print the share."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("photos", type=Path, help="folder of identity folders")
+    parser.add_argument("--detector", default="mtcnn")
+    parser.add_argument("--weights", type=Path)
+    parser.add_argument("--count", type=int, default=300, help="photos of a turn")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--json", type=Path, help="write the figures")
+    arguments = parser.parse_args()
+    cv2.setNumThreads(1)
+    pa.set_cpu_count(1)
+    photos, listing, _ = read_source(arguments.photos)
+    options = ShardOptions(crop=CropOptions(detector=arguments.detector), samples_per_shard=arguments.count)
+    plan = build_plan(listing.slice(0, arguments.count), options)
+    maker = CropMaker(options.crop, arguments.weights)
+    bare(plan, photos, maker)  # networks and files are loaded once
+    times: dict[str, list[float]] = {"bare": [], "ours": []}
+    for _ in range(arguments.repeats):
+        times["bare"].append(bare(plan, photos, maker))
+        times["ours"].append(ours(plan, photos, maker))
+    middle = {name: statistics.median(found) for name, found in times.items()}
+    for name, found in times.items():
+        rate = arguments.count / middle[name]
+        print(
+            f"{name}: {rate:,.1f} photos/s ({arguments.count / max(found):,.1f} to {arguments.count / min(found):,.1f})"
+        )
+    print(f"{arguments.detector}: sharding costs {middle['ours'] / middle['bare'] - 1:.1%} over decoding and detection")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(times, indent=1))
+
+
+def bare(plan: Plan, photos: PhotoStore, maker: CropMaker) -> float:
+    """Seconds to read, decode and detect."""
+    assert maker.detector is not None
+    started = time.perf_counter()
+    for source in plan.rows["source"].to_pylist():
+        try:
+            opened = read_photo(lambda source=source: photos.read(Place(source)))
+        except Reject:
+            continue
+        maker.detector.detect([opened.pixels])
+    return time.perf_counter() - started
+
+
+def ours(plan: Plan, photos: PhotoStore, maker: CropMaker) -> float:
+    """Seconds to make the shards."""
+    out = Path(tempfile.mkdtemp(prefix="sharding-"))
+    try:
+        save_plan(plan, out)
+        started = time.perf_counter()
+        for number in range(plan.num_shards):
+            process_shard(plan, number, photos, out, maker)
+        return time.perf_counter() - started
+    finally:
+        shutil.rmtree(out)
+
+
+if __name__ == "__main__":
+    main()
