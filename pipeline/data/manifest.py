@@ -361,16 +361,17 @@ def _check_commits(dataset: Dataset) -> None:
     Raises:
         UserError: they are not, or one cannot be fetched.
     """
-    mirror = _mirror(dataset.mirror)
+    mirror, root = _mirror(dataset.mirror), dataset.root
+    assert isinstance(root, RemotePath)
     names = [(split, shard) for split, description in dataset.info.splits.items() for shard in description.shards]
-    files = mirror.files([(shard_paths(dataset.root, *name)["commit"], None) for name in names])
+    files = mirror.files([(shard_paths(root, *name)["commit"], None) for name in names])
     commits = [_read_commit(path) for path in files]
     if [(commit.split, commit.shard) for commit in commits] == names and dataset_digest(commits) == dataset.info.digest:
         return
     for path in files:  # the next attempt is to see what stands there by then
         path.unlink(missing_ok=True)
     raise UserError(
-        dataset.root / "commits",
+        root / "commits",
         "not the commit records that dataset.json was written for",
         "a whole copy of one version of a data set",
         "copy the data set there again, with its dataset.json",
