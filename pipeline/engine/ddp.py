@@ -29,7 +29,8 @@ class DDPBackend:
         precision: Literal["fp32", "bf16"],
         device: torch.device,
     ) -> None:
-        self.model = model.to(device)
+        # as the images are laid out: DDP warns of gradients whose layout is not that of their weights, and copies them
+        self.model = model.to(device).to(memory_format=torch.channels_last)
         self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._optimizer = optim.build_optimizer(optimizer, self._parameters)
         self._autocast: dict[str, Any] = {

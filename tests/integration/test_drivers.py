@@ -50,6 +50,8 @@ def start(photos: Path, out: Path, *options: str, **environment: str) -> subproc
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
+        # a test run in the background of a shell hands its ignored SIGINT down
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 

@@ -83,6 +83,7 @@ def run(recipe: Path, ranks: int, overrides: Sequence[str] = ()) -> str:
     process = start(recipe, ranks, overrides)
     text = finish(process)
     assert process.returncode == 0, text
+    assert "Warning" not in text, text
     return text
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -63,3 +67,25 @@ def test_unknown_torchvision_name_suggests_one() -> None:
 def test_a_crop_too_small_for_a_torchvision_network_is_refused() -> None:
     with pytest.raises(UserError, match="cannot take crops of 16 px"):
         build_backbone(TorchvisionConfig(name="alexnet"), 16, seed=0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's check of the heap")
+@pytest.mark.parametrize("crop_px", [64, 112])
+def test_small_networks_do_not_write_beyond_their_memory(crop_px: int) -> None:
+    """With channels-last images a strided 1 × 1 convolution of 8 channels did; the heap's check ends the process."""
+    program = f"""
+import torch
+from pipeline.config.schema import IResNetConfig
+from pipeline.model.backbones import build_backbone
+torch.set_num_threads(1)
+model = build_backbone(IResNetConfig(depth=18, width=0.125, embedding_dim=64), {crop_px}, 0).train()
+images = torch.zeros(4, {crop_px}, {crop_px}, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
+for _ in range(4):
+    model(images).square().sum().backward()
+print("sound")
+"""
+    environment = {**os.environ, "MALLOC_CHECK_": "3"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.stdout.strip() == "sound", done.stderr

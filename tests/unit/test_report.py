@@ -28,6 +28,7 @@ from pipeline.evaluate.pairs import Photo, format_pairs, parse_pairs, read_pairs
 from pipeline.evaluate.result import Evaluation, write_text
 from pipeline.evaluate.run import environment
 from pipeline.model.backbones import build_backbone
+from preprocess.drivers import DriverOptions
 from preprocess.run import check_options, shard
 from tests.datasets import make_dataset
 
@@ -235,7 +236,7 @@ def test_a_folder_and_its_shards_number_photos_alike(evaluate: Command, tmp_path
     (tmp_path / "list.txt").write_text("2\t1\nAnn\t1\t5\nAnn\t2\tBo\t3\nBo\t1\t3\nAnn\t3\tBo\t1\n")
     crop = {"detector": "none", "size_px": CROP_PX, "face": "largest", "min_score": 0.7, "min_face_px": 20}
     options = check_options(crop=crop, quality=95, samples_per_shard=4, val_identities=0.5, seed=0, licence="")
-    shard(folder, tmp_path / "shards", options, None, 1, 1.0, Console(quiet=True))
+    shard(folder, "auto", tmp_path / "shards", options, None, 1, 1.0, DriverOptions(), None, Console(quiet=True))
 
     found = [
         json.loads((evaluate(pairs=tmp_path / "list.txt", **given) / "evaluation.json").read_text())

@@ -30,12 +30,16 @@ class IResNetBlock(nn.Module):
             _conv(outputs, outputs, 3, stride),
             nn.BatchNorm2d(outputs, NORM_EPS),
         )
+        self._stride = stride
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or inputs != outputs:
-            self.shortcut = nn.Sequential(_conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs, NORM_EPS))
+            self.shortcut = nn.Sequential(_conv(inputs, outputs, 1), nn.BatchNorm2d(outputs, NORM_EPS))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.residual(x) + self.shortcut(x)
+        # What a 1 × 1 convolution with a stride sees, picked first: on a CPU, torch 2.14's backward pass of that one
+        # writes beyond its memory where images are channels last and have 4 or 8 channels.
+        seen = x if self._stride == 1 else x[:, :, :: self._stride, :: self._stride]
+        return self.residual(x) + self.shortcut(seen)
 
 
 class IResNet(nn.Module):
