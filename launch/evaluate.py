@@ -31,7 +31,8 @@ from pipeline.config.errors import UserError, run_command
 
 if TYPE_CHECKING:
     from pipeline.checkpoint import LoadedBackbone
-    from pipeline.data.manifest import Dataset, DatasetInfo
+    from pipeline.data.dataset_format import DatasetInfo
+    from pipeline.data.manifest import Dataset
     from pipeline.evaluate.pairs import PairList
     from pipeline.evaluate.photos import Crop, PhotoSource, Rejected
     from pipeline.evaluate.result import Model
@@ -156,7 +157,8 @@ def _open_data(
     data: Path, loaded: LoadedBackbone, detector: str | None, weights: Path | None, draws_pairs: bool
 ) -> TestSet:
     from pipeline.config.location import RemotePath, parse_location
-    from pipeline.data.manifest import DatasetInfo, open_dataset
+    from pipeline.data.dataset_format import DatasetInfo
+    from pipeline.data.manifest import open_dataset
     from pipeline.evaluate.photos import DatasetPhotos, FolderPhotos, ListedPhoto
     from preprocess.sources import read_source
 

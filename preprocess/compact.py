@@ -9,16 +9,39 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
+from rich.console import Console
 
 from pipeline.config.errors import UserError
-from pipeline.data.manifest import STATUS_KEPT, DatasetInfo, open_dataset, shard_paths
+from pipeline.data.dataset_format import STATUS_KEPT, DatasetInfo, shard_paths
+from pipeline.data.manifest import open_dataset, read_manifest
+from pipeline.data.tombstones import read_tombstones
 from preprocess.dataset import finish_dataset
 from preprocess.plan import Plan, load_plan, rebuild_plan, save_plan
-from preprocess.progress import Advance
+from preprocess.progress import Advance, show_progress
 from preprocess.shard import SLICE_ROWS, SLICE_SCHEMA, ShardContext, finish_shard, read_commit, write_slice
 from preprocess.sources.store import PhotoFiles
 from preprocess.storage import finish_folder, unfinished_folder
+
+
+def write_version(
+    data: Path, out: Path, dropped: Collection[int], what: str, console: Console
+) -> tuple[DatasetInfo, int]:
+    """Copy a data set without some samples and the withdrawn ones, with a bar: see `compact`.
+
+    Args:
+        data: a finished data set.
+        out: a new folder.
+        dropped: sample ids to leave out beside the withdrawn ones.
+        what: the bar's name.
+        console: where it is shown.
+
+    Returns:
+        The description of the copy, and how many samples were withdrawn.
+    """
+    num_shards = open_dataset(data).info.num_shards
+    withdrawn = read_tombstones(data)["sample_id"].to_pylist()
+    with show_progress(console, what, num_shards, unit="shards") as advance:
+        return compact(data, out, {*dropped, *withdrawn}, advance), len(withdrawn)
 
 
 def compact(data: Path, out: Path, without: Collection[int], advance: Advance) -> DatasetInfo:
@@ -67,7 +90,7 @@ def _plan_without(plan: Plan, without: Collection[int]) -> Plan:
 def _crops(data: Path, split: str, shard: str, sample_ids: pa.ChunkedArray) -> pa.Table:
     """What sharding made of a shard's photos, with `SLICE_SCHEMA`, from the finished shard."""
     paths = shard_paths(data, split, shard)
-    manifest = pq.read_table(paths["manifest"])
+    manifest = read_manifest(paths["manifest"], data=data)
     manifest = manifest.filter(pc.is_in(manifest["sample_id"], sample_ids.combine_chunks()))
     if not manifest["sample_id"].combine_chunks().equals(sample_ids.combine_chunks()):
         raise UserError(paths["manifest"], "its rows are not those of the plan", remedy=f"preprocess verify {data}")

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.config.errors import UserError
-from pipeline.data.manifest import DatasetInfo, DetectorInfo
+from pipeline.data.dataset_format import DatasetInfo, DetectorInfo
 from preprocess.align import align, is_mirrored
 from preprocess.detect import Detector, Face, FaceChoice, choose_face, load_detector
 from preprocess.measure import sharpness

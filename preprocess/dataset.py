@@ -11,11 +11,10 @@ import pyarrow.parquet as pq
 import yaml
 
 from pipeline.config.errors import UserError
-from pipeline.data.manifest import (
+from pipeline.data.dataset_format import (
     STATUS_KEPT,
     CodecInfo,
     CropInfo,
-    Dataset,
     DatasetInfo,
     ShardCommit,
     SplitInfo,
@@ -23,6 +22,7 @@ from pipeline.data.manifest import (
     label_map_sha256,
     shard_paths,
 )
+from pipeline.data.manifest import Dataset
 from preprocess.align import template
 from preprocess.crops import describe_detector
 from preprocess.plan import INSTRUCTION_SET, Plan

@@ -17,10 +17,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from pipeline.config.errors import UserError
-from pipeline.data.manifest import STATUS_KEPT, open_dataset, shard_paths
+from pipeline.data.dataset_format import STATUS_KEPT, shard_paths
+from pipeline.data.manifest import open_dataset, read_manifest
 from pipeline.data.tombstones import TOMBSTONES_FILE, TOMBSTONES_SCHEMA, read_tombstones
 from preprocess.plan import VAL, Plan, ShardOptions, deal, load_plan, number_identities, smallest_hashes
 from preprocess.storage import work_folder, write_parquet
@@ -86,7 +85,7 @@ def carry_tombstones(data: Path, plan: Plan, out: Path) -> None:
     for number in range(plan.num_shards):
         shard = plan.shard(number)
         path = shard_paths(out, shard.split, shard.name)["manifest"]
-        rows = pq.read_table(path, columns=["sample_id", "key", "source_sha256"])
+        rows = read_manifest(path, ["sample_id", "key", "source_sha256"])
         rows = rows.filter(pc.is_in(rows["source_sha256"], hashes))
         rows = rows.filter(pc.invert(pc.is_in(rows["sample_id"], pa.array(sorted(known), pa.int64()))))
         tables.append(rows.append_column("reason", pa.array([_CARRIED_REASON] * len(rows), pa.string())))
@@ -100,16 +99,9 @@ def _people_with_photos(data: Path) -> dict[str, int]:
     Someone whose photos were all rejects had no class in training, and would push in between if they got one now.
     """
     label_of: dict[str, int] = {}
-    for split, info in open_dataset(data).info.splits.items():
-        for shard in info.shards:
-            path = shard_paths(data, split, shard)["manifest"]
-            try:
-                table = pq.read_table(path, columns=["identity", "label", "status"])
-            except (OSError, pa.ArrowException) as error:
-                found = f"unreadable manifest ({str(error).splitlines()[0]})"
-                raise UserError(path, found, remedy=f"preprocess verify {data}") from None
-            kept = table.filter(pc.equal(table["status"], STATUS_KEPT)).group_by(["identity", "label"]).aggregate([])
-            label_of.update(zip(kept["identity"].to_pylist(), kept["label"].to_pylist(), strict=True))
+    for _, _, table in open_dataset(data).manifests(["identity", "label", "status"]):
+        kept = table.filter(pc.equal(table["status"], STATUS_KEPT)).group_by(["identity", "label"]).aggregate([])
+        label_of.update(zip(kept["identity"].to_pylist(), kept["label"].to_pylist(), strict=True))
     return label_of
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.data.manifest import STATUS_REJECTED
+from pipeline.data.dataset_format import STATUS_REJECTED
 from preprocess.storage import work_folder, write_atomically
 
 _STYLE = (

@@ -16,7 +16,8 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.config.errors import UserError
-from pipeline.data.manifest import DatasetInfo, open_dataset
+from pipeline.data.dataset_format import DatasetInfo
+from pipeline.data.manifest import open_dataset
 from pipeline.data.tombstones import TOMBSTONES_FILE, read_tombstones
 from preprocess.crops import NO_DETECTOR, CropMaker
 from preprocess.dataset import finish_dataset, read_commits
@@ -209,12 +210,12 @@ def verify(out: Path, console: Console) -> bool:
         UserError: `out` is not a finished data set.
     """
     info = open_dataset(out).info
-    num_shards = sum(len(split.shards) for split in info.splits.values())
+    num_shards = info.num_shards
     with show_progress(console, "verifying", num_shards, unit="shards") as advance:
         faults = find_faults(out, advance)
     for fault in faults:
         _say(console, str(fault), "red")
-    kept = sum(split.num_samples for split in info.splits.values())
+    kept = info.num_samples
     verdict = f"{len(faults):,} faults" if faults else "no faults"
     withdrawn = 0 if any(fault.shard == TOMBSTONES_FILE for fault in faults) else len(read_tombstones(out))
     withdrawn_text = f", {withdrawn:,} samples withdrawn" if withdrawn else ""
@@ -255,7 +256,7 @@ def print_summary(console: Console, info: DatasetInfo, num_made: int, seconds_s:
     """The table at the end of a run."""
     table = Table(title="data set", show_header=False)
     found = sum(split.num_samples + split.num_rejected for split in info.splits.values())
-    kept = sum(split.num_samples for split in info.splits.values())
+    kept = info.num_samples
     table.add_row("photos found", f"{found:,}")
     table.add_row("kept", f"{kept:,} ({kept / found:.1%})")
     for reason, count in info.reject_counts.items():

@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.data.manifest import MANIFEST_SCHEMA, STATUS_KEPT, STATUS_REJECTED, ShardCommit, shard_paths
+from pipeline.data.dataset_format import MANIFEST_SCHEMA, STATUS_KEPT, STATUS_REJECTED, ShardCommit, shard_paths
 from preprocess.crops import CropMaker, CropResult
 from preprocess.ledger import write_ledger
 from preprocess.measure import head_pose, phash, sharpness

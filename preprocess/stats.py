@@ -10,12 +10,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute
-import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.config.errors import UserError
-from pipeline.data.manifest import STATUS_KEPT, DatasetInfo, open_dataset, shard_paths
+from pipeline.data.dataset_format import STATUS_KEPT, DatasetInfo
+from pipeline.data.manifest import open_dataset
 from pipeline.data.tombstones import read_tombstones
 
 _PLACES = ("sample_id", "split", "shard", "jpg_offset", "jpg_size", "jpg_crc32")
@@ -31,6 +30,8 @@ MEASURES = {
     "roll": "roll, degrees",
     "jpg_size": "crop, bytes",
 }
+_COLUMNS = [*_PLACES, "status", "reject_reason", "label", "identity", "source", "bbox"]
+_COLUMNS += [name for name in MEASURES if name not in ("face_px", *_PLACES)]
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,10 @@ def read_contents(out: Path) -> Contents:
     """
     dataset = open_dataset(out)
     out, info = dataset.folder, dataset.info
-    tables = {split: _read(out, info, split) for split in info.splits}
+    by_split: dict[str, list[pa.Table]] = {split: [] for split in info.splits}
+    for split, _, table in dataset.manifests(_COLUMNS):
+        by_split[split].append(table)
+    tables = {split: pa.concat_tables(found) for split, found in by_split.items()}
     present = {split: table.filter(pa.compute.equal(table["status"], STATUS_KEPT)) for split, table in tables.items()}
     withdrawn = read_tombstones(out)["sample_id"].combine_chunks()
     is_gone = {split: pa.compute.is_in(table["sample_id"], withdrawn) for split, table in present.items()}
@@ -89,20 +93,6 @@ def count_rows(contents: Contents) -> list[tuple[str, list[str]]]:
     names = ["photos", "withdrawn", "rejected", "identities", "shards", "bytes"]
     names += ["photos an identity, least", "median", "most", "identities with one photo"]
     return [(name, list(values)) for name, *values in zip(names, *columns, strict=True)]
-
-
-def _read(out: Path, info: DatasetInfo, split: str) -> pa.Table:
-    wanted = [*_PLACES, "status", "reject_reason", "label", "identity", "source", "bbox"]
-    wanted += [name for name in MEASURES if name not in ("face_px", *_PLACES)]
-    tables = []
-    for shard in info.splits[split].shards:
-        path = shard_paths(out, split, shard)["manifest"]
-        try:
-            tables.append(pq.read_table(path, columns=wanted))
-        except (OSError, pa.ArrowException) as error:
-            found = f"unreadable manifest ({str(error).splitlines()[0]})"
-            raise UserError(path, found, remedy=f"preprocess verify {out}") from None
-    return pa.concat_tables(tables)
 
 
 def _rejects(tables: dict[str, pa.Table]) -> Table:

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.config.errors import UserError
-from pipeline.data.manifest import STATUS_REJECTED, shard_paths
+from pipeline.data.dataset_format import STATUS_REJECTED, shard_paths
 from preprocess.plan import Plan, is_begun, load_plan
 from preprocess.shard import SLICE_ROWS, num_slices, read_commit, slice_path
 from preprocess.storage import work_folder
@@ -53,22 +53,37 @@ class Status:
         return left / self.photos_per_s if left and self.photos_per_s else None
 
 
-def read_status(out: Path, plan: Plan) -> Status:
-    """Look at a data set's folder; takes no lock, and does not mind what others write meanwhile."""
+def read_status(out: Path, plan: Plan, known: dict[str, Counter[str]] | None = None) -> Status:
+    """Look at a data set's folder; takes no lock, and does not mind what others write meanwhile.
+
+    Args:
+        out: the folder.
+        plan: of the data set.
+        known: rejects of finished shards, which do not change: read once where one dictionary serves many looks.
+    """
     num_done, photos_done = 0, 0
     rejects: Counter[str] = Counter()
+    known = {} if known is None else known
     for number in range(plan.num_shards):
         shard = plan.shard(number)
-        if read_commit(out, shard, plan.hash) is not None:
-            num_done += 1
-            photos_done += len(shard.rows)
-            rejects += _rejects(shard_paths(out, shard.split, shard.name)["manifest"])
-            continue
-        for index in range(num_slices(shard)):
-            path = slice_path(out, shard.name, index)
-            if path.is_file():
-                photos_done += min(SLICE_ROWS, len(shard.rows) - index * SLICE_ROWS)
-                rejects += _rejects_of_slice(path)
+        # slices go when their shard is finished: between two looks at the commit record, one of them counts
+        waiting = Counter[str]()
+        num_waiting = 0
+        if read_commit(out, shard, plan.hash) is None:
+            for index in range(num_slices(shard)):
+                path = slice_path(out, shard.name, index)
+                if path.is_file():
+                    num_waiting += min(SLICE_ROWS, len(shard.rows) - index * SLICE_ROWS)
+                    waiting += _rejects_of_slice(path)
+            if read_commit(out, shard, plan.hash) is None:
+                photos_done += num_waiting
+                rejects += waiting
+                continue
+        num_done += 1
+        photos_done += len(shard.rows)
+        if shard.name not in known:
+            known[shard.name] = _rejects(shard_paths(out, shard.split, shard.name)["manifest"])
+        rejects += known[shard.name]
     now, active, rate = time.time(), 0, 0.0
     stage_s: Counter[str] = Counter()
     for path in (work_folder(out) / "times").glob("*.json"):
@@ -149,7 +164,7 @@ def _rejects(manifest: Path) -> Counter[str]:
 
 def _rejects_of_slice(path: Path) -> Counter[str]:
     try:
-        with pa.OSFile(str(path)) as file:
+        with pa.memory_map(str(path)) as file:  # of the crops beside it nothing is read
             reasons = pa.ipc.open_file(file).read_all()["reject_reason"].to_pylist()
     except (OSError, pa.ArrowException, KeyError):  # its shard was finished meanwhile
         return Counter()

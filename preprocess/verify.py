@@ -16,18 +16,15 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 
 from pipeline.config.errors import UserError
-from pipeline.data.manifest import (
+from pipeline.data.dataset_format import (
     MANIFEST_SCHEMA,
     STATUS_KEPT,
-    Dataset,
     DatasetInfo,
     ShardCommit,
-    build_index,
     dataset_digest,
-    open_dataset,
-    read_index,
     shard_paths,
 )
+from pipeline.data.manifest import Dataset, build_index, open_dataset, read_index
 from pipeline.data.tombstones import TOMBSTONES_FILE, read_tombstones
 from preprocess.dataset import describe, read_commits
 from preprocess.plan import INSTRUCTION_SET, PLAN_FILE, Plan, load_plan
@@ -103,8 +100,7 @@ def find_faults(out: Path, on_shard: Callable[[int], None]) -> list[Fault]:
             on_shard(1)
     faults.extend(_find_strangers(out, info))
     faults.extend(_check_tombstones(dataset))
-    num_shards = sum(len(description.shards) for description in info.splits.values())
-    if len(commits) == num_shards and dataset_digest(commits) != info.digest:
+    if len(commits) == info.num_shards and dataset_digest(commits) != info.digest:
         faults.append(Fault("", "", -1, "the digest is not that of the commit records"))
     for split, description in info.splits.items():
         own = [commit for commit in commits if commit.split == split]

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline.config.errors import UserError
-from pipeline.data.manifest import open_dataset, shard_paths
+from pipeline.data.manifest import open_dataset
 from pipeline.data.tombstones import TOMBSTONES_FILE, TOMBSTONES_SCHEMA, read_tombstones
 from preprocess.drivers.local import exclusive
 from preprocess.ledger import remove_from_ledger
@@ -56,15 +55,13 @@ def withdraw(out: Path, wanted: Mapping[str, Collection[str]], reason: str) -> W
         found: list[pa.Table] = []
         keys_of: dict[str, set[str]] = {}
         num_before = 0
-        for split, info in dataset.info.splits.items():
-            for shard in info.shards:
-                table = pq.read_table(shard_paths(out, split, shard)["manifest"], columns=list(_COLUMNS))
-                chosen = _matches(table, wanted)
-                for name in _SELECTORS:
-                    missing.get(name, set()).difference_update(chosen[name].to_pylist())
-                num_before += sum(number in known for number in chosen["sample_id"].to_pylist())
-                found.append(chosen)
-                keys_of[shard] = set(chosen["key"].to_pylist())
+        for _, shard, table in dataset.manifests(_COLUMNS):
+            chosen = _matches(table, wanted)
+            for name in _SELECTORS:
+                missing.get(name, set()).difference_update(chosen[name].to_pylist())
+            num_before += sum(number in known for number in chosen["sample_id"].to_pylist())
+            found.append(chosen)
+            keys_of[shard] = set(chosen["key"].to_pylist())
         for name, values in missing.items():
             if values:
                 raise UserError(f"--{name.replace('_', '-')}", sorted(values)[0], f"one that {out} has")

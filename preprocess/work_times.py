@@ -10,32 +10,22 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
+from pipeline.data.stage_times import StageTimes
 from preprocess.storage import work_folder
 
 READ, DETECT, ALIGN, ENCODE = "read and decode", "detect", "align", "encode and measure"
 STAGES = (READ, DETECT, ALIGN, ENCODE)
 
 
-class WorkTimes:
+class WorkTimes(StageTimes):
     """Seconds by stage of one process, and the photos they went into."""
 
     def __init__(self) -> None:
-        self._seconds = dict.fromkeys(STAGES, 0.0)
+        super().__init__(STAGES)
         self._num_photos = 0
         self._started = time.time()
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Count the time of a block."""
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._seconds[name] += time.perf_counter() - started
 
     def leave(self, out: Path, num_photos: int) -> None:
         """Add the photos of a slice, and write the file anew."""
@@ -45,7 +35,7 @@ class WorkTimes:
             "photos": self._num_photos,
             "started": self._started,
             "updated": time.time(),
-            "seconds": self._seconds,
+            "seconds": self.seconds(),
         }
         temporary = path.with_suffix(".tmp")
         try:

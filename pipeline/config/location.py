@@ -70,6 +70,11 @@ class RemotePath:
 Location = Path | RemotePath
 
 
+def user_cache() -> Path:
+    """Where this project keeps what can be fetched again: `facemill` in the user's cache folder."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "facemill"
+
+
 def parse_location(place: str | os.PathLike[str] | RemotePath) -> Location:
     """Tell a folder from a URL; a URL that went through `pathlib`, as command lines do to it, is mended.
 

@@ -10,184 +10,37 @@ This module imports neither torch nor an image library: preprocessing and comman
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
 from pipeline.config.cache import CacheConfig
 from pipeline.config.errors import UserError
 from pipeline.config.location import Location, RemotePath, parse_location
+from pipeline.data.dataset_format import (
+    DESCRIPTION,
+    FORMAT_VERSION,
+    INDEX,
+    INDEX_SCHEMA,
+    STATUS_KEPT,
+    DatasetInfo,
+    ShardCommit,
+    dataset_digest,
+    shard_paths,
+)
 from pipeline.data.mirror import Mirror
 from pipeline.data.tombstones import withdrawn_rows
-
-FORMAT_VERSION = 1
-DESCRIPTION = "dataset.json"
-INDEX = "index.arrow"
-STATUS_KEPT = "kept"
-STATUS_REJECTED = "rejected"
-
-MANIFEST_SCHEMA = pa.schema(
-    [
-        ("sample_id", pa.int64()),  # unique over the data set: the row's number in the plan's source listing
-        ("key", pa.string()),  # the tar members' common stem, unique over the data set, [0-9a-z_-]+
-        ("split", pa.string()),
-        ("shard", pa.string()),  # "train-000000"
-        ("row", pa.int32()),  # place among the shard's kept rows; -1 for a reject
-        ("jpg_offset", pa.int64()),  # byte offset of the JPEG's data in the tar; -1 for a reject
-        ("jpg_size", pa.int64()),  # bytes; 0 for a reject
-        ("jpg_crc32", pa.uint32()),
-        ("label", pa.int64()),  # number of the identity in the plan, written to KEY.cls
-        ("identity", pa.string()),
-        ("source", pa.string()),  # path relative to the source root, "/" separated
-        ("source_sha256", pa.string()),  # hex; empty where the file could not be read
-        ("width", pa.int32()),  # of the source photo, px, after EXIF orientation
-        ("height", pa.int32()),
-        ("det_score", pa.float32()),
-        ("bbox", pa.list_(pa.float32(), 4)),  # x0, y0, x1, y1 in source px
-        ("landmarks", pa.list_(pa.float32(), 10)),  # five x, y pairs in source px
-        ("sharpness", pa.float32()),  # variance of the crop's Laplacian
-        ("yaw", pa.float32()),  # degrees, estimated from the five landmarks
-        ("pitch", pa.float32()),
-        ("roll", pa.float32()),
-        ("phash", pa.uint64()),  # 64-bit DCT hash of the crop
-        ("status", pa.string()),  # STATUS_KEPT or STATUS_REJECTED
-        ("reject_reason", pa.string()),  # empty when kept
-    ]
-)
-
-INDEX_SCHEMA = pa.schema(
-    [
-        ("shard", pa.int32()),  # position in the split's list of shards
-        ("jpg_offset", pa.int64()),
-        ("jpg_size", pa.int32()),
-        ("jpg_crc32", pa.uint32()),
-        ("label", pa.int32()),  # contiguous within the split: 0 … num_labels - 1
-        ("plan_label", pa.int64()),  # the manifest's label
-        ("sample_id", pa.int64()),
-        ("by_label", pa.int32()),  # the split's rows, sorted by label, then row: the photos of a person side by side
-    ]
-)
-
-
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class SplitInfo(_Frozen):
-    """Counts of one split."""
-
-    num_samples: int
-    """Kept rows."""
-    num_identities: int
-    """Identities with at least one kept row."""
-    num_rejected: int
-    num_bytes: int
-    """Bytes of all the split's tars."""
-    shards: list[str]
-    """Shard names in order: `train-000000`, …; each is `<split>/<name>.tar`."""
-
-
-class CropInfo(_Frozen):
-    """Geometry of the crops."""
-
-    size_px: int
-    template: list[float]
-    """The five target points x0, y0, … x4, y4 at `size_px`, in px."""
-
-
-class CodecInfo(_Frozen):
-    """How crops are stored."""
-
-    format: str = "jpeg"
-    quality: int
-    keeps_jpegs: bool = Field(default=False, exclude_if=lambda keeps: not keeps)
-    """Whether JPEGs of the right size stand as they came; `quality` is that of the others."""
-
-
-class DetectorInfo(_Frozen):
-    """Which detector found the faces; `none` for photos that came already aligned."""
-
-    name: str
-    weights_sha256: str
-    options: dict[str, Any]
-
-
-class DatasetInfo(_Frozen):
-    """The content of `dataset.json`. It bears no time stamp: the same input gives the same bytes."""
-
-    format_version: int = FORMAT_VERSION
-    digest: str
-    """sha256 hex, see `dataset_digest`: names the data set's content and so its order."""
-    splits: dict[str, SplitInfo]
-    crop: CropInfo
-    codec: CodecInfo
-    detector: DetectorInfo
-    versions: dict[str, str]
-    instruction_set: str
-    label_map_sha256: str
-    seed: int
-    reject_counts: dict[str, int]
-    licence: str = ""
-
-
-class ShardCommit(_Frozen):
-    """The content of `commits/<shard>.json`: written last; a shard counts when this exists and matches."""
-
-    shard: str
-    split: str
-    plan_hash: str
-    num_samples: int
-    num_rejected: int
-    tar_bytes: int
-    tar_sha256: str
-    idx_sha256: str
-    manifest_sha256: str
-
-
-@overload
-def shard_paths(root: Path, split: str, shard: str) -> dict[str, Path]: ...
-@overload
-def shard_paths(root: RemotePath, split: str, shard: str) -> dict[str, RemotePath]: ...
-@overload
-def shard_paths(root: Location, split: str, shard: str) -> Mapping[str, Location]: ...
-def shard_paths(root: Location, split: str, shard: str) -> Mapping[str, Location]:
-    """Where the four files of a shard stand: keys `tar`, `idx`, `manifest`, `commit`."""
-    return {
-        "tar": root / split / f"{shard}.tar",
-        "idx": root / split / f"{shard}.idx",
-        "manifest": root / "manifest" / f"{shard}.parquet",
-        "commit": root / "commits" / f"{shard}.json",
-    }
-
-
-def dataset_digest(commits: Sequence[ShardCommit]) -> str:
-    """sha256 over shard names, tar hashes and manifest hashes, in the order given (sorted by split, then shard)."""
-    hasher = hashlib.sha256(f"facemill-{FORMAT_VERSION}\n".encode())
-    for commit in commits:
-        hasher.update(f"{commit.split}/{commit.shard} {commit.tar_sha256} {commit.manifest_sha256}\n".encode())
-    return hasher.hexdigest()
-
-
-def label_map_sha256(identities: Sequence[str]) -> str:
-    """Hash of a label map, `identities[label]`; lengths are hashed too, so that no two maps run together."""
-    hasher = hashlib.sha256()
-    for name in identities:
-        encoded = name.encode()
-        hasher.update(len(encoded).to_bytes(8, "little"))
-        hasher.update(encoded)
-    return hasher.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -225,7 +78,7 @@ class SplitIndex:
         """The manifest's kept rows of this split, row i being row i of the index; `columns` None for all."""
         wanted = None if columns is None else sorted({*columns, "status"})
         names = [path.stem for path in self.shards]
-        tables = [_read_manifest(path, wanted) for path in local_manifests(self.root, self.mirror, {self.split: names})]
+        tables = [read_manifest(path, wanted) for path in local_manifests(self.root, self.mirror, {self.split: names})]
         table = pa.concat_tables(tables)
         table = table.filter(pa.compute.equal(table["status"], STATUS_KEPT))
         return table if columns is None else table.select(list(columns))
@@ -268,6 +121,17 @@ class Dataset:
         if isinstance(self.root, RemotePath):
             raise UserError(self.root, "a URL", "a data set in a local folder", "do this where the data set was made")
         return self.root
+
+    def manifests(self, columns: Sequence[str]) -> Iterator[tuple[str, str, pa.Table]]:
+        """Split, shard and manifest of each shard of a local data set, in order: see `read_manifest`.
+
+        Raises:
+            UserError: it is a remote one, or a manifest cannot be read.
+        """
+        for split, info in self.info.splits.items():
+            for shard in info.shards:
+                path = shard_paths(self.folder, split, shard)["manifest"]
+                yield split, shard, read_manifest(path, columns, self.root)
 
     def split(self, name: str) -> SplitIndex:
         """Map one split's index, building `index.arrow` first where it is missing or stale.
@@ -391,12 +255,19 @@ def _read_commit(path: Path) -> ShardCommit:
         raise UserError(path, f"unreadable commit record ({reason})", remedy="preprocess verify DATA") from error
 
 
-def _read_manifest(path: Path, columns: Sequence[str] | None) -> pa.Table:
+def read_manifest(path: Path, columns: Sequence[str] | None = None, data: Location | str = "DATA") -> pa.Table:
+    """A shard's manifest: all its rows, rejects included; `columns` None for all.
+
+    `data` is the data set that a message names.
+
+    Raises:
+        UserError: it cannot be read.
+    """
     try:
-        return pq.read_table(path, columns=columns)
-    except (OSError, pa.ArrowInvalid) as error:
+        return pq.read_table(path, columns=None if columns is None else list(columns))
+    except (OSError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(path, f"unreadable manifest ({reason})", remedy="preprocess verify DATA") from error
+        raise UserError(path, f"unreadable manifest ({reason})", remedy=f"preprocess verify {data}") from error
 
 
 def _as_numpy(column: pa.ChunkedArray, dtype: type) -> npt.NDArray[Any]:
@@ -469,7 +340,7 @@ def build_index(dataset: Dataset) -> pa.Table:
         tables = []
         names = {split: dataset.info.splits[split].shards}
         for number, path in enumerate(local_manifests(dataset.root, dataset.mirror, names)):
-            table = _read_manifest(path, wanted)
+            table = read_manifest(path, wanted)
             table = table.filter(pa.compute.equal(table["status"], STATUS_KEPT)).drop_columns(["status"])
             tables.append(table.append_column("shard", pa.array(np.full(len(table), number, np.int32))))
         if not tables:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.config.errors import UserError
-from pipeline.config.location import RemotePath
+from pipeline.config.location import RemotePath, user_cache
 from pipeline.data.retry import FetchError, RetryPolicy, retry
 
 # Requests at a time: a manifest is small, and most of its time is the way there and back.
@@ -45,7 +45,7 @@ class Mirror:
         Raises:
             UserError: the folder cannot be made.
         """
-        base = cache if cache is not None else _user_cache()
+        base = cache if cache is not None else user_cache()
         name = hashlib.sha256(str(root).encode() + b"\n" + description).hexdigest()[:32]
         folder = base / "metadata" / name
         try:
@@ -128,8 +128,3 @@ class Mirror:
         with open(self.folder / ".lock", "ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
-
-
-def _user_cache() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "facemill"

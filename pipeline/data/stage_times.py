@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 STORE, CRC, DECODE, AUGMENT, ASSEMBLE, PLAN = "store", "crc", "decode", "augment", "assemble", "plan"
@@ -13,11 +13,15 @@ batch has and what is drawn for them. DALI decodes and augments in one go: that 
 
 
 class StageTimes:
-    """Adds up seconds by stage; any number of threads may add."""
+    """Adds up seconds by stage; any number of threads may add.
 
-    def __init__(self) -> None:
+    Args:
+        names: of the stages; those of a loader unless told.
+    """
+
+    def __init__(self, names: Sequence[str] = (PLAN, STORE, CRC, DECODE, AUGMENT, ASSEMBLE)) -> None:
         self._lock = threading.Lock()
-        self._seconds = dict.fromkeys((PLAN, STORE, CRC, DECODE, AUGMENT, ASSEMBLE), 0.0)
+        self._seconds = dict.fromkeys(names, 0.0)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

@@ -19,7 +19,8 @@ from torch import Tensor
 from pipeline import checkpoint
 from pipeline.config.errors import UserError
 from pipeline.config.location import parse_location
-from pipeline.data.manifest import SplitIndex, label_map_sha256, open_dataset
+from pipeline.data.dataset_format import label_map_sha256
+from pipeline.data.manifest import SplitIndex, open_dataset
 from pipeline.engine.embed_rows import embed_rows
 from pipeline.engine.state import Start, row_sharded
 

@@ -19,7 +19,8 @@ from pipeline.config.heads import with_teacher
 from pipeline.config.order import IdentityBalancedConfig, PlainOrderConfig
 from pipeline.config.schema import Config
 from pipeline.data.balanced_order import BalancedPart
-from pipeline.data.manifest import Dataset, SplitIndex, label_map_sha256, open_dataset
+from pipeline.data.dataset_format import label_map_sha256
+from pipeline.data.manifest import Dataset, SplitIndex, open_dataset
 from pipeline.data.mined_list import MinedList, read_list
 from pipeline.data.mined_order import MiningLayout
 from pipeline.data.orders import balanced_parts, build_order

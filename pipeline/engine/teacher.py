@@ -22,7 +22,7 @@ from pipeline.config.heads import (
 from pipeline.config.load import validate_config
 from pipeline.config.schema import Config
 from pipeline.config.teacher_heads import LogitTarget
-from pipeline.data.manifest import CropInfo
+from pipeline.data.dataset_format import CropInfo
 from pipeline.model.head_sum import PREFIX
 from pipeline.model.margins.base import build_margin
 from pipeline.model.teacher import Teacher, TeacherClasses

@@ -17,12 +17,10 @@ from typing import NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from pipeline.config.errors import UserError
+from pipeline.data.dataset_format import STATUS_KEPT
 from pipeline.data.decode_cpu import decode_crop
-from pipeline.data.manifest import STATUS_KEPT, Dataset, local_manifests
+from pipeline.data.manifest import Dataset, local_manifests, read_manifest
 from pipeline.data.reader import WITHDRAWN, BadSample, Reader
 from pipeline.evaluate.pairs import Photo
 
@@ -111,7 +109,7 @@ class DatasetPhotos:
             row = 0  # the index holds the manifests' kept rows in the same order
             names = {split: dataset.info.splits[split].shards}
             for manifest in local_manifests(dataset.root, dataset.mirror, names):
-                table = _read_manifest(manifest)
+                table = read_manifest(manifest, _COLUMNS)
                 for identity, source, status, reason in zip(
                     *(table[name].to_pylist() for name in _COLUMNS), strict=True
                 ):
@@ -176,10 +174,3 @@ class FolderPhotos:
         if listed is None:
             return Rejected("no such file")
         return Rejected(listed.problem) if listed.problem else self._crop(self._root / listed.source)
-
-
-def _read_manifest(path: Path) -> pa.Table:
-    try:
-        return pq.read_table(path, columns=list(_COLUMNS))
-    except (OSError, pa.ArrowInvalid) as error:
-        raise UserError(path, "unreadable manifest", remedy="preprocess verify DATA") from error

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from pipeline import checkpoint
 from pipeline.config.errors import UserError
 from pipeline.config.load import validate_config
-from pipeline.data.manifest import CodecInfo, CropInfo, DatasetInfo, DetectorInfo, SplitIndex
+from pipeline.data.dataset_format import CodecInfo, CropInfo, DatasetInfo, DetectorInfo
+from pipeline.data.manifest import SplitIndex
 from pipeline.engine.embed_rows import embed_rows
 from pipeline.engine.run import CHECKPOINTS
 from pipeline.engine.state import Start

@@ -14,7 +14,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.config.errors import UserError
-from pipeline.data.manifest import STATUS_KEPT, open_dataset, shard_paths
+from pipeline.data.dataset_format import STATUS_KEPT
+from pipeline.data.manifest import open_dataset
 from pipeline.data.tombstones import read_tombstones
 from preprocess.clean.near import near_pairs, nearest_other
 from preprocess.clean.people import MIN_PHOTOS, look_alikes, nearest_strangers, robust_centres, stranger_quantiles
@@ -65,17 +66,9 @@ def read_photos(data: Path) -> pa.Table:
     Raises:
         UserError: no finished data set, or a manifest that cannot be read.
     """
-    tables = []
-    for split, info in open_dataset(data).info.splits.items():
-        for shard in info.shards:
-            path = shard_paths(data, split, shard)["manifest"]
-            try:
-                table = pq.read_table(path, columns=[*_COLUMNS, *_FACTS, "status"])
-            except (OSError, pa.ArrowException) as error:
-                found = f"unreadable manifest ({str(error).splitlines()[0]})"
-                raise UserError(path, found, remedy=f"preprocess verify {data}") from None
-            tables.append(table.filter(pc.equal(table["status"], STATUS_KEPT)).drop_columns(["status"]))
-    photos = pa.concat_tables(tables)
+    manifests = open_dataset(data).manifests([*_COLUMNS, *_FACTS, "status"])
+    kept = [table.filter(pc.equal(table["status"], STATUS_KEPT)) for _, _, table in manifests]
+    photos = pa.concat_tables(kept).drop_columns(["status"])
     withdrawn = read_tombstones(data)["sample_id"].combine_chunks()
     return photos.filter(pc.invert(pc.is_in(photos["sample_id"], withdrawn))).sort_by("sample_id").combine_chunks()
 

@@ -11,11 +11,9 @@ from rich.table import Table
 
 from pipeline.config.errors import UserError
 from pipeline.data.manifest import open_dataset
-from pipeline.data.tombstones import read_tombstones
 from preprocess.clean import find
 from preprocess.clean.page import Source, render_page
-from preprocess.compact import compact
-from preprocess.progress import show_progress
+from preprocess.compact import write_version
 from preprocess.storage import write_atomically, write_parquet
 
 VERDICTS_FILE = "verdicts.parquet"
@@ -80,12 +78,10 @@ def clean(
 def _apply(data: Path, photos: pa.Table, out: Path, verdicts: list[find.Verdict], console: Console) -> None:
     keys = pa.array(sorted({verdict.key for verdict in verdicts if verdict.verdict == find.DROP}), pa.string())
     dropped = photos.filter(pc.is_in(photos["key"], keys))["sample_id"].to_pylist()
-    num_withdrawn = len(withdrawn := read_tombstones(data)["sample_id"].to_pylist())
-    num_shards = sum(len(split.shards) for split in open_dataset(data).info.splits.values())
-    with show_progress(console, "writing", num_shards, unit="shards") as advance:
-        info = compact(data, out, {*dropped, *withdrawn}, advance)
-    kept = sum(split.num_samples for split in info.splits.values())
-    text = f"{out}: {kept:,} photos, without {len(dropped):,} to drop and {num_withdrawn:,} withdrawn samples"
+    info, num_withdrawn = write_version(data, out, dropped, "writing", console)
+    text = (
+        f"{out}: {info.num_samples:,} photos, without {len(dropped):,} to drop and {num_withdrawn:,} withdrawn samples"
+    )
     console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 

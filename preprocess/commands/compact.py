@@ -22,18 +22,11 @@ def compact(
     """
     from rich.console import Console
 
-    from pipeline.data.manifest import open_dataset
-    from pipeline.data.tombstones import read_tombstones
-    from preprocess.compact import compact as write_without
-    from preprocess.progress import show_progress
+    from preprocess.compact import write_version
     from preprocess.storage import one_line_errors
 
     console = Console()
     with one_line_errors(out):
-        num_shards = sum(len(split.shards) for split in open_dataset(data).info.splits.values())
-        withdrawn = read_tombstones(data)["sample_id"].to_pylist()
-        with show_progress(console, "compacting", num_shards, unit="shards") as advance:
-            info = write_without(data, out, withdrawn, advance)
-    kept = sum(split.num_samples for split in info.splits.values())
-    text = f"{out}: {kept:,} photos, without {len(withdrawn):,} withdrawn samples; digest {info.digest[:16]}"
+        info, num_withdrawn = write_version(data, out, (), "compacting", console)
+    text = f"{out}: {info.num_samples:,} photos, without {num_withdrawn:,} withdrawn samples; digest {info.digest[:16]}"
     console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -22,6 +22,7 @@ def status(
         preprocess status data --watch
     """
     import time
+    from collections import Counter
 
     from rich.console import Console
     from rich.live import Live
@@ -32,12 +33,13 @@ def status(
     console = Console()
     with one_line_errors(out):
         plan = open_plan(out)
-        found = read_status(out, plan)
+        known: dict[str, Counter[str]] = {}
+        found = read_status(out, plan, known)
         if not watch:
             console.print(show(out, found))
             return
         with Live(show(out, found), console=console, auto_refresh=False) as live:
             while not found.is_finished:
                 time.sleep(3)
-                found = read_status(out, plan)
+                found = read_status(out, plan, known)
                 live.update(show(out, found), refresh=True)

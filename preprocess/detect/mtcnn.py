@@ -27,6 +27,7 @@ import onnxruntime
 from pipeline.config.errors import UserError
 from preprocess.detect import Face, file_sha256
 from preprocess.detect.resize import shrink, to_faces
+from preprocess.detect.suppress import suppress
 
 Floats = npt.NDArray[np.float64]
 
@@ -85,9 +86,9 @@ class Mtcnn:
                     regression[0, x, y],
                 ]
             )
-            rows.append(found[_suppress(found[:, :4], found[:, 4], 0.5)])
+            rows.append(found[suppress(found[:, :4], found[:, 4], 0.5)])
         candidates = np.concatenate(rows)
-        candidates = candidates[_suppress(candidates[:, :4], candidates[:, 4], 0.7)][:_MAX_CANDIDATES]
+        candidates = candidates[suppress(candidates[:, :4], candidates[:, 4], 0.7)][:_MAX_CANDIDATES]
         sides = candidates[:, 2:4] - candidates[:, :2]
         boxes = candidates[:, :4] + candidates[:, 5:9] * np.tile(sides, 2)
         return np.trunc(_square(boxes))
@@ -100,7 +101,7 @@ class Mtcnn:
         regression, probabilities = _forward(self._rnet, patches, ["dense_2", "softmax_1"])
         sure = probabilities[:, 1] > _THRESHOLDS[1]
         boxes, scores, regression = boxes[kept][sure], probabilities[sure, 1], regression[sure]
-        pick = _suppress(boxes, scores, 0.7)
+        pick = suppress(boxes, scores, 0.7)
         return _square(_calibrate(boxes[pick], regression[pick]))
 
     def _locate(self, image: npt.NDArray[np.uint8], boxes: Floats) -> tuple[Floats, Floats, Floats]:
@@ -114,7 +115,7 @@ class Mtcnn:
         sides = boxes[:, 2:4] - boxes[:, :2] + 1
         landmarks = points[sure].reshape(-1, 2, 5).transpose(0, 2, 1) * sides[:, None] + boxes[:, None, :2] - 1
         boxes = _calibrate(boxes, regression[sure])
-        pick = _suppress(boxes, scores, 0.7, over_smaller=True)
+        pick = suppress(boxes, scores, 0.7, over_smaller=True)
         return boxes[pick], scores[pick], landmarks[pick]
 
 
@@ -159,18 +160,3 @@ def _square(boxes: Floats) -> Floats:
     longest = sides.max(axis=1, keepdims=True, initial=0.0)
     corner = boxes[:, :2] + (sides - longest) / 2
     return np.hstack([corner, corner + longest])
-
-
-def _suppress(boxes: Floats, scores: Floats, threshold: float, over_smaller: bool = False) -> npt.NDArray[np.int64]:
-    """Non-maximum suppression: the boxes kept, by falling score. Overlap is over the union, or over the smaller box."""
-    area = (boxes[:, 2] - boxes[:, 0] + 1) * (boxes[:, 3] - boxes[:, 1] + 1)
-    order = np.argsort(-scores, kind="stable")
-    kept: list[int] = []
-    while len(order):
-        best, rest = order[0], order[1:]
-        kept.append(int(best))
-        low, high = np.maximum(boxes[best, :2], boxes[rest, :2]), np.minimum(boxes[best, 2:], boxes[rest, 2:])
-        shared = np.maximum(high - low + 1, 0.0).prod(axis=1)
-        whole = np.minimum(area[best], area[rest]) if over_smaller else area[best] + area[rest] - shared
-        order = rest[shared / whole <= threshold]
-    return np.array(kept, np.int64)

@@ -21,6 +21,7 @@ import onnxruntime
 from pipeline.config.errors import UserError
 from preprocess.detect import Face, file_sha256
 from preprocess.detect.resize import to_faces
+from preprocess.detect.suppress import suppress
 
 Floats = npt.NDArray[np.float32]
 
@@ -68,7 +69,7 @@ class Scrfd:
             outputs = self._run((pixels - 127.5) / 128.0)
             for number, (_, scale) in enumerate(boxed):
                 boxes, points, scores = decode([output[number] for output in outputs], self._size)
-                kept = suppress(boxes, scores)
+                kept = suppress(boxes, scores, _NMS_THRESHOLD)
                 faces.append(to_faces(boxes[kept], points[kept], scores[kept], scale))
         return faces
 
@@ -124,20 +125,6 @@ def decode(outputs: Sequence[Floats], size: tuple[int, int]) -> tuple[Floats, Fl
         parts.append((boxes[whole], (centre[:, None] + offsets)[whole], scores[sure][whole]))
     boxes, points, scores = (np.concatenate(column) for column in zip(*parts, strict=True))
     return boxes, points, scores
-
-
-def suppress(boxes: Floats, scores: Floats) -> npt.NDArray[np.int64]:
-    """Non-maximum suppression: numbers of the boxes kept, by falling score."""
-    area = (boxes[:, 2] - boxes[:, 0] + 1) * (boxes[:, 3] - boxes[:, 1] + 1)
-    order = np.argsort(-scores, kind="stable")
-    kept: list[int] = []
-    while len(order):
-        best, rest = order[0], order[1:]
-        kept.append(int(best))
-        low, high = np.maximum(boxes[best, :2], boxes[rest, :2]), np.minimum(boxes[best, 2:], boxes[rest, 2:])
-        shared = np.maximum(high - low + 1, 0.0).prod(axis=1)
-        order = rest[shared <= _NMS_THRESHOLD * (area[best] + area[rest] - shared)]
-    return np.array(kept, np.int64)
 
 
 def _open(weights: Path) -> onnxruntime.InferenceSession:

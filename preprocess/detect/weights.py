@@ -14,6 +14,7 @@ from http.client import HTTPException
 from pathlib import Path
 
 from pipeline.config.errors import UserError
+from pipeline.config.location import user_cache
 from preprocess.detect import file_sha256
 from preprocess.storage import sync_folder
 
@@ -56,7 +57,7 @@ def weights_folder() -> Path:
     chosen = os.environ.get("FACEMILL_WEIGHTS")
     if chosen:
         return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "facemill" / "weights"
+    return user_cache() / "weights"
 
 
 def kept_weights(detector: str) -> Path | None:

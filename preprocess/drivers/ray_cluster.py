@@ -99,14 +99,11 @@ class _RayPool:
 def _connect(address: str | None, num_workers: int, gpus_per_task: float) -> None:
     import ray
 
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "include_dashboard": None}
+    cluster: dict[str, Any] = {"address": address}
+    if address is None:
+        cluster = {"num_cpus": num_workers, "include_dashboard": False} | ({"num_gpus": 1} if gpus_per_task else {})
     try:
-        if address is None:
-            gpus = {"num_gpus": 1} if gpus_per_task else {}
-            ray.init(num_cpus=num_workers, **(quiet | {"include_dashboard": False}), **gpus)
-        else:
-            quiet.pop("include_dashboard")
-            ray.init(address=address, **quiet)
+        ray.init(log_to_driver=False, logging_level="ERROR", **cluster)
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(

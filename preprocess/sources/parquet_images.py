@@ -21,6 +21,7 @@ from pipeline.config.errors import UserError
 from preprocess.photo import Reject
 from preprocess.sources.listing import OnBytes, Rows
 from preprocess.sources.store import (
+    ContainerFiles,
     ContainerPhotos,
     OpenFiles,
     PhotoStore,
@@ -61,22 +62,11 @@ class ParquetPhotos(ContainerPhotos):
 
 
 @dataclass(frozen=True)
-class ParquetSource:
+class ParquetSource(ContainerFiles):
     """Parquet files of one folder to be listed."""
 
-    root: Path
-    names: Sequence[str]
-
-    @property
-    def where(self) -> Path:
-        return self.root / self.names[0] if len(self.names) == 1 else self.root
-
-    @property
-    def num_bytes(self) -> int:
-        return sum(container_stamp(self.root / name).num_bytes for name in self.names)
-
     def photos(self) -> PhotoStore:
-        return ParquetPhotos(self.root, {name: container_stamp(self.root / name) for name in self.names})
+        return ParquetPhotos(self.root, self.stamps())
 
     def list_rows(self, on_bytes: OnBytes) -> tuple[pa.Table, list[str]]:
         """One row a photo, by the files' names and then by their rows.

@@ -134,6 +134,26 @@ class ContainerPhotos:
         return descriptor
 
 
+@dataclass(frozen=True)
+class ContainerFiles:
+    """What sources of several containers in one folder share."""
+
+    root: Path
+    names: Sequence[str]
+
+    @property
+    def where(self) -> Path:
+        return self.root / self.names[0] if len(self.names) == 1 else self.root
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(stamp.num_bytes for stamp in self.stamps().values())
+
+    def stamps(self) -> dict[str, Stamp]:
+        """Of each container, as it is now."""
+        return {name: container_stamp(self.root / name) for name in self.names}
+
+
 def file_stamp(path: str | os.PathLike[str]) -> Stamp:
     """Size and time of a file."""
     status = os.stat(path)

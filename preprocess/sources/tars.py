@@ -9,14 +9,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 
 import pyarrow as pa
 
 from pipeline.config.errors import UserError
 from preprocess.photo import PHOTO_SUFFIXES, Reject
 from preprocess.sources.listing import OnBytes, Rows
-from preprocess.sources.store import ContainerPhotos, PhotoStore, Place, container_stamp, read_part
+from preprocess.sources.store import ContainerFiles, ContainerPhotos, PhotoStore, Place, container_stamp, read_part
 from preprocess.tar_index import Member, TarError, read_members
 
 _MAX_LABEL_BYTES = 2**16
@@ -51,22 +50,11 @@ class _Sample:
 
 
 @dataclass(frozen=True)
-class TarSource:
+class TarSource(ContainerFiles):
     """Tars of one folder to be listed."""
 
-    root: Path
-    names: Sequence[str]
-
-    @property
-    def where(self) -> Path:
-        return self.root / self.names[0] if len(self.names) == 1 else self.root
-
-    @property
-    def num_bytes(self) -> int:
-        return sum(container_stamp(self.root / name).num_bytes for name in self.names)
-
     def photos(self) -> PhotoStore:
-        return TarPhotos(self.root, {name: container_stamp(self.root / name) for name in self.names})
+        return TarPhotos(self.root, self.stamps())
 
     def list_rows(self, on_bytes: OnBytes) -> tuple[pa.Table, list[str]]:
         """One row a photo, by the tars' names and then by their members'.

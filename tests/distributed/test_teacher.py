@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pipeline import checkpoint, dist
 from pipeline.config.load import validate_config
-from pipeline.data.manifest import CropInfo
+from pipeline.data.dataset_format import CropInfo
 from pipeline.engine.teacher import load_teacher, plan_teacher
 from pipeline.model.backbones import build_backbone
 from tests.distributed.processes import run_ranks

@@ -17,7 +17,7 @@ REPOSITORY = Path(__file__).parents[2]
 LAYERS = [
     ["pipeline.config"],
     ["pipeline.dist", "pipeline.monitor", "pipeline.data.retry", "pipeline.data.remote", "pipeline.data.mirror"],
-    ["pipeline.data.manifest", "pipeline.data.tombstones"],
+    ["pipeline.data.dataset_format", "pipeline.data.manifest", "pipeline.data.tombstones"],
     ["pipeline.data"],
     ["pipeline.model"],
     ["pipeline.checkpoint"],
@@ -83,7 +83,14 @@ def test_imports_point_down() -> None:
 
 
 def test_preprocess_uses_only_the_contract() -> None:
-    allowed = ("pipeline.config", "pipeline.data.manifest", "pipeline.data.pair_bin", "pipeline.data.tombstones")
+    allowed = (
+        "pipeline.config",
+        "pipeline.data.dataset_format",
+        "pipeline.data.manifest",
+        "pipeline.data.pair_bin",
+        "pipeline.data.stage_times",
+        "pipeline.data.tombstones",
+    )
     # commands that show what the training side does with a data set
     of_data = ("preprocess.commands.bench", "preprocess.commands.preview", "preprocess.commands.verify")
     wrong = [

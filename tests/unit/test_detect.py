@@ -13,7 +13,7 @@ import onnxruntime
 import pytest
 
 from pipeline.config.errors import UserError
-from pipeline.data.manifest import CodecInfo, CropInfo, DatasetInfo
+from pipeline.data.dataset_format import CodecInfo, CropInfo, DatasetInfo
 from preprocess.align import align, template
 from preprocess.crops import CropMaker, CropOptions, describe_detector
 from preprocess.detect import Face, choose_face, load_detector

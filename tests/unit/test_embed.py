@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from pipeline.config.errors import UserError
-from pipeline.data.manifest import STATUS_KEPT, open_dataset, shard_paths
+from pipeline.data.dataset_format import STATUS_KEPT, shard_paths
+from pipeline.data.manifest import open_dataset
 from pipeline.evaluate.embed import Embedder, extract_embeddings
 from pipeline.evaluate.pairs import Photo, parse_pairs
 from pipeline.evaluate.photos import (

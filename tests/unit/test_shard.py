@@ -18,7 +18,8 @@ import pytest
 from PIL import Image
 
 from pipeline.config.errors import UserError
-from pipeline.data.manifest import MANIFEST_SCHEMA, open_dataset, shard_paths
+from pipeline.data.dataset_format import MANIFEST_SCHEMA, shard_paths
+from pipeline.data.manifest import open_dataset
 from preprocess import shard as shard_module
 from preprocess.crops import CropMaker, CropOptions
 from preprocess.dataset import finish_dataset

@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.config.errors import UserError
-from pipeline.data.manifest import ShardCommit, dataset_digest, open_dataset
+from pipeline.data.dataset_format import ShardCommit, dataset_digest
+from pipeline.data.manifest import open_dataset
 from preprocess.verify import Fault, find_faults
 from tests.unit.test_shard import make, write_photos
 

@@ -6,7 +6,8 @@ import threading
 from dataclasses import dataclass
 
 from pipeline.config.location import RemotePath
-from pipeline.data.manifest import ShardCommit, SplitIndex
+from pipeline.data.dataset_format import ShardCommit
+from pipeline.data.manifest import SplitIndex
 from pipeline.data.remote import Version, fetch_range
 from pipeline.data.retry import FetchError, RetryPolicy, retry
 from pipeline.data.store.base import Counters, Range
