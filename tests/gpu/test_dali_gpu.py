@@ -10,10 +10,11 @@ import torch
 from pipeline.config.augment import Flip
 from pipeline.config.decoder import CpuDecoder, DaliDecoder
 from pipeline.data.decode_dali import DaliBatchDecoder
-from pipeline.data.loader import Loader, StepBatch
+from pipeline.data.loader import StepBatch
 from pipeline.data.manifest import SplitIndex, open_dataset
 from pipeline.data.stage_times import StageTimes
 from tests.datasets import encode_jpeg, make_dataset, random_image
+from tests.loading import make_loader
 
 pytestmark = [
     pytest.mark.gpu,
@@ -29,14 +30,10 @@ def split(tmp_path_factory: pytest.TempPathFactory) -> SplitIndex:
 
 
 def load(split: SplitIndex, decoder: CpuDecoder | DaliDecoder) -> list[StepBatch]:
-    with Loader(
+    with make_loader(
         split,
-        seed=0,
         global_batch=32,
         local_batch=16,
-        rank=0,
-        world_size=1,
-        start=0,
         stop=320,
         decoder=decoder,
         augment=(Flip(),),

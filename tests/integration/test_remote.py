@@ -13,10 +13,9 @@ import torch
 
 from pipeline.config.augment import Flip
 from pipeline.config.cache import CacheConfig
-from pipeline.config.decoder import CpuDecoder
 from pipeline.config.errors import UserError
 from pipeline.config.load import load_config
-from pipeline.data.loader import Loader, StepBatch
+from pipeline.data.loader import StepBatch
 from pipeline.data.manifest import SplitIndex, open_dataset
 from pipeline.data.store.base import StoreStats
 from pipeline.engine.run import plan_run
@@ -24,6 +23,7 @@ from tests.cache_reader import read_all
 from tests.datasets import make_dataset
 from tests.http_store import StoreServer, serve
 from tests.integration.training import CROP_PX, finish, start, write_recipe
+from tests.loading import make_loader
 from tests.s3_store import serve_s3
 
 NUM_SHARDS = 6
@@ -44,19 +44,8 @@ def server(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
 
 def batches(split: SplitIndex) -> tuple[list[StepBatch], StoreStats]:
     """Two epochs on one rank."""
-    with Loader(
-        split,
-        seed=1,
-        global_batch=32,
-        local_batch=16,
-        rank=0,
-        world_size=1,
-        start=0,
-        stop=320,
-        decoder=CpuDecoder(),
-        augment=[Flip()],
-        device=torch.device("cpu"),
-        crop_px=CROP_PX,
+    with make_loader(
+        split, seed=1, global_batch=32, local_batch=16, stop=320, augment=[Flip()], crop_px=CROP_PX
     ) as loader:
         return list(loader), loader.store_stats
 

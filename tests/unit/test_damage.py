@@ -13,10 +13,10 @@ import torch
 
 from pipeline.config.decoder import CpuDecoder, DaliDecoder
 from pipeline.config.errors import UserError
-from pipeline.data.loader import Loader
 from pipeline.data.manifest import SplitIndex, open_dataset
 from preprocess.verify import find_faults
 from tests.datasets import make_dataset
+from tests.loading import make_loader
 
 CROP_PX = 32
 ROW = 4  # of the sample in whose part of the tar the damage is done
@@ -73,20 +73,7 @@ def deliver(data: Path, decoder: CpuDecoder | DaliDecoder) -> tuple[dict[int, to
     split = open_dataset(data).split("train")
     pixels: dict[int, torch.Tensor] = {}
     reasons: dict[int, str] = {}
-    with Loader(
-        split,
-        seed=0,
-        global_batch=8,
-        local_batch=8,
-        rank=0,
-        world_size=1,
-        start=0,
-        stop=24,
-        decoder=decoder,
-        augment=(),
-        device=torch.device("cpu"),
-        crop_px=CROP_PX,
-    ) as loader:
+    with make_loader(split, global_batch=8, local_batch=8, stop=24, decoder=decoder, crop_px=CROP_PX) as loader:
         for batch in loader:
             reasons |= {bad.sample_id: bad.reason for bad in batch.bad_samples}
             (micro,) = batch.micro_batches

@@ -6,18 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config.augment import Flip
-from pipeline.config.decoder import CpuDecoder
 from pipeline.config.order import OrderConfig, PlainOrderConfig, StreamingOrderConfig
-from pipeline.data.loader import Loader
 from pipeline.data.manifest import SplitIndex, open_dataset
 from pipeline.data.orders import build_order
 from pipeline.data.step_plan import plan_step
 from tests.datasets import make_dataset
+from tests.loading import make_loader
 from tests.splits import make_split
 
 ORDERS = st.one_of(
@@ -86,18 +84,15 @@ def test_loaders_deliver_each_epoch_once(
             steps = min(steps, 3)
             found: dict[int, list[int]] = {}
             for rank in range(ranks):
-                with Loader(
+                with make_loader(
                     split,
-                    seed=0,
                     global_batch=global_batch,
                     local_batch=local_batch,
                     rank=rank,
                     world_size=ranks,
                     start=start,
                     stop=start + steps * global_batch,
-                    decoder=CpuDecoder(),
                     augment=(Flip(),),
-                    device=torch.device("cpu"),
                     crop_px=16,
                     order=build_order(config, split, 0),
                     num_threads=threads,

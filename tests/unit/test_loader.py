@@ -27,6 +27,7 @@ from pipeline.data.manifest import SplitIndex, open_dataset
 from pipeline.data.order import PlainOrder
 from pipeline.data.reader import SampleReads
 from tests.datasets import make_dataset
+from tests.loading import make_loader
 
 CPU = torch.device("cpu")
 CROP_PX = 48
@@ -42,14 +43,13 @@ def split(tmp_path: Path) -> SplitIndex:
 AUGMENT = (Flip(), OneOf(operations=(Blur(), AllOf(operations=(Jpeg(), Erase()))), probability=0.7))
 
 
-def make_loader(split: SplitIndex, **options: Any) -> Loader:
-    defaults = {"seed": 0, "global_batch": 20, "local_batch": 10, "rank": 0, "world_size": 1, "start": 0, "stop": 100}
-    defaults |= {"decoder": CpuDecoder(), "augment": (Flip(),), "device": CPU, "crop_px": CROP_PX}
-    return Loader(split, **(defaults | options))
+def small_loader(split: SplitIndex, **options: Any) -> Loader:
+    chosen = {"global_batch": 20, "local_batch": 10, "stop": 100, "augment": (Flip(),), "crop_px": CROP_PX} | options
+    return make_loader(split, **chosen)
 
 
 def load(split: SplitIndex, **options: Any) -> list[StepBatch]:
-    with make_loader(split, **options) as loader:
+    with small_loader(split, **options) as loader:
         return list(loader)
 
 
@@ -216,12 +216,12 @@ def test_a_failure_of_dali_itself_is_not_blamed_on_samples(split: SplitIndex, mo
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_gpu_decoding_without_a_gpu_is_refused(split: SplitIndex) -> None:
     with pytest.raises(UserError, match=r"decoder.device: gpu, but there is no CUDA device.*set decoder.device=cpu"):
-        make_loader(split, decoder=DaliDecoder(device="gpu"))
+        small_loader(split, decoder=DaliDecoder(device="gpu"))
 
 
 def test_fewer_samples_than_a_global_batch_are_refused(split: SplitIndex) -> None:
     with pytest.raises(UserError, match=r"fewer samples than one global batch \(100 < 110\)"):
-        make_loader(split, global_batch=110)
+        small_loader(split, global_batch=110)
 
 
 def loader_threads() -> list[str]:
@@ -231,7 +231,7 @@ def loader_threads() -> list[str]:
 @BOTH
 def test_a_consumer_may_stop_early(split: SplitIndex, decoder: CpuDecoder | DaliDecoder) -> None:
     before = len(os.listdir("/proc/self/fd"))
-    with make_loader(split, stop=10_000, decoder=decoder) as loader:
+    with small_loader(split, stop=10_000, decoder=decoder) as loader:
         for number, _ in enumerate(loader):
             assert loader_threads()
             if number == 3:
@@ -246,7 +246,7 @@ def test_work_runs_ahead_but_no_further_than_asked(split: SplitIndex, monkeypatc
     reads: list[int] = []
     take = SampleReads.take
     monkeypatch.setattr(SampleReads, "take", lambda self, slots: (reads.extend(slots), take(self, slots))[1])
-    with make_loader(split, stop=10_000, prefetch_steps=2) as loader:
+    with small_loader(split, stop=10_000, prefetch_steps=2) as loader:
         iterator = iter(loader)
         next(iterator)
         deadline = time.monotonic() + 10
@@ -267,7 +267,7 @@ def test_an_exception_in_a_thread_reaches_the_consumer(split: SplitIndex, monkey
         return prepare(self, memory, contents, steps)
 
     monkeypatch.setattr(CpuBatchDecoder, "prepare", fail)
-    with make_loader(split, stop=10_000) as loader, pytest.raises(MemoryError, match="no room"):
+    with small_loader(split, stop=10_000) as loader, pytest.raises(MemoryError, match="no room"):
         for _ in loader:
             pass
     assert loader_threads() == []
@@ -282,7 +282,7 @@ def test_close_wakes_work_that_waits_for_work_not_begun(split: SplitIndex, monke
         return take(self, slots)
 
     monkeypatch.setattr(SampleReads, "take", slow_take)
-    loader = make_loader(split, stop=10_000, num_threads=1)
+    loader = small_loader(split, stop=10_000, num_threads=1)
     iterator = iter(loader)
     consumer = threading.Thread(target=lambda: next(iterator, None), name="consumer", daemon=True)
     monkeypatch.setattr(threading, "excepthook", lambda arguments: None)  # the consumer learns of the cancellation
@@ -301,7 +301,7 @@ def test_close_wakes_work_that_waits_for_work_not_begun(split: SplitIndex, monke
 
 
 def test_iterating_again_begins_again(split: SplitIndex) -> None:
-    with make_loader(split) as loader:
+    with small_loader(split) as loader:
         first, second = list(loader), list(loader)
     assert len(first) == len(second) == 5
     assert torch.equal(first[4].micro_batches[1].images, second[4].micro_batches[1].images)

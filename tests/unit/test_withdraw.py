@@ -15,9 +15,8 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from pipeline.config.decoder import CpuDecoder
 from pipeline.config.errors import UserError
-from pipeline.data.loader import Loader, StepBatch
+from pipeline.data.loader import StepBatch
 from pipeline.data.manifest import SplitIndex, open_dataset
 from pipeline.data.tombstones import read_tombstones
 from pipeline.evaluate.pairs import Photo
@@ -28,6 +27,7 @@ from preprocess.drivers.local import exclusive
 from preprocess.verify import find_faults
 from preprocess.withdraw import withdraw
 from tests.datasets import make_dataset
+from tests.loading import make_loader
 
 CROP_PX = 24
 
@@ -52,20 +52,7 @@ def run(*arguments: str | Path) -> str:
 
 def load(data: Path) -> tuple[SplitIndex, list[StepBatch]]:
     split = open_dataset(data).split("train")
-    with Loader(
-        split,
-        seed=0,
-        global_batch=30,
-        local_batch=10,
-        rank=0,
-        world_size=1,
-        start=0,
-        stop=90,
-        decoder=CpuDecoder(),
-        augment=(),
-        device=torch.device("cpu"),
-        crop_px=CROP_PX,
-    ) as loader:
+    with make_loader(split, global_batch=30, local_batch=10, stop=90, crop_px=CROP_PX) as loader:
         return split, list(loader)
 
 
