@@ -34,7 +34,7 @@ def main() -> None:
                 for _ in range(CROPS)
             ]
             (step,) = draw_steps([kind(probability=1.0)], 0, np.arange(CROPS), side)
-            values = [{name: float(drawn[slot]) for name, drawn in step.values.items()} for slot in range(CROPS)]
+            values = [step.at(slot) for slot in range(CROPS)]
             times = []
             for _ in range(REPEATS):
                 started = time.perf_counter()

@@ -44,6 +44,10 @@ class Step:
     values: _Values
     """[B] each: parameters by name, in the units of `pipeline.data.photo_steps`."""
 
+    def at(self, slot: int) -> dict[str, float]:
+        """The parameters of one slot."""
+        return {name: float(drawn[slot]) for name, drawn in self.values.items()}
+
 
 def draw_steps(
     operations: Sequence[Augmentation], seed: int, positions: npt.NDArray[np.int64], crop_px: int

@@ -63,7 +63,7 @@ class CpuBatchDecoder:
         photo = place
         for step in steps:
             if step.is_on[slot]:
-                photo = apply_step(step.kind, photo, {name: float(drawn[slot]) for name, drawn in step.values.items()})
+                photo = apply_step(step.kind, photo, step.at(slot))
         if photo is not place:
             place[...] = photo
 

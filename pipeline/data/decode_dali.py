@@ -182,7 +182,7 @@ class DaliBatchDecoder:
 
 def _arguments(step: Step, slot: int, side: int) -> _Arguments:
     """What DALI's operators take for a slot, by the names that `_apply` asks for."""
-    values = {name: float(drawn[slot]) for name, drawn in step.values.items()}
+    values = step.at(slot)
     match step.kind:
         case "random_resized_crop":
             return {"matrix": crop_matrix(values, side).astype(np.float32)}

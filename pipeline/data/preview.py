@@ -94,7 +94,7 @@ def _variant(photo: npt.NDArray[np.uint8], steps: Sequence[Step], slot: int) -> 
     changed, said = photo.copy(), []
     for step in steps:
         if step.is_on[slot]:
-            values = {name: float(drawn[slot]) for name, drawn in step.values.items()}
+            values = step.at(slot)
             changed = apply_step(step.kind, changed, values)
             shown = [f"{value:.3g}" for name, value in values.items() if name not in ("fill",) and name[0] != "m"]
             said.append(" ".join([step.kind.replace("_", " "), *shown[:2]]))
