@@ -12,11 +12,9 @@ from __future__ import annotations
 
 import json
 import os
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +37,7 @@ from pipeline.data.dataset_format import (
     dataset_digest,
     shard_paths,
 )
+from pipeline.data.index_file import index_columns, open_or_build, read_index_file, seal_index
 from pipeline.data.mirror import Mirror
 from pipeline.data.tombstones import withdrawn_rows
 
@@ -73,6 +72,16 @@ class SplitIndex:
 
     def __len__(self) -> int:
         return len(self.sample_id)
+
+    @property
+    def name(self) -> str:
+        """What a message calls it."""
+        return f"{self.root} ({self.split})"
+
+    @property
+    def label_spaces(self) -> tuple[int, ...]:
+        """Numbers of labels, in order, within which alone two labels say whether two photos show one person."""
+        return (self.num_labels,)
 
     def manifest(self, columns: Sequence[str] | None = None) -> pa.Table:
         """The manifest's kept rows of this split, row i being row i of the index; `columns` None for all."""
@@ -141,11 +150,7 @@ class Dataset:
         """
         if name not in self.info.splits:
             raise UserError(self.root, f"no split {name!r}", f"one of {', '.join(sorted(self.info.splits))}")
-        table = _open_index(self)
-        metadata = json.loads(table.schema.metadata[b"facemill"])
-        start, stop = metadata["ranges"][name]
-        rows = table.slice(start, stop - start)
-        columns = {column.name: _as_numpy(rows[column.name], column.type.to_pandas_dtype()) for column in INDEX_SCHEMA}
+        columns = index_columns(_open_index(self), name)
         return SplitIndex(
             root=self.root,
             split=name,
@@ -270,30 +275,9 @@ def read_manifest(path: Path, columns: Sequence[str] | None = None, data: Locati
         raise UserError(path, f"unreadable manifest ({reason})", remedy=f"preprocess verify {data}") from error
 
 
-def _as_numpy(column: pa.ChunkedArray, dtype: type) -> npt.NDArray[Any]:
-    """A zero-copy view of a column that the writer laid down as one chunk."""
-    if column.num_chunks == 0:
-        return np.empty(0, dtype)
-    return column.chunk(0).to_numpy(zero_copy_only=True)
-
-
 def read_index(dataset: Dataset) -> pa.Table | None:
-    """`index.arrow` as it stands, memory-mapped; None when it is missing, truncated, foreign or of another digest.
-
-    An older version's layout counts as foreign. It is derived data: with None, readers make it again.
-    Its content is not compared with the manifests here.
-    """
-    path = _index_path(dataset)
-    try:
-        table = pa.ipc.open_file(pa.memory_map(str(path), "r")).read_all()
-        metadata = json.loads((table.schema.metadata or {}).get(b"facemill", b"{}"))
-    except (pa.ArrowException, OSError, ValueError):
-        return None
-    if not isinstance(metadata, dict) or not table.schema.equals(INDEX_SCHEMA):
-        return None
-    if metadata.get("num_bytes") != f"{path.stat().st_size:020d}":  # Arrow maps a file that lost its middle
-        return None
-    return table if metadata.get("digest") == dataset.info.digest else None
+    """`index.arrow` as it stands: see `read_index_file`."""
+    return read_index_file(_index_path(dataset), dataset.info.digest)
 
 
 def _index_path(dataset: Dataset) -> Path:
@@ -301,27 +285,11 @@ def _index_path(dataset: Dataset) -> Path:
 
 
 def _open_index(dataset: Dataset) -> pa.Table:
+    path, digest = _index_path(dataset), dataset.info.digest
     if isinstance(dataset.root, Path):
-        return _open_or_build_index(dataset)
+        return open_or_build(path, digest, lambda: build_index(dataset))
     with _mirror(dataset.mirror).locked():  # one rank of a node builds it, the others wait
-        return _open_or_build_index(dataset)
-
-
-def _open_or_build_index(dataset: Dataset) -> pa.Table:
-    path = _index_path(dataset)
-    found = read_index(dataset)
-    if found is not None:
-        return found
-    table = build_index(dataset)
-    # ranks on several machines may build it at once, and their process numbers may be equal
-    temporary = path.with_name(f".index.arrow.{uuid.uuid4().hex}.tmp")
-    try:
-        with pa.OSFile(str(temporary), "wb") as sink:
-            write_index(table, sink)
-        os.replace(temporary, path)
-    except OSError:  # a read-only data set: this process keeps the table in memory
-        return table
-    return pa.ipc.open_file(pa.memory_map(str(path), "r")).read_all()
+        return open_or_build(path, digest, lambda: build_index(dataset))
 
 
 def build_index(dataset: Dataset) -> pa.Table:
@@ -366,22 +334,3 @@ def build_index(dataset: Dataset) -> pa.Table:
         num_rows += len(merged)
     table = pa.concat_tables(parts) if parts else INDEX_SCHEMA.empty_table()
     return seal_index(table.combine_chunks(), dataset.info.digest, ranges)
-
-
-def seal_index(table: pa.Table, digest: str, ranges: dict[str, tuple[int, int]]) -> pa.Table:
-    """An index with what `read_index` checks: the digest, each split's first row and end, and the file's size."""
-
-    def described(num_bytes: int) -> pa.Table:
-        # always as many digits, for they count themselves
-        content = {"digest": digest, "ranges": ranges, "num_bytes": f"{num_bytes:020d}"}
-        return table.replace_schema_metadata({"facemill": json.dumps(content, sort_keys=True)})
-
-    counter = pa.MockOutputStream()
-    write_index(described(0), counter)
-    return described(counter.size())
-
-
-def write_index(table: pa.Table, sink: pa.NativeFile) -> None:
-    """Lay an index down as one stretch a column, as it will be mapped."""
-    with pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table)

@@ -17,7 +17,7 @@ REPOSITORY = Path(__file__).parents[2]
 LAYERS = [
     ["pipeline.config"],
     ["pipeline.dist", "pipeline.monitor", "pipeline.data.retry", "pipeline.data.remote", "pipeline.data.mirror"],
-    ["pipeline.data.dataset_format", "pipeline.data.manifest", "pipeline.data.tombstones"],
+    ["pipeline.data.dataset_format", "pipeline.data.index_file", "pipeline.data.manifest", "pipeline.data.tombstones"],
     ["pipeline.data"],
     ["pipeline.model"],
     ["pipeline.checkpoint"],
