@@ -55,6 +55,16 @@ class MinedListInfo(BaseModel):
     """Of the file."""
 
 
+class MixedSetInfo(BaseModel):
+    """One data set of a mix."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    split: str
+    digest: str
+
+
 class CheckpointInfo(BaseModel):
     """The content of `checkpoint.json`."""
 
@@ -76,12 +86,19 @@ class CheckpointInfo(BaseModel):
     config: dict[str, Any]
     """The resolved configuration."""
     dataset: dict[str, Any]
-    """`dataset.json` of the training data."""
+    """`dataset.json` of the training data; of a mix, that of its first set."""
     versions: dict[str, str]
+    mixed: list[MixedSetInfo] = []
+    """The sets of a mix, in order; empty where there is none."""
     order_parts: list[BalancedPart] = []
     """How an identity-balanced order was cut so far."""
     mined_list: MinedListInfo | None = None
     """The list in use; None without mining, before the first round, and where the next step begins with a round."""
+
+    @property
+    def trained_on(self) -> list[tuple[str, str]]:
+        """Split and digest of each data set."""
+        return [(one.split, one.digest) for one in self.mixed] or [(self.split, self.dataset["digest"])]
 
 
 @dataclass(frozen=True)
@@ -96,6 +113,9 @@ class LoadedBackbone:
     num_samples: int
     config: dict[str, Any]
     dataset: dict[str, Any]
+    """See `CheckpointInfo`."""
+    trained_on: list[tuple[str, str]]
+    """Split and digest of each data set."""
 
 
 def latest_checkpoint(directory: Path) -> Path | None:
@@ -250,6 +270,7 @@ def load_backbone(path: Path, device: torch.device) -> LoadedBackbone:
         num_samples=info.samples,
         config=info.config,
         dataset=info.dataset,
+        trained_on=info.trained_on,
     )
 
 

@@ -17,6 +17,7 @@ from pipeline.config.decoder import CpuDecoder, DaliDecoder
 from pipeline.config.heads import HeadConfig, MarginSoftmaxConfig
 from pipeline.config.location import DataLocation
 from pipeline.config.mining import MiningConfig
+from pipeline.config.mix import MixConfig
 from pipeline.config.order import OrderConfig, PlainOrderConfig
 from pipeline.config.section import Section
 
@@ -24,8 +25,10 @@ from pipeline.config.section import Section
 class DataConfig(Section):
     """Where samples come from and how they are read."""
 
-    path: DataLocation
+    path: DataLocation | None = None
     """Data set written by `preprocess shard`: its directory, or a URL (`https://`, `s3://`, `gs://`)."""
+    mix: MixConfig | None = None
+    """Several data sets, in place of `path` and `split`."""
     cache: CacheConfig | None = None
     """Local copies of what is read from a remote data set; null for none."""
     split: str = "train"
@@ -42,6 +45,21 @@ class DataConfig(Section):
     """Steps that are read ahead of the one in training."""
     max_bad_share: float = Field(0.001, ge=0, le=1)
     """Training stops when more than this share of the samples read so far was unreadable (never before 10 were)."""
+
+    @model_validator(mode="after")
+    def _names_its_samples(self) -> DataConfig:
+        if (self.path is None) == (self.mix is None):
+            found = "neither" if self.mix is None else "both"
+            raise ValueError(f"name one data set (data.path) or several (data.mix.sets), not {found}")
+        if self.mix is not None and self.split != "train":
+            raise ValueError("data.split is for one data set: each set of a mix has a split of its own")
+        if self.mix is None or self.mix.weights is None:
+            return self
+        if self.order.kind == "identity_balanced":
+            raise ValueError("P × K batches take people of all sets alike: leave the weights of data.mix.sets out")
+        if self.order.kind == "weighted" and self.order.weights is not None:
+            raise ValueError("data.order.weights weighs people of all sets: leave the weights of data.mix.sets out")
+        return self
 
 
 class IResNetConfig(Section):
@@ -220,6 +238,8 @@ class Config(Section):
     def _mining_has_plain_order(self) -> Config:
         if self.mining is not None and self.data.order != PlainOrderConfig():
             raise ValueError("mining fills up batches of the plain order: leave data.order as it is, or mining out")
+        if self.mining is not None and self.data.mix is not None and self.data.mix.weights is not None:
+            raise ValueError("mining fills up batches of the plain order: leave the weights of data.mix.sets out")
         return self
 
     @model_validator(mode="after")

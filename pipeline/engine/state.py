@@ -17,7 +17,8 @@ from pipeline.engine.ddp import DDPBackend
 from pipeline.engine.head_optim import HeadOptimizer
 from pipeline.engine.run import RunPlan
 from pipeline.model.backbones import build_backbone
-from pipeline.model.head import Head, build_head
+from pipeline.model.head import Head
+from pipeline.model.separate_heads import build_head_over
 
 HEAD_PREFIX = "head/"
 HEAD_OPTIMIZER_PREFIX = "head_optimizer/"
@@ -96,7 +97,8 @@ class Start:
             label_map_sha256=plan.label_map,
             split=plan.split.split,
             config=plan.config.model_dump(mode="json"),
-            dataset=plan.dataset.info.model_dump(mode="json"),
+            dataset=plan.dataset_record,
+            mixed=plan.mixed_records,
             versions=checkpoint.versions() | dict(origin),
         )
         return checkpoint.save(plan.checkpoints, self.tensors, info, plan.config.checkpoint.keep)
@@ -114,7 +116,7 @@ def prepare_start(plan: RunPlan) -> Start:
     config = plan.config
     model = build_backbone(config.backbone, plan.crop_px, config.seed)
     backend = DDPBackend(model, config.optim.backbone, config.training.precision, torch.device("cpu"))
-    head = build_head(config.head, plan.split.num_labels, config.backbone.embedding_dim, config.seed)
+    head = build_head_over(config.head, plan.split.label_spaces, config.backbone.embedding_dim, config.seed)
     head_optimizer = HeadOptimizer(config.optim.head, head)
     backend.prime_optimizer()
     tensors = training_tensors(backend, head, head_optimizer, mesh=None)

@@ -33,7 +33,7 @@ from pipeline.engine.state import training_tensors
 from pipeline.engine.stream import Stream
 from pipeline.engine.teacher import load_teacher
 from pipeline.model.backbones import build_backbone
-from pipeline.model.head import build_head
+from pipeline.model.separate_heads import build_head_over
 from pipeline.monitor import Monitor
 
 logger = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ class Trainer:
         model = build_backbone(config.backbone, plan.crop_px, config.seed)
         self.backend: Backend = DDPBackend(model, config.optim.backbone, config.training.precision, device)
         self.statistics = RunningStatistics(model)
-        self.head = build_head(config.head, plan.split.num_labels, config.backbone.embedding_dim, config.seed)
+        self.head = build_head_over(config.head, plan.split.label_spaces, config.backbone.embedding_dim, config.seed)
         self.mesh = checkpoint.rank_mesh(device)
         teacher: nn.Module | None = None
         if plan.teacher is not None:
@@ -178,10 +178,10 @@ class Trainer:
             read = self.samples + self.config.training.global_batch
             if self._num_bad_samples > allowed_bad_samples(read, self.config.data.max_bad_share):
                 raise UserError(
-                    self.plan.dataset.root,
+                    self.plan.split.name,
                     f"{self._num_bad_samples} of {read} samples could not be read",
                     f"at most {self.config.data.max_bad_share:.2%} (data.max_bad_share)",
-                    f"see {self.config.output / BAD_SAMPLES_FILE}; preprocess verify {self.plan.dataset.root}",
+                    f"see {self.config.output / BAD_SAMPLES_FILE}; preprocess verify DATA",
                 )
         self._num_withdrawn = int(counts[2])
         return counts[3:].float(), stops > 0
@@ -226,7 +226,8 @@ class Trainer:
             label_map_sha256=self.plan.label_map,
             split=self.plan.split.split,
             config=self.config.model_dump(mode="json"),
-            dataset=self.plan.dataset.info.model_dump(mode="json"),
+            dataset=self.plan.dataset_record,
+            mixed=self.plan.mixed_records,
             versions=checkpoint.versions(),
             order_parts=list(self.plan.order_parts),
             mined_list=self._stream.reference(self.samples),

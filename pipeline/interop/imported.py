@@ -105,7 +105,7 @@ def put_backbone(start: Start, backbone: ImportedBackbone, where: Path) -> None:
             raise UserError(f"backbone.{key}", f"{wanted.get(key)!r}, but {where} has {found[key]!r}", "", remedy)
     if start.plan.crop_px != backbone.crop_px:
         raise UserError(
-            start.plan.dataset.root,
+            start.plan.split.name,
             f"crops of {start.plan.crop_px} px",
             f"{backbone.crop_px} px, as {where} was trained on",
             f"preprocess shard … --size {backbone.crop_px}",
