@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as c10d
 from torch import Tensor
 
 from pipeline.config.errors import UserError
+
+T = TypeVar("T")
 
 
 def rank() -> int:
@@ -134,6 +136,15 @@ def all_reduce_max(x: Tensor) -> Tensor:
 def all_reduce_scalar_sum(value: float) -> float:
     """Sum of a number over ranks, in float64."""
     return float(all_reduce_sum(torch.tensor(value, dtype=torch.float64)))
+
+
+def all_gather_objects(value: T) -> list[T]:
+    """What each rank holds, in order of ranks; anything that pickles, but not much of it: it goes through the CPU."""
+    if world_size() == 1:
+        return [value]
+    gathered: list[Any] = [None] * world_size()
+    c10d.all_gather_object(gathered, value)
+    return gathered
 
 
 def all_ranks_agree(flag: bool) -> bool:

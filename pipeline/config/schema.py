@@ -20,6 +20,7 @@ from pipeline.config.mining import MiningConfig
 from pipeline.config.mix import MixConfig
 from pipeline.config.order import OrderConfig, PlainOrderConfig
 from pipeline.config.section import Section
+from pipeline.config.validation import ValidationConfig
 
 
 class DataConfig(Section):
@@ -186,7 +187,12 @@ class CheckpointConfig(Section):
     every_epochs: float = Field(1.0, gt=0)
     """Distance between checkpoints; one more is written at the end and at SIGTERM."""
     keep: int = Field(2, ge=1)
-    """How many of the newest stay."""
+    """How many of the newest stay; the best one of validation stays besides."""
+    keep_every_epochs: float | None = Field(None, gt=0)
+    """Checkpoints this far apart stay for good; None for none."""
+    max_failures: int = Field(3, ge=1)
+    """A save that fails (disk full, no permission) leaves the checkpoint before it, and training goes on; after so many
+    in a row it stops."""
 
 
 class MonitorConfig(Section):
@@ -227,6 +233,8 @@ class Config(Section):
     """How much and in which portions."""
     mining: MiningConfig | None = None
     """Give part of each batch to hard examples found ahead; None for no."""
+    validation: ValidationConfig | None = None
+    """Verification while training; None for none."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """When to save."""
     monitor: MonitorConfig = MonitorConfig()

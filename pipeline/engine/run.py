@@ -28,6 +28,7 @@ from pipeline.data.orders import balanced_parts, build_order
 from pipeline.data.step_plan import EpochOrder, check_batches
 from pipeline.data.training_data import TrainingSet, open_training_data
 from pipeline.engine.teacher import TeacherPlan, plan_teacher
+from pipeline.engine.validation import ValidationPairs, open_validation
 from pipeline.model.backbones import build_backbone
 
 CONFIG_FILE = "config.yaml"
@@ -72,8 +73,10 @@ class RunPlan:
     order_parts: tuple[BalancedPart, ...]
     """How an identity-balanced order is cut."""
     resume: Resume | None
-    teacher: TeacherPlan | None = None
+    teacher: TeacherPlan | None
     """Where the head learns from one."""
+    validation: Mapping[str, ValidationPairs]
+    """What is scored while training, by name; empty for nothing."""
 
     @property
     def checkpoints(self) -> Path:
@@ -128,11 +131,14 @@ def plan_run(config: Config) -> RunPlan:
     order = build_order(config.data.order, split, config.seed, parts)
     label_map = label_map_sha256(split.identities())
     teacher = plan_teacher(config, data.crop, label_map)
+    validation = open_validation(config.validation, data.crop)
     if teacher is not None:
         # a teacher that is trained further must not change what this run learns when it is resumed
         config = config.model_copy(update={"head": with_teacher(config.head, teacher.path)})
     total_samples = _total_samples(config, split, order, parts)
-    return refresh_resume(RunPlan(config, data.sets, split, label_map, total_samples, order, parts, None, teacher))
+    return refresh_resume(
+        RunPlan(config, data.sets, split, label_map, total_samples, order, parts, None, teacher, validation)
+    )
 
 
 def refresh_resume(plan: RunPlan) -> RunPlan:

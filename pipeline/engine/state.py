@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from pipeline import checkpoint, dist
+from pipeline.checkpoint_writer import save as save_checkpoint
 from pipeline.config.errors import UserError
 from pipeline.engine.backend import Backend
 from pipeline.engine.ddp import DDPBackend
@@ -101,7 +102,7 @@ class Start:
             mixed=plan.mixed_records,
             versions=checkpoint.versions() | dict(origin),
         )
-        return checkpoint.save(plan.checkpoints, self.tensors, info, plan.config.checkpoint.keep)
+        return save_checkpoint(plan.checkpoints, self.tensors, info, plan.config.checkpoint.keep)
 
 
 def prepare_start(plan: RunPlan) -> Start:

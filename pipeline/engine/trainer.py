@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import checkpoint, dist
+from pipeline.checkpoint_writer import CheckpointWriter
 from pipeline.config.errors import UserError, report_status
 from pipeline.data.loader import StepBatch
 from pipeline.data.reader import WITHDRAWN, BadSample, allowed_bad_samples
@@ -32,6 +33,7 @@ from pipeline.engine.run import RunPlan, refresh_resume, write_config
 from pipeline.engine.state import training_tensors
 from pipeline.engine.stream import Stream
 from pipeline.engine.teacher import load_teacher
+from pipeline.engine.validation import Validator
 from pipeline.model.backbones import build_backbone
 from pipeline.model.separate_heads import build_head_over
 from pipeline.monitor import Monitor
@@ -93,6 +95,10 @@ class Trainer:
         self._settle()
         if plan.resume is not None:
             self._load()
+        self._validator: Validator | None = None
+        if config.validation is not None:
+            found = None if plan.resume is None else plan.resume.info.validation
+            self._validator = Validator(config.validation, plan.validation, plan.crop_px, found)
 
     def run(self) -> TrainResult:
         """Train to the end of the plan or to the first SIGTERM or SIGINT, then save."""
@@ -104,29 +110,46 @@ class Trainer:
         monitor = Monitor(
             config.output, plan.total_samples, self.samples, self.step, is_writer, config.monitor.tensorboard
         )
-        saved_at = self.samples
+        writer = CheckpointWriter(
+            plan.checkpoints,
+            config.checkpoint.keep,
+            config.checkpoint.max_failures,
+            say=monitor.say,
+            on_saved=self._stream.prune,
+        )
+        saved_at = validated_at = self.samples
         batches = self._stream.batches(self.samples, say=monitor.say, is_stop_asked=lambda: self._stop_asked)
-        with closing(batches), monitor, self._signals():
+        with closing(batches), monitor, self._signals(), writer:
             monitor.say(self._opening_line())
-            window = _Window()
-            for batch in batches:
+            window, stall_s = _Window(), 0.0
+            for batch in () if self._is_patience_over else batches:
                 values, stop = self._train_step(batch)
                 window.add(batch.wait_s, config.training.global_batch)
                 is_last = self.samples >= plan.total_samples or stop
-                if self.step % config.monitor.every_steps == 0 or is_last or self.step == 1:
+                figures, is_best = self._validate(validated_at, stop)
+                if figures:
+                    validated_at = self.samples
+                    window.leave_out(figures["val/seconds"])
+                    is_last = is_last or self._is_patience_over
+                if self.step % config.monitor.every_steps == 0 or is_last or self.step == 1 or figures:
                     record = {name: _to_number(value) for name, value in values.items()} | window.close()
                     record |= {"step": self.step, "samples": self.samples}
                     record |= {"epoch": plan.epoch(self.samples), **self._stream.metrics}
+                    record["save_wait_s"], stall_s = stall_s, 0.0
+                    record |= figures
                     monitor.record(record)
                     monitor.show(record)
-                if self._is_save_due(saved_at) or is_last:
-                    self._save()
+                if self._is_due(config.checkpoint.every_epochs, saved_at) or is_last or is_best:
+                    stall_s += self._save(writer, saved_at, is_best)
                     saved_at = self.samples
-                if stop:
+                if is_last:
                     break
+            if self._validator is not None and self._validator.is_patience_over:
+                monitor.say(f"ended: no better validation among the last {self._validator.state.num_since_best}")
             if saved_at != self.samples:  # asked to stop in the middle of a mining round
-                self._save()
-        is_finished = self.samples >= plan.total_samples
+                self._save(writer, saved_at, is_best=False)
+            writer.finish()
+        is_finished = self.samples >= plan.total_samples or self._is_patience_over
         if int(os.environ.get("LOCAL_RANK", "0")) == 0:  # each node has a supervisor of its own
             report_status("finished" if is_finished else "preempted", step=self.step, samples=self.samples)
         return TrainResult(self.step, self.samples, is_finished)
@@ -216,7 +239,22 @@ class Trainer:
     def _tensors(self) -> dict[str, Tensor]:
         return training_tensors(self.backend, self.head, self.head_optimizer, self.mesh)
 
-    def _save(self) -> None:
+    @property
+    def _is_patience_over(self) -> bool:
+        return self._validator is not None and self._validator.is_patience_over
+
+    def _validate(self, validated_at: int, is_stopped: bool) -> tuple[dict[str, float], bool]:
+        """Figures where a validation is due, else none; and whether the network is the best so far."""
+        if self._validator is None or is_stopped:
+            return {}, False
+        is_over = self.samples >= self.plan.total_samples
+        if not is_over and not self._is_due(self._validator.config.every_epochs, validated_at):
+            return {}, False
+        return self._validator.run(self.backend.model, self.device, self.step)
+
+    def _save(self, writer: CheckpointWriter, saved_at: int, is_best: bool) -> float:
+        """Begin to save; gives the seconds that training waited."""
+        every = self.config.checkpoint.keep_every_epochs
         info = checkpoint.CheckpointInfo(
             step=self.step,
             samples=self.samples,
@@ -230,10 +268,11 @@ class Trainer:
             mixed=self.plan.mixed_records,
             versions=checkpoint.versions(),
             order_parts=list(self.plan.order_parts),
+            is_milestone=every is not None and self._is_due(every, saved_at),
             mined_list=self._stream.reference(self.samples),
+            validation=None if self._validator is None else self._validator.state,
         )
-        checkpoint.save(self.plan.checkpoints, self._tensors(), info, self.config.checkpoint.keep)
-        self._stream.prune()
+        return writer.save(self._tensors(), info, is_best)
 
     def _load(self) -> None:
         assert self.plan.resume is not None
@@ -242,9 +281,10 @@ class Trainer:
         info = self.plan.resume.info
         self.step, self.samples, self._num_bad_samples = info.step, info.samples, info.num_bad_samples
 
-    def _is_save_due(self, saved_at: int) -> bool:
-        every = max(1, round(self.config.checkpoint.every_epochs * self.plan.order.epoch_samples))
-        return self.samples // every > saved_at // every
+    def _is_due(self, every_epochs: float, since: int) -> bool:
+        """Whether an interval has ended since so many samples were consumed."""
+        every = max(1, round(every_epochs * self.plan.order.epoch_samples))
+        return self.samples // every > since // every
 
     def _opening_line(self) -> str:
         ranks = dist.world_size()
@@ -288,6 +328,10 @@ class _Window:
     def add(self, wait_s: float, samples: int) -> None:
         self._wait_s += wait_s
         self._samples += samples
+
+    def leave_out(self, seconds: float) -> None:
+        """Do not count some time that was not spent on training."""
+        self._started += seconds
 
     def close(self) -> dict[str, float]:
         elapsed_s = max(1e-9, time.monotonic() - self._started)

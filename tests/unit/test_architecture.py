@@ -21,9 +21,10 @@ LAYERS = [
     ["pipeline.data"],
     ["pipeline.model"],
     ["pipeline.checkpoint"],
+    ["pipeline.checkpoint_writer"],
+    ["pipeline.evaluate"],
     ["pipeline.engine"],
     ["pipeline.interop"],
-    ["pipeline.evaluate"],
 ]
 FORBIDDEN = {
     ("pipeline.data", "pipeline.model"),
