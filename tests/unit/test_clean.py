@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from pipeline.config.errors import UserError
 from pipeline.data.manifest import open_dataset
 from preprocess.clean import find
 from preprocess.clean.near import near_others, near_pairs
-from preprocess.clean.people import robust_centres
+from preprocess.clean.people import look_alikes, robust_centres
 from preprocess.clean.pixels import Crops, SamePicture
 from preprocess.cli import app
 from preprocess.crops import CropMaker, CropOptions
@@ -251,6 +252,44 @@ def test_a_robust_centre_ignores_a_third_of_wrong_photos() -> None:
     truth, mean = truth / np.linalg.norm(truth), mean / np.linalg.norm(mean)
     assert found.centres[0] @ truth > mean @ truth
     assert found.own_cosine[:20].min() > found.own_cosine[20:].max()
+
+
+def test_look_alikes_are_those_of_a_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("preprocess.clean.people._TILE", 7)
+    vectors, labels = people(30, 5, np.random.default_rng(3))
+    vectors[labels == 29], labels[labels == 17] = vectors[labels == 11], 18  # one person twice, one of ten photos
+    labels = np.unique(labels, return_inverse=True)[1]
+    found = robust_centres(vectors, labels)
+    expected = {}
+    for one in range(29):
+        for other in range(one):
+            cosines = [float((vectors[labels == a] @ found.centres[b]).mean()) for a, b in ((one, other), (other, one))]
+            bars = [np.quantile(found.own_cosine[labels == b], 0.25) for b in (other, one)]
+            if cosines[0] >= bars[0] and cosines[1] >= bars[1]:
+                expected[other, one] = sum(cosines) / 2
+    pairs = look_alikes(vectors, labels, found, 0.25)
+    assert {(one, other): similar for one, other, similar in pairs} == pytest.approx(expected, abs=1e-5)
+    assert (11, 28) in expected
+    assert [similar for _, _, similar in pairs] == sorted((similar for _, _, similar in pairs), reverse=True)
+
+
+def test_look_alikes_among_20_000_people_take_less_than_200_mb() -> None:
+    num_people, num_photos, dim = 20_000, 4, 32  # all similarities would take 1.6 GB
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(num_people, 1, dim)).astype(np.float32)
+    vectors = (centres + 0.1 * rng.normal(size=(num_people, num_photos, dim)).astype(np.float32)).reshape(-1, dim)
+    vectors[-num_photos:] = vectors[3 * num_photos : 4 * num_photos]
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    labels = np.repeat(np.arange(num_people), num_photos)
+    found = robust_centres(vectors, labels)
+    tracemalloc.start()
+    try:
+        pairs = look_alikes(vectors, labels, found, 0.25)
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert [pair[:2] for pair in pairs] == [(3, 19_999)]
+    assert peak_bytes < 200e6
 
 
 def brute_force(hashes: np.ndarray, threshold: int) -> set[tuple[int, int]]:
