@@ -9,8 +9,8 @@ import sys
 import pytest
 import torch
 
+from pipeline.config.backbones import BackboneConfig, IResNetConfig, MobileFaceNetConfig, TorchvisionConfig
 from pipeline.config.errors import UserError
-from pipeline.config.schema import BackboneConfig, IResNetConfig, MobileFaceNetConfig, TorchvisionConfig
 from pipeline.model.backbones import build_backbone
 
 CONFIGS = [
@@ -42,7 +42,7 @@ def test_initial_weights_follow_the_seed_and_leave_the_global_generator_alone() 
     before = torch.get_rng_state()
     first, again, other = (build_backbone(config, 64, seed) for seed in (3, 3, 4))
     assert torch.equal(before, torch.get_rng_state())
-    weights = [model.backbone.embed.weight for model in (first, again, other)]
+    weights = [model.backbone.neck.embed.weight for model in (first, again, other)]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
 
@@ -75,7 +75,7 @@ def test_small_networks_do_not_write_beyond_their_memory(crop_px: int) -> None:
     """With channels-last images a strided 1 × 1 convolution of 8 channels did; the heap's check ends the process."""
     program = f"""
 import torch
-from pipeline.config.schema import IResNetConfig
+from pipeline.config.backbones import IResNetConfig
 from pipeline.model.backbones import build_backbone
 torch.set_num_threads(1)
 model = build_backbone(IResNetConfig(depth=18, width=0.125, embedding_dim=64), {crop_px}, 0).train()
