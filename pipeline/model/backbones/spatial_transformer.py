@@ -39,7 +39,8 @@ class SpatialTransformer(nn.Module):
 
     def forward(self, crops: Tensor) -> Tensor:
         # in float32 whatever the precision of the rest: bfloat16 rounds places in 112 px by a tenth of a pixel
-        with torch.autocast(crops.device.type, enabled=False):
+        # (autocast knows no meta device, on which networks are counted and checked)
+        with torch.autocast("cpu" if crops.is_meta else crops.device.type, enabled=False):
             # outside its border a crop goes on as at its border: black edges would be something to see
             grid = functional.affine_grid(self.transforms(crops), list(crops.shape), align_corners=False)
             return functional.grid_sample(crops, grid, padding_mode="border", align_corners=False)
