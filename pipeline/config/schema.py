@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from pipeline.config.augment import Augmentation, Flip
+from pipeline.config.backbones import BackboneConfig, IResNetConfig
 from pipeline.config.cache import CacheConfig
 from pipeline.config.decoder import CpuDecoder, DaliDecoder
 from pipeline.config.heads import HeadConfig, MarginSoftmaxConfig
@@ -61,43 +62,6 @@ class DataConfig(Section):
         if self.order.kind == "weighted" and self.order.weights is not None:
             raise ValueError("data.order.weights weighs people of all sets: leave the weights of data.mix.sets out")
         return self
-
-
-class IResNetConfig(Section):
-    """Residual network of ArcFace (Deng et al. 2019, arXiv:1801.07698, section 3.2.2): BN-Conv-BN-PReLU-Conv-BN."""
-
-    kind: Literal["iresnet"] = "iresnet"
-    depth: Literal[18, 34, 50, 100] = 50
-    """Number of layers."""
-    width: float = Field(1.0, gt=0)
-    """Factor on all channel counts; 0.25 trains on a laptop."""
-    embedding_dim: int = Field(512, ge=8)
-    """D, the length of an embedding."""
-    dropout: float = Field(0.0, ge=0, lt=1)
-    """Dropout before the embedding layer; masks are drawn by stream position, not by rank."""
-
-
-class MobileFaceNetConfig(Section):
-    """MobileFaceNet (Chen et al. 2018, arXiv:1804.07573)."""
-
-    kind: Literal["mobilefacenet"] = "mobilefacenet"
-    width: float = Field(1.0, gt=0)
-    """Factor on all channel counts."""
-    embedding_dim: int = Field(512, ge=8)
-    """D, the length of an embedding."""
-
-
-class TorchvisionConfig(Section):
-    """Any torchvision classifier, its last layer replaced by a linear embedding."""
-
-    kind: Literal["torchvision"] = "torchvision"
-    name: str = "resnet18"
-    """Name in `torchvision.models`, for example resnet50, convnext_tiny or vit_b_16."""
-    embedding_dim: int = Field(512, ge=8)
-    """D, the length of an embedding."""
-
-
-BackboneConfig = Annotated[IResNetConfig | MobileFaceNetConfig | TorchvisionConfig, Field(discriminator="kind")]
 
 
 class SGDConfig(Section):
