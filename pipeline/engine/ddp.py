@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline import dist
-from pipeline.config.schema import OptimizerConfig
+from pipeline.config.optim import OptimizerConfig
 from pipeline.engine import optim
 
 

@@ -146,8 +146,9 @@ class Trainer:
                 "finite numbers",
                 "lower optim.backbone.lr or the margin; the newest checkpoint is untouched",
             )
-        epoch_samples = self.plan.order.epoch_samples
-        factor = optim.schedule_factor(config.schedule, self.samples, self.plan.total_samples, epoch_samples)
+        plan, epoch = self.plan, self.plan.epoch(self.samples)
+        total_epochs = plan.epoch(plan.total_samples)
+        factor = optim.schedule_factor(config.schedule, epoch, total_epochs, plan.order.epoch_samples)
         lr, head_lr = factor * config.optim.backbone.lr, factor * config.optim.head.lr
         self.backend.step(lr, backbone_norm, config.optim.clip_backbone_norm)
         self.head_optimizer.step(head_lr, head_norm, config.optim.clip_head_norm)
