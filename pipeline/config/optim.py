@@ -92,6 +92,17 @@ class OptimConfig(Section):
     """Greatest L2 norm of the head's gradient over all ranks; None for no clipping."""
 
 
+class EmaConfig(Section):
+    """A moving average of the backbone's weights and buffers, in float32, beside the weights that are trained."""
+
+    decay: float = Field(0.999, gt=0, lt=1)
+    """Weight of the old average at an update; 1/(1 − decay) updates are its memory."""
+    every_steps: int = Field(1, ge=1)
+    """Optimizer updates between two updates of the average."""
+    warmup: bool = True
+    """Begin with (1 + n)/(10 + n) at the n-th update where that is less, so that the first weights are forgotten."""
+
+
 class _Schedule(Section):
     warmup_epochs: float = Field(0.0, ge=0)
     """Length of the linear warm-up."""

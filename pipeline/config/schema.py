@@ -17,7 +17,7 @@ from pipeline.config.decoder import CpuDecoder, DaliDecoder
 from pipeline.config.heads import HeadConfig, MarginSoftmaxConfig
 from pipeline.config.location import DataLocation
 from pipeline.config.mining import MiningConfig
-from pipeline.config.optim import OptimConfig, PolynomialSchedule, ScheduleConfig
+from pipeline.config.optim import EmaConfig, OptimConfig, PolynomialSchedule, ScheduleConfig
 from pipeline.config.order import OrderConfig, PlainOrderConfig
 from pipeline.config.section import Section
 
@@ -146,6 +146,8 @@ class Config(Section):
     """Optimizers."""
     schedule: Annotated[ScheduleConfig, Field(discriminator="kind")] = PolynomialSchedule()
     """Learning rate over samples consumed, as a factor on both optimizers' rates."""
+    ema: EmaConfig | None = None
+    """Average the backbone's weights; None for no."""
     training: TrainingConfig
     """How much and in which portions."""
     mining: MiningConfig | None = None

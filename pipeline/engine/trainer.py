@@ -24,6 +24,7 @@ from pipeline.engine import optim
 from pipeline.engine.backend import Backend
 from pipeline.engine.batch_norm import RunningStatistics
 from pipeline.engine.ddp import DDPBackend
+from pipeline.engine.ema import Ema
 from pipeline.engine.gradients import GradientPass
 from pipeline.engine.head_optim import HeadOptimizer
 from pipeline.engine.lock import exclusive, leave_with_launcher
@@ -88,6 +89,7 @@ class Trainer:
             teacher = loaded.module
         self.head.to(device)
         self.head_optimizer = HeadOptimizer(config.optim.head, self.head)
+        self._ema = Ema(config.ema, self.backend.model.state_dict()) if config.ema else None
         self._stream = Stream(plan, self.backend, device)
         self._pass = GradientPass(self.backend, self.statistics, self.head, teacher, config.seed)
         self._settle()
@@ -153,6 +155,8 @@ class Trainer:
         self.backend.step(lr, backbone_norm, config.optim.clip_backbone_norm)
         self.head_optimizer.step(head_lr, head_norm, config.optim.clip_head_norm)
         self.step += 1
+        if self._ema is not None:
+            self._ema.update(self.backend.model.state_dict(), self.step)
         self.samples = batch.step_position + config.training.global_batch
         values: dict[str, Tensor | float] = {"loss": loss, **metrics, "lr": lr, "lr_head": head_lr}
         values |= {"backbone_grad_norm": backbone_norm, "head_grad_norm": head_norm}
@@ -215,7 +219,8 @@ class Trainer:
             buffer.copy_(buffers[name])
 
     def _tensors(self) -> dict[str, Tensor]:
-        return training_tensors(self.backend, self.head, self.head_optimizer, self.mesh)
+        tensors = training_tensors(self.backend, self.head, self.head_optimizer, self.mesh)
+        return tensors if self._ema is None else tensors | self._ema.tensors()
 
     def _save(self) -> None:
         info = checkpoint.CheckpointInfo(
@@ -238,7 +243,13 @@ class Trainer:
     def _load(self) -> None:
         assert self.plan.resume is not None
         self.backend.prime_optimizer()
-        checkpoint.load_into(self.plan.resume.path, self._tensors())
+        tensors, path = self._tensors(), self.plan.resume.path
+        begins_average = self._ema is not None and not checkpoint.has_ema(path)
+        if begins_average:
+            tensors = {name: t for name, t in tensors.items() if not name.startswith(checkpoint.EMA_PREFIX)}
+        checkpoint.load_into(path, tensors)
+        if self._ema is not None and begins_average:
+            self._ema.restart(self.backend.model.state_dict())
         info = self.plan.resume.info
         self.step, self.samples, self._num_bad_samples = info.step, info.samples, info.num_bad_samples
 
