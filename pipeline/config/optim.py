@@ -103,6 +103,28 @@ class EmaConfig(Section):
     """Begin with (1 + n)/(10 + n) at the n-th update where that is less, so that the first weights are forgotten."""
 
 
+class FreezeRule(Section):
+    """Some of the backbone's parameters do not move: no gradient, no decay, no step of their optimizer.
+
+    A batch norm whose parameters all rest keeps its running statistics, and normalises with them.
+    """
+
+    pattern: str = Field(min_length=1)
+    """Names of parameters, where `*` stands for anything, dots included: `stem.*`, `layer[12].*`, `*`."""
+    until_epoch: float | None = Field(None, gt=0)
+    """Epoch at which they are let go; None for the whole run."""
+
+
+class ThawConfig(Section):
+    """Everything named here is frozen at first; the stages are let go one by one, the last one first."""
+
+    stages: tuple[str | tuple[str, ...], ...] = Field(min_length=1)
+    """From the network's input to its output: patterns as of `freeze`, one or several a stage. What none of them
+    names trains from the beginning."""
+    every_epochs: float = Field(gt=0)
+    """Epochs before the last stage is let go, and between two stages."""
+
+
 class _Schedule(Section):
     warmup_epochs: float = Field(0.0, ge=0)
     """Length of the linear warm-up."""

@@ -17,7 +17,7 @@ from pipeline.config.decoder import CpuDecoder, DaliDecoder
 from pipeline.config.heads import HeadConfig, MarginSoftmaxConfig
 from pipeline.config.location import DataLocation
 from pipeline.config.mining import MiningConfig
-from pipeline.config.optim import EmaConfig, OptimConfig, PolynomialSchedule, ScheduleConfig
+from pipeline.config.optim import EmaConfig, FreezeRule, OptimConfig, PolynomialSchedule, ScheduleConfig, ThawConfig
 from pipeline.config.order import OrderConfig, PlainOrderConfig
 from pipeline.config.section import Section
 
@@ -148,6 +148,10 @@ class Config(Section):
     """Learning rate over samples consumed, as a factor on both optimizers' rates."""
     ema: EmaConfig | None = None
     """Average the backbone's weights; None for no."""
+    freeze: tuple[FreezeRule, ...] = ()
+    """Parameters of the backbone that rest, for a while or for the whole run."""
+    thaw: ThawConfig | None = None
+    """Freeze stages of the backbone and let them go one after another; None for no."""
     training: TrainingConfig
     """How much and in which portions."""
     mining: MiningConfig | None = None

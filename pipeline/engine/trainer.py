@@ -25,6 +25,7 @@ from pipeline.engine.backend import Backend
 from pipeline.engine.batch_norm import RunningStatistics
 from pipeline.engine.ddp import DDPBackend
 from pipeline.engine.ema import Ema
+from pipeline.engine.freezing import Freezing
 from pipeline.engine.gradients import GradientPass
 from pipeline.engine.head_optim import HeadOptimizer
 from pipeline.engine.lock import exclusive, leave_with_launcher
@@ -79,6 +80,8 @@ class Trainer:
         self._stop_asked = False
         model = build_backbone(config.backbone, plan.crop_px, config.seed)
         self.backend: Backend = DDPBackend(model, config.optim.backbone, config.training.precision, device)
+        self._freezing = Freezing(config.freeze, config.thaw, model)
+        self._frozen: frozenset[str] = frozenset()
         self.statistics = RunningStatistics(model)
         self.head = build_head(config.head, plan.split.num_labels, config.backbone.embedding_dim, config.seed)
         self.mesh = checkpoint.rank_mesh(device)
@@ -92,7 +95,10 @@ class Trainer:
         self._ema = Ema(config.ema, self.backend.model.state_dict()) if config.ema else None
         self._stream = Stream(plan, self.backend, device)
         self._pass = GradientPass(self.backend, self.statistics, self.head, teacher, config.seed)
-        self._settle()
+        if not self._follow_freezing(0 if plan.resume is None else plan.resume.info.samples):
+            self._settle()
+        # parameters that rest have no step that would lay it out, and yet stand in checkpoints
+        self.backend.prime_optimizer()
         if plan.resume is not None:
             self._load()
 
@@ -136,6 +142,7 @@ class Trainer:
     def _train_step(self, batch: StepBatch) -> tuple[dict[str, Tensor | float], bool]:
         """One optimizer update; gives what to report, and whether any rank was asked to stop."""
         config = self.config
+        self._follow_freezing(self.samples)
         num_valid, is_stop_asked = self._exchange_counts(batch)
         loss, metrics = self._pass.backward(batch, num_valid, self.step, self.plan.epoch(self.samples))
         backbone_norm = self.backend.gradient_norm()
@@ -165,6 +172,8 @@ class Trainer:
             values["withdrawn"] = self._num_withdrawn
         if self.plan.order_parts:
             values["top_ups"] = batch.num_top_ups
+        if config.freeze or config.thaw:
+            values["trained_parameters"] = self._freezing.num_trained(epoch)
         return values, is_stop_asked
 
     def _exchange_counts(self, batch: StepBatch) -> tuple[Tensor, bool]:
@@ -204,6 +213,18 @@ class Trainer:
             lines = [line for line in path.read_text().splitlines() if json.loads(line)["position"] < self.samples]
             path.write_text("".join(line + "\n" for line in lines))
 
+    def _follow_freezing(self, samples: int) -> bool:
+        """Let the right parameters rest at a position; whether they are others than before."""
+        epoch = self.plan.epoch(samples)
+        self._freezing.hold_statistics(epoch)
+        frozen = self._freezing.at(epoch)
+        if frozen == self._frozen:
+            return False
+        self.backend.freeze(frozen)
+        self._frozen = frozen
+        self._settle()
+        return True
+
     def _settle(self) -> None:
         """One dummy forward and backward. DDP lays its buckets out anew after the first backward pass, which changes
         the order of sums; without this a resumed run would differ from the run that never stopped."""
@@ -242,7 +263,6 @@ class Trainer:
 
     def _load(self) -> None:
         assert self.plan.resume is not None
-        self.backend.prime_optimizer()
         tensors, path = self._tensors(), self.plan.resume.path
         begins_average = self._ema is not None and not checkpoint.has_ema(path)
         if begins_average:
@@ -260,8 +280,8 @@ class Trainer:
     def _opening_line(self) -> str:
         ranks = dist.world_size()
         resume = self.plan.resume
-        described = self.plan.order.describe()
-        order = f"\n  {described}" if described else ""
+        described = (self.plan.order.describe(), self._freezing.describe(self.plan.epoch(self.samples)))
+        order = "".join(f"\n  {line}" for line in described if line)
         if resume is None:
             return (
                 f"training {len(self.plan.split):,} samples of {self.plan.split.num_labels:,} identities, "
