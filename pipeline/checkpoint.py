@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -40,6 +40,10 @@ DESCRIPTION = "checkpoint.json"
 LATEST = "latest"
 BEST = "best"
 BACKBONE_PREFIX = "backbone/"
+EMA_PREFIX = "ema/"
+
+Weights = Literal["ema", "raw"]
+"""Which of a backbone's weights: their moving average, or those that the optimizer moved."""
 
 
 class MinedListInfo(BaseModel):
@@ -129,6 +133,8 @@ class LoadedBackbone:
     """See `CheckpointInfo`."""
     trained_on: list[tuple[str, str]]
     """Split and digest of each data set."""
+    weights: Weights = "raw"
+    """Which were loaded."""
 
 
 def latest_checkpoint(directory: Path) -> Path | None:
@@ -246,20 +252,37 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def load_backbone(path: Path, device: torch.device) -> LoadedBackbone:
+def has_ema(path: Path) -> bool:
+    """Whether a checkpoint holds a moving average of the backbone's weights."""
+    return any(name.startswith(EMA_PREFIX) for name in _read_metadata(path))
+
+
+def load_backbone(path: Path, device: torch.device, weights: Weights | None = None) -> LoadedBackbone:
     """Load a backbone for embedding from a run directory, a `checkpoints` directory or one checkpoint.
 
     A single process's affair: not collective, whatever the number of ranks that wrote the checkpoint.
+
+    Args:
+        path: see above.
+        device: where the backbone goes.
+        weights: which; None: the average where the checkpoint has one.
+
+    Raises:
+        UserError: no such checkpoint, a damaged one, or no average in it where one was asked for.
     """
     checkpoint = find_checkpoint(path)
     info = read_info(checkpoint)
     config = validate_config(info.config, where=str(checkpoint / DESCRIPTION))
     crop_px = int(info.dataset["crop"]["size_px"])
     model = build_backbone(config.backbone, crop_px, config.seed)
-    tensors = {BACKBONE_PREFIX + name: value for name, value in model.state_dict().items()}
-    _read_metadata(checkpoint)
+    is_averaged = has_ema(checkpoint)
+    if weights == "ema" and not is_averaged:
+        raise UserError(checkpoint, "holds no average of the weights", "a run with an `ema` section", "ask for raw")
+    weights = weights or ("ema" if is_averaged else "raw")
+    prefix = EMA_PREFIX if weights == "ema" else BACKBONE_PREFIX
+    tensors = {prefix + name: value for name, value in model.state_dict().items()}
     _read_into(checkpoint, tensors, no_dist=True)
-    model.load_state_dict({name.removeprefix(BACKBONE_PREFIX): value for name, value in tensors.items()})
+    model.load_state_dict({name.removeprefix(prefix): value for name, value in tensors.items()})
     return LoadedBackbone(
         module=model.to(device).eval(),
         crop_px=crop_px,
@@ -269,6 +292,7 @@ def load_backbone(path: Path, device: torch.device) -> LoadedBackbone:
         config=info.config,
         dataset=info.dataset,
         trained_on=info.trained_on,
+        weights=weights,
     )
 
 

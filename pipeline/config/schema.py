@@ -19,6 +19,7 @@ from pipeline.config.heads import HeadConfig, MarginSoftmaxConfig
 from pipeline.config.location import DataLocation
 from pipeline.config.mining import MiningConfig
 from pipeline.config.mix import MixConfig
+from pipeline.config.optim import EmaConfig, FreezeRule, OptimConfig, PolynomialSchedule, ScheduleConfig, ThawConfig
 from pipeline.config.order import OrderConfig, PlainOrderConfig
 from pipeline.config.section import Section
 from pipeline.config.validation import ValidationConfig
@@ -62,66 +63,6 @@ class DataConfig(Section):
         if self.order.kind == "weighted" and self.order.weights is not None:
             raise ValueError("data.order.weights weighs people of all sets: leave the weights of data.mix.sets out")
         return self
-
-
-class SGDConfig(Section):
-    """Stochastic gradient descent with momentum."""
-
-    kind: Literal["sgd"] = "sgd"
-    lr: float = Field(0.1, gt=0)
-    """Peak learning rate."""
-    momentum: float = Field(0.9, ge=0, lt=1)
-    """Momentum."""
-    weight_decay: float = Field(5e-4, ge=0)
-    """L2 decay; never on norms' parameters and biases."""
-
-
-class AdamWConfig(Section):
-    """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101)."""
-
-    kind: Literal["adamw"] = "adamw"
-    lr: float = Field(1e-3, gt=0)
-    """Peak learning rate."""
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
-    """Decay rates of the two moments."""
-    weight_decay: float = Field(0.05, ge=0)
-    """Decoupled decay; never on norms' parameters and biases."""
-
-
-OptimizerConfig = Annotated[SGDConfig | AdamWConfig, Field(discriminator="kind")]
-
-
-class OptimConfig(Section):
-    """Optimizers of the two parts; their gradients are clipped apart."""
-
-    backbone: OptimizerConfig = SGDConfig()
-    """Optimizer of the backbone."""
-    head: OptimizerConfig = SGDConfig()
-    """Optimizer of the class centres."""
-    clip_backbone_norm: float | None = Field(5.0, gt=0)
-    """Greatest L2 norm of the backbone's gradient; None for no clipping."""
-    clip_head_norm: float | None = Field(None, gt=0)
-    """Greatest L2 norm of the head's gradient over all ranks; None for no clipping."""
-
-
-class PolynomialSchedule(Section):
-    """Factor (1 − t)^power after a linear warm-up, t being the share of the samples after it."""
-
-    kind: Literal["polynomial"] = "polynomial"
-    power: float = Field(2.0, gt=0)
-    """Exponent."""
-    warmup_epochs: float = Field(0.0, ge=0)
-    """Length of the linear warm-up."""
-
-
-class CosineSchedule(Section):
-    """Half a cosine from 1 to `floor` after a linear warm-up."""
-
-    kind: Literal["cosine"] = "cosine"
-    floor: float = Field(0.0, ge=0, le=1)
-    """Factor at the end."""
-    warmup_epochs: float = Field(0.0, ge=0)
-    """Length of the linear warm-up."""
 
 
 class TrainingConfig(Section):
@@ -191,8 +132,14 @@ class Config(Section):
     """The loss over embeddings."""
     optim: OptimConfig = OptimConfig()
     """Optimizers."""
-    schedule: Annotated[PolynomialSchedule | CosineSchedule, Field(discriminator="kind")] = PolynomialSchedule()
+    schedule: Annotated[ScheduleConfig, Field(discriminator="kind")] = PolynomialSchedule()
     """Learning rate over samples consumed, as a factor on both optimizers' rates."""
+    ema: EmaConfig | None = None
+    """Average the backbone's weights; None for no."""
+    freeze: tuple[FreezeRule, ...] = ()
+    """Parameters of the backbone that rest, for a while or for the whole run."""
+    thaw: ThawConfig | None = None
+    """Freeze stages of the backbone and let them go one after another; None for no."""
     training: TrainingConfig
     """How much and in which portions."""
     mining: MiningConfig | None = None

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline import dist
-from pipeline.config.schema import OptimizerConfig
+from pipeline.config.optim import OptimizerConfig
 from pipeline.engine import optim
 
 
@@ -38,9 +38,15 @@ class DDPBackend:
             "dtype": torch.bfloat16,
             "enabled": precision == "bf16",
         }
+        self._device = device
         self._wrapped: nn.Module = self.model
-        if dist.world_size() > 1:
-            device_ids = [device.index] if device.type == "cuda" else None
+        self._wrap()
+
+    def _wrap(self) -> None:
+        """Average the gradients of what is trained now. Collective on all ranks."""
+        self._wrapped = self.model  # the old wrapper takes its hooks along before the new one sets its own
+        if dist.world_size() > 1 and self._trains:
+            device_ids = [self._device.index] if self._device.type == "cuda" else None
             # torch 2.14 renamed the option and warns at the old name; older ones have only that
             known = inspect.signature(DistributedDataParallel.__init__).parameters
             name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
@@ -51,7 +57,9 @@ class DDPBackend:
 
     def forward(self, images: Tensor) -> Tensor:
         with torch.autocast(**self._autocast):
-            return self._wrapped(images)
+            embeddings: Tensor = self._wrapped(images)
+        # the head differentiates by them even where nothing behind them is trained
+        return embeddings if self._trains or not torch.is_grad_enabled() else embeddings.requires_grad_()
 
     def accumulate(self, is_last: bool) -> AbstractContextManager[None]:
         if isinstance(self._wrapped, DistributedDataParallel) and not is_last:
@@ -70,6 +78,16 @@ class DDPBackend:
     def zero_grad(self) -> None:
         """Clear the gradients."""
         self._optimizer.zero_grad(set_to_none=True)
+
+    def freeze(self, names: frozenset[str]) -> None:
+        for name, parameter in self._parameters.items():
+            parameter.requires_grad_(name not in names)
+            parameter.grad = None
+        self._wrap()
+
+    @property
+    def _trains(self) -> bool:
+        return any(p.requires_grad for p in self._parameters.values())
 
     def optimizer_tensors(self) -> dict[str, Tensor]:
         return optim.optimizer_tensors(self._optimizer, self._parameters)

@@ -148,7 +148,9 @@ def carry_over(start: Start, tensors: Mapping[str, Tensor], change: LabelChange)
     lost = sorted(start.tensors.keys() - tensors.keys())
     if lost:
         raise UserError(lost[0], "is not in the checkpoint", remedy="keep head and optimizers of the same kind")
-    start.fill({name: value for name, value in tensors.items() if name not in by_row})
+    # an average of the weights begins anew with the run
+    names = tensors.keys() - by_row - {name for name in tensors if name.startswith(checkpoint.EMA_PREFIX)}
+    start.fill({name: tensors[name] for name in sorted(names)})
     kept = torch.from_numpy(change.kept)
     labels = torch.from_numpy(change.old_labels[change.kept])
     with torch.no_grad():

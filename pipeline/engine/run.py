@@ -27,6 +27,7 @@ from pipeline.data.mined_order import MiningLayout
 from pipeline.data.orders import balanced_parts, build_order
 from pipeline.data.step_plan import EpochOrder, check_batches
 from pipeline.data.training_data import TrainingSet, open_training_data
+from pipeline.engine.freezing import Freezing
 from pipeline.engine.teacher import TeacherPlan, plan_teacher
 from pipeline.engine.validation import ValidationPairs, open_validation
 from pipeline.model.backbones import build_backbone
@@ -124,7 +125,8 @@ def plan_run(config: Config) -> RunPlan:
     _check_output(config.output)
     _check_decoder(config)
     with torch.device("meta"):  # builds and checks the network without spending memory or time on it
-        build_backbone(config.backbone, data.crop.size_px, config.seed)
+        model = build_backbone(config.backbone, data.crop.size_px, config.seed)
+    Freezing(config.freeze, config.thaw, model)  # checks the patterns
     training = config.training
     check_batches(len(split), training.global_batch, training.local_batch)
     parts = balanced_parts(config.data.order, training.global_batch, (), 0)

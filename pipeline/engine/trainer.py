@@ -25,6 +25,8 @@ from pipeline.engine import optim
 from pipeline.engine.backend import Backend
 from pipeline.engine.batch_norm import RunningStatistics
 from pipeline.engine.ddp import DDPBackend
+from pipeline.engine.ema import Ema
+from pipeline.engine.freezing import Freezing
 from pipeline.engine.gradients import GradientPass
 from pipeline.engine.head_optim import HeadOptimizer
 from pipeline.engine.lock import exclusive, leave_with_launcher
@@ -80,6 +82,8 @@ class Trainer:
         self._stop_asked = False
         model = build_backbone(config.backbone, plan.crop_px, config.seed)
         self.backend: Backend = DDPBackend(model, config.optim.backbone, config.training.precision, device)
+        self._freezing = Freezing(config.freeze, config.thaw, model)
+        self._frozen: frozenset[str] = frozenset()
         self.statistics = RunningStatistics(model)
         self.head = build_head_over(config.head, plan.split.label_spaces, config.backbone.embedding_dim, config.seed)
         self.mesh = checkpoint.rank_mesh(device)
@@ -90,9 +94,13 @@ class Trainer:
             teacher = loaded.module
         self.head.to(device)
         self.head_optimizer = HeadOptimizer(config.optim.head, self.head)
+        self._ema = Ema(config.ema, self.backend.model.state_dict()) if config.ema else None
         self._stream = Stream(plan, self.backend, device)
         self._pass = GradientPass(self.backend, self.statistics, self.head, teacher, config.seed)
-        self._settle()
+        if not self._follow_freezing(0 if plan.resume is None else plan.resume.info.samples):
+            self._settle()
+        # parameters that rest have no step that would lay it out, and yet stand in checkpoints
+        self.backend.prime_optimizer()
         if plan.resume is not None:
             self._load()
         self._validator: Validator | None = None
@@ -157,6 +165,7 @@ class Trainer:
     def _train_step(self, batch: StepBatch) -> tuple[dict[str, Tensor | float], bool]:
         """One optimizer update; gives what to report, and whether any rank was asked to stop."""
         config = self.config
+        self._follow_freezing(self.samples)
         num_valid, is_stop_asked = self._exchange_counts(batch)
         loss, metrics = self._pass.backward(batch, num_valid, self.step, self.plan.epoch(self.samples))
         backbone_norm = self.backend.gradient_norm()
@@ -169,12 +178,15 @@ class Trainer:
                 "finite numbers",
                 "lower optim.backbone.lr or the margin; the newest checkpoint is untouched",
             )
-        epoch_samples = self.plan.order.epoch_samples
-        factor = optim.schedule_factor(config.schedule, self.samples, self.plan.total_samples, epoch_samples)
+        plan, epoch = self.plan, self.plan.epoch(self.samples)
+        total_epochs = plan.epoch(plan.total_samples)
+        factor = optim.schedule_factor(config.schedule, epoch, total_epochs, plan.order.epoch_samples)
         lr, head_lr = factor * config.optim.backbone.lr, factor * config.optim.head.lr
         self.backend.step(lr, backbone_norm, config.optim.clip_backbone_norm)
         self.head_optimizer.step(head_lr, head_norm, config.optim.clip_head_norm)
         self.step += 1
+        if self._ema is not None:
+            self._ema.update(self.backend.model.state_dict(), self.step)
         self.samples = batch.step_position + config.training.global_batch
         values: dict[str, Tensor | float] = {"loss": loss, **metrics, "lr": lr, "lr_head": head_lr}
         values |= {"backbone_grad_norm": backbone_norm, "head_grad_norm": head_norm}
@@ -183,6 +195,8 @@ class Trainer:
             values["withdrawn"] = self._num_withdrawn
         if self.plan.order_parts:
             values["top_ups"] = batch.num_top_ups
+        if config.freeze or config.thaw:
+            values["trained_parameters"] = self._freezing.num_trained(epoch)
         return values, is_stop_asked
 
     def _exchange_counts(self, batch: StepBatch) -> tuple[Tensor, bool]:
@@ -222,6 +236,18 @@ class Trainer:
             lines = [line for line in path.read_text().splitlines() if json.loads(line)["position"] < self.samples]
             path.write_text("".join(line + "\n" for line in lines))
 
+    def _follow_freezing(self, samples: int) -> bool:
+        """Let the right parameters rest at a position; whether they are others than before."""
+        epoch = self.plan.epoch(samples)
+        self._freezing.hold_statistics(epoch)
+        frozen = self._freezing.at(epoch)
+        if frozen == self._frozen:
+            return False
+        self.backend.freeze(frozen)
+        self._frozen = frozen
+        self._settle()
+        return True
+
     def _settle(self) -> None:
         """One dummy forward and backward. DDP lays its buckets out anew after the first backward pass, which changes
         the order of sums; without this a resumed run would differ from the run that never stopped."""
@@ -237,7 +263,8 @@ class Trainer:
             buffer.copy_(buffers[name])
 
     def _tensors(self) -> dict[str, Tensor]:
-        return training_tensors(self.backend, self.head, self.head_optimizer, self.mesh)
+        tensors = training_tensors(self.backend, self.head, self.head_optimizer, self.mesh)
+        return tensors if self._ema is None else tensors | self._ema.tensors()
 
     @property
     def _is_patience_over(self) -> bool:
@@ -276,8 +303,13 @@ class Trainer:
 
     def _load(self) -> None:
         assert self.plan.resume is not None
-        self.backend.prime_optimizer()
-        checkpoint.load_into(self.plan.resume.path, self._tensors())
+        tensors, path = self._tensors(), self.plan.resume.path
+        begins_average = self._ema is not None and not checkpoint.has_ema(path)
+        if begins_average:
+            tensors = {name: t for name, t in tensors.items() if not name.startswith(checkpoint.EMA_PREFIX)}
+        checkpoint.load_into(path, tensors)
+        if self._ema is not None and begins_average:
+            self._ema.restart(self.backend.model.state_dict())
         info = self.plan.resume.info
         self.step, self.samples, self._num_bad_samples = info.step, info.samples, info.num_bad_samples
 
@@ -289,8 +321,8 @@ class Trainer:
     def _opening_line(self) -> str:
         ranks = dist.world_size()
         resume = self.plan.resume
-        described = self.plan.order.describe()
-        order = f"\n  {described}" if described else ""
+        described = (self.plan.order.describe(), self._freezing.describe(self.plan.epoch(self.samples)))
+        order = "".join(f"\n  {line}" for line in described if line)
         if resume is None:
             return (
                 f"training {len(self.plan.split):,} samples of {self.plan.split.num_labels:,} identities, "

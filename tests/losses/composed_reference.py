@@ -26,7 +26,7 @@ from pipeline.config.heads import (
 )
 from pipeline.config.margins import CosFaceMargin, MarginConfig, SoftmaxMargin
 from pipeline.config.metric_heads import TripletConfig
-from pipeline.config.schema import SGDConfig
+from pipeline.config.optim import SGDConfig
 from pipeline.config.teacher_heads import LogitTarget, TeacherConfig
 from pipeline.engine.head_optim import HeadOptimizer
 from pipeline.model.head import Head, build_head
