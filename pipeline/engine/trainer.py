@@ -22,14 +22,14 @@ from pipeline.data.loader import StepBatch
 from pipeline.data.reader import WITHDRAWN, BadSample, allowed_bad_samples
 from pipeline.engine import optim
 from pipeline.engine.backend import Backend
+from pipeline.engine.backends import build_backend, prepare_for_training
 from pipeline.engine.batch_norm import RunningStatistics
-from pipeline.engine.ddp import DDPBackend
 from pipeline.engine.gradients import GradientPass
 from pipeline.engine.head_optim import HeadOptimizer
 from pipeline.engine.lock import exclusive, leave_with_launcher
 from pipeline.engine.memory import keep_freed_memory
 from pipeline.engine.run import RunPlan, refresh_resume, write_config
-from pipeline.engine.state import training_tensors
+from pipeline.engine.state import LOSS_SCALE_PREFIX, adopt_backbone_optimizer, training_tensors
 from pipeline.engine.stream import Stream
 from pipeline.engine.teacher import load_teacher
 from pipeline.model.backbones import build_backbone
@@ -77,7 +77,8 @@ class Trainer:
         self._num_withdrawn = 0  # in this step
         self._stop_asked = False
         model = build_backbone(config.backbone, plan.crop_px, config.seed)
-        self.backend: Backend = DDPBackend(model, config.optim.backbone, config.training.precision, device)
+        prepare_for_training(model, config.training)
+        self.backend: Backend = build_backend(config, model, device)
         self.statistics = RunningStatistics(model)
         self.head = build_head(config.head, plan.split.num_labels, config.backbone.embedding_dim, config.seed)
         self.mesh = checkpoint.rank_mesh(device)
@@ -138,6 +139,9 @@ class Trainer:
         loss, metrics = self._pass.backward(batch, num_valid, self.step, self.plan.epoch(self.samples))
         backbone_norm = self.backend.gradient_norm()
         head_norm = self.head_optimizer.gradient_norm()
+        is_left_out = self.backend.loss_scale is not None and self.backend.loss_scale.leaves_out(backbone_norm)
+        if is_left_out:
+            backbone_norm = torch.zeros_like(backbone_norm)
         # the three are the same on all ranks, so all of them stop together
         if not math.isfinite(float(loss + backbone_norm + head_norm)):
             raise UserError(
@@ -149,12 +153,18 @@ class Trainer:
         epoch_samples = self.plan.order.epoch_samples
         factor = optim.schedule_factor(config.schedule, self.samples, self.plan.total_samples, epoch_samples)
         lr, head_lr = factor * config.optim.backbone.lr, factor * config.optim.head.lr
-        self.backend.step(lr, backbone_norm, config.optim.clip_backbone_norm)
-        self.head_optimizer.step(head_lr, head_norm, config.optim.clip_head_norm)
+        if is_left_out:
+            self.backend.zero_grad()
+            self.head_optimizer.zero_grad()
+        else:
+            self.backend.step(lr, backbone_norm, config.optim.clip_backbone_norm)
+            self.head_optimizer.step(head_lr, head_norm, config.optim.clip_head_norm)
         self.step += 1
         self.samples = batch.step_position + config.training.global_batch
         values: dict[str, Tensor | float] = {"loss": loss, **metrics, "lr": lr, "lr_head": head_lr}
         values |= {"backbone_grad_norm": backbone_norm, "head_grad_norm": head_norm}
+        if self.backend.loss_scale is not None:
+            values |= {"loss_scale": self.backend.loss_scale.value, "left_out": float(is_left_out)}
         values["bad_samples"] = self._num_bad_samples
         if len(self.plan.split.withdrawn):
             values["withdrawn"] = self._num_withdrawn
@@ -208,7 +218,9 @@ class Trainer:
         images = torch.zeros(
             self.config.training.local_batch, crop_px, crop_px, 3, dtype=torch.uint8, device=self.device
         )
-        (self.backend.forward(images.permute(0, 3, 1, 2)) * 0).sum().backward()
+        with self.backend.accumulate(is_last=True):
+            embeddings = self.backend.forward(images.permute(0, 3, 1, 2))
+            self.backend.backward(embeddings, torch.zeros_like(embeddings))
         self.backend.zero_grad()
         for name, buffer in model.named_buffers():
             buffer.copy_(buffers[name])
@@ -236,9 +248,13 @@ class Trainer:
 
     def _load(self) -> None:
         assert self.plan.resume is not None
-        self.backend.prime_optimizer()
-        checkpoint.load_into(self.plan.resume.path, self._tensors())
         info = self.plan.resume.info
+        self.backend.prime_optimizer()
+        tensors = self._tensors()
+        if info.config["training"]["precision"] != "fp16":  # this run's loss scale begins here
+            tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(LOSS_SCALE_PREFIX)}
+        checkpoint.load_into(self.plan.resume.path, tensors)
+        adopt_backbone_optimizer(self.backend, tensors)
         self.step, self.samples, self._num_bad_samples = info.step, info.samples, info.num_bad_samples
 
     def _is_save_due(self, saved_at: int) -> bool:
