@@ -64,6 +64,8 @@ class DeepSpeedBackend:
         self._engine = _initialise(self._network, self._optimizer, settings, device)
         # of stages 1 and 2, DeepSpeed's optimizer round ours; ours then holds one flat partition a parameter group
         self._zero = self._engine.optimizer if engine.stage else None
+        # before a first step: DeepSpeed links parameters to all of the state once one group of them has been updated
+        self.prime_optimizer()
 
     def forward(self, images: Tensor) -> Tensor:
         # outside of training DeepSpeed's bookkeeping of passes is to see nothing
@@ -123,7 +125,7 @@ class DeepSpeedBackend:
     def prime_optimizer(self) -> None:
         optim.prime_optimizer(self._optimizer)
         if self._zero is not None:
-            # what DeepSpeed does after its first step: lets each parameter find its part of the state
+            # lets each parameter find its part of the state
             self._zero._lazy_init_hp_params_optimizer_state()
 
     def adopt_loaded(self, optimizer_tensors: dict[str, Tensor]) -> None:
