@@ -15,6 +15,7 @@ from pipeline.config.augment import Augmentation, Flip
 from pipeline.config.backbones import BackboneConfig, IResNetConfig
 from pipeline.config.cache import CacheConfig
 from pipeline.config.decoder import CpuDecoder, DaliDecoder
+from pipeline.config.engine import BatchNormGroup, DDPConfig, EngineConfig, Precision, check_engine
 from pipeline.config.heads import HeadConfig, MarginSoftmaxConfig
 from pipeline.config.location import DataLocation
 from pipeline.config.mining import MiningConfig
@@ -76,8 +77,16 @@ class TrainingConfig(Section):
     local_batch: int = Field(ge=2)
     """Samples of a micro-batch: what the memory allows, and the group of batch norm, hence two at least. Divides
     `global_batch`."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Of the backbone's products; the head computes in fp32 whatever stands here."""
+    precision: Precision = "fp32"
+    """Of the backbone's products; the head computes in fp32 whatever stands here. fp16 scales the backbone's gradients
+    and leaves out steps in which they overflow."""
+    batch_norm: BatchNormGroup = "micro_batch"
+    """What batch norm normalises over: a micro-batch, so that the number of ranks changes nothing, or the micro-batches
+    that all ranks have at a time."""
+    activation_checkpointing: bool = False
+    """Compute the activations of each block of the backbone once more in the backward pass instead of keeping them."""
+    compile: bool = False
+    """Compile the backbone with torch.compile; what cannot be compiled as a whole is an error."""
 
     @model_validator(mode="after")
     def _batches_divide(self) -> TrainingConfig:
@@ -107,12 +116,6 @@ class MonitorConfig(Section):
     """Distance between two lines of `metrics.jsonl`."""
     tensorboard: bool = True
     """Write TensorBoard events beside it."""
-
-
-class EngineConfig(Section):
-    """What replicates the backbone."""
-
-    kind: Literal["ddp"] = "ddp"
 
 
 class Config(Section):
@@ -150,8 +153,21 @@ class Config(Section):
     """When to save."""
     monitor: MonitorConfig = MonitorConfig()
     """What to write down."""
-    engine: EngineConfig = EngineConfig()
+    engine: EngineConfig = DDPConfig()
     """What replicates the backbone."""
+
+    @model_validator(mode="after")
+    def _engine_can(self) -> Config:
+        check_engine(
+            self.engine,
+            device=self.device,
+            precision=self.training.precision,
+            batch_norm=self.training.batch_norm,
+            compiles=self.training.compile,
+            optimizer=self.optim.backbone.kind,
+            freezes=bool(self.freeze) or self.thaw is not None,
+        )
+        return self
 
     @model_validator(mode="after")
     def _mining_has_plain_order(self) -> Config:

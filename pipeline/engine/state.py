@@ -24,14 +24,21 @@ from pipeline.model.separate_heads import build_head_over
 HEAD_PREFIX = "head/"
 HEAD_OPTIMIZER_PREFIX = "head_optimizer/"
 BACKBONE_OPTIMIZER_PREFIX = "backbone_optimizer/"
+LOSS_SCALE_PREFIX = "loss_scale/"
 
 
 def training_tensors(
     backend: Backend, head: Head, head_optimizer: HeadOptimizer, mesh: DeviceMesh | None
 ) -> dict[str, Tensor]:
-    """All tensors of a checkpoint, live: replicated ones, and the head's row-sharded ones as DTensors over `mesh`."""
+    """All tensors of a checkpoint: replicated ones, and the head's row-sharded ones as DTensors over `mesh`.
+
+    They are live, but for the backbone's optimizer where its state is divided among ranks: then this is collective, and
+    after reading into them `adopt_backbone_optimizer` is due.
+    """
     tensors = {checkpoint.BACKBONE_PREFIX + name: t for name, t in backend.model.state_dict().items()}
     tensors |= {BACKBONE_OPTIMIZER_PREFIX + name: t for name, t in backend.optimizer_tensors().items()}
+    if backend.loss_scale is not None:
+        tensors |= {LOSS_SCALE_PREFIX + name: t for name, t in backend.loss_scale.tensors().items()}
     sharded = head.sharded_tensors()
     head_tensors = dict(head.state_dict())
     for name, (tensor, num_rows) in sharded.items():
@@ -43,6 +50,12 @@ def training_tensors(
             tensor = checkpoint.shard_rows(tensor, sharded[owner][1], mesh)
         tensors[HEAD_OPTIMIZER_PREFIX + name] = tensor
     return tensors
+
+
+def adopt_backbone_optimizer(backend: Backend, tensors: Mapping[str, Tensor]) -> None:
+    """Go on from what was read into the tensors that `training_tensors` gave. Collective on all ranks."""
+    prefix = BACKBONE_OPTIMIZER_PREFIX
+    backend.adopt_loaded({name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)})
 
 
 def row_sharded(tensors: Mapping[str, Tensor], head: Head) -> Iterator[tuple[str, str]]:

@@ -23,8 +23,8 @@ from pipeline.data.loader import StepBatch
 from pipeline.data.reader import WITHDRAWN, BadSample, allowed_bad_samples
 from pipeline.engine import optim
 from pipeline.engine.backend import Backend
+from pipeline.engine.backends import build_backend, prepare_for_training
 from pipeline.engine.batch_norm import RunningStatistics
-from pipeline.engine.ddp import DDPBackend
 from pipeline.engine.ema import Ema
 from pipeline.engine.freezing import Freezing
 from pipeline.engine.gradients import GradientPass
@@ -32,7 +32,7 @@ from pipeline.engine.head_optim import HeadOptimizer
 from pipeline.engine.lock import exclusive, leave_with_launcher
 from pipeline.engine.memory import keep_freed_memory
 from pipeline.engine.run import RunPlan, refresh_resume, write_config
-from pipeline.engine.state import training_tensors
+from pipeline.engine.state import LOSS_SCALE_PREFIX, adopt_backbone_optimizer, training_tensors
 from pipeline.engine.stream import Stream
 from pipeline.engine.teacher import load_teacher
 from pipeline.engine.validation import Validator
@@ -81,7 +81,8 @@ class Trainer:
         self._num_withdrawn = 0  # in this step
         self._stop_asked = False
         model = build_backbone(config.backbone, plan.crop_px, config.seed)
-        self.backend: Backend = DDPBackend(model, config.optim.backbone, config.training.precision, device)
+        prepare_for_training(model, config.training)
+        self.backend: Backend = build_backend(config, model, device)
         self._freezing = Freezing(config.freeze, config.thaw, model)
         self._frozen: frozenset[str] = frozenset()
         self.statistics = RunningStatistics(model)
@@ -170,6 +171,9 @@ class Trainer:
         loss, metrics = self._pass.backward(batch, num_valid, self.step, self.plan.epoch(self.samples))
         backbone_norm = self.backend.gradient_norm()
         head_norm = self.head_optimizer.gradient_norm()
+        is_left_out = self.backend.loss_scale is not None and self.backend.loss_scale.leaves_out(backbone_norm)
+        if is_left_out:
+            backbone_norm = torch.zeros_like(backbone_norm)
         # the three are the same on all ranks, so all of them stop together
         if not math.isfinite(float(loss + backbone_norm + head_norm)):
             raise UserError(
@@ -182,14 +186,20 @@ class Trainer:
         total_epochs = plan.epoch(plan.total_samples)
         factor = optim.schedule_factor(config.schedule, epoch, total_epochs, plan.order.epoch_samples)
         lr, head_lr = factor * config.optim.backbone.lr, factor * config.optim.head.lr
-        self.backend.step(lr, backbone_norm, config.optim.clip_backbone_norm)
-        self.head_optimizer.step(head_lr, head_norm, config.optim.clip_head_norm)
+        if is_left_out:
+            self.backend.zero_grad()
+            self.head_optimizer.zero_grad()
+        else:
+            self.backend.step(lr, backbone_norm, config.optim.clip_backbone_norm)
+            self.head_optimizer.step(head_lr, head_norm, config.optim.clip_head_norm)
         self.step += 1
         if self._ema is not None:
             self._ema.update(self.backend.model.state_dict(), self.step)
         self.samples = batch.step_position + config.training.global_batch
         values: dict[str, Tensor | float] = {"loss": loss, **metrics, "lr": lr, "lr_head": head_lr}
         values |= {"backbone_grad_norm": backbone_norm, "head_grad_norm": head_norm}
+        if self.backend.loss_scale is not None:
+            values |= {"loss_scale": self.backend.loss_scale.value, "left_out": float(is_left_out)}
         values["bad_samples"] = self._num_bad_samples
         if len(self.plan.split.withdrawn):
             values["withdrawn"] = self._num_withdrawn
@@ -257,7 +267,9 @@ class Trainer:
         images = torch.zeros(
             self.config.training.local_batch, crop_px, crop_px, 3, dtype=torch.uint8, device=self.device
         )
-        (self.backend.forward(images.permute(0, 3, 1, 2)) * 0).sum().backward()
+        with self.backend.accumulate(is_last=True):
+            embeddings = self.backend.forward(images.permute(0, 3, 1, 2))
+            self.backend.backward(embeddings, torch.zeros_like(embeddings))
         self.backend.zero_grad()
         for name, buffer in model.named_buffers():
             buffer.copy_(buffers[name])
@@ -303,14 +315,16 @@ class Trainer:
 
     def _load(self) -> None:
         assert self.plan.resume is not None
-        tensors, path = self._tensors(), self.plan.resume.path
+        tensors, path, info = self._tensors(), self.plan.resume.path, self.plan.resume.info
+        if info.config["training"]["precision"] != "fp16":  # this run's loss scale begins here
+            tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(LOSS_SCALE_PREFIX)}
         begins_average = self._ema is not None and not checkpoint.has_ema(path)
         if begins_average:
             tensors = {name: t for name, t in tensors.items() if not name.startswith(checkpoint.EMA_PREFIX)}
         checkpoint.load_into(path, tensors)
+        adopt_backbone_optimizer(self.backend, tensors)
         if self._ema is not None and begins_average:
             self._ema.restart(self.backend.model.state_dict())
-        info = self.plan.resume.info
         self.step, self.samples, self._num_bad_samples = info.step, info.samples, info.num_bad_samples
 
     def _is_due(self, every_epochs: float, since: int) -> bool:

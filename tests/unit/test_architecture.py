@@ -34,7 +34,7 @@ FORBIDDEN = {
 }
 HOMES = {
     "nvidia": {"pipeline.data.decode_dali"},
-    "deepspeed": set(),
+    "deepspeed": {"pipeline.engine.deepspeed"},
     "ray": {"preprocess.drivers.ray_cluster"},
     "triton": {"pipeline.model.triton_kernels"},
 }
