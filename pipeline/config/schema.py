@@ -19,6 +19,7 @@ from pipeline.config.location import DataLocation
 from pipeline.config.mining import MiningConfig
 from pipeline.config.order import OrderConfig, PlainOrderConfig
 from pipeline.config.section import Section
+from pipeline.config.watching import MonitorConfig, ProfileConfig, WatchdogConfig
 
 
 class DataConfig(Section):
@@ -171,15 +172,6 @@ class CheckpointConfig(Section):
     """How many of the newest stay."""
 
 
-class MonitorConfig(Section):
-    """What a run writes about itself."""
-
-    every_steps: int = Field(10, ge=1)
-    """Distance between two lines of `metrics.jsonl`."""
-    tensorboard: bool = True
-    """Write TensorBoard events beside it."""
-
-
 class EngineConfig(Section):
     """What replicates the backbone."""
 
@@ -213,6 +205,10 @@ class Config(Section):
     """When to save."""
     monitor: MonitorConfig = MonitorConfig()
     """What to write down."""
+    watchdog: WatchdogConfig = WatchdogConfig()
+    """What becomes of a rank that hangs or is slow."""
+    profile: ProfileConfig | None = None
+    """Trace some steps into `profile/`; null for none."""
     engine: EngineConfig = EngineConfig()
     """What replicates the backbone."""
 

@@ -30,6 +30,7 @@ from pipeline.data.reader import allowed_bad_samples
 from pipeline.engine.backend import Backend
 from pipeline.model.metric.distances import distance
 from pipeline.model.metric.hardest import HardestExamples, hardest_examples
+from pipeline.progress import PROGRESS, Stage
 
 
 class Miner:
@@ -64,6 +65,10 @@ class Miner:
         Raises:
             UserError: too many photos could not be read, embeddings are not finite, or nobody has two photos.
         """
+        with PROGRESS.during(Stage.MINING):
+            return self._mine(number, say, is_stop_asked)
+
+    def _mine(self, number: int, say: Callable[[str], None], is_stop_asked: Callable[[], bool]) -> MinedList | None:
         began = time.monotonic()
         config = self._mining
         rows = draw_subset(

@@ -32,9 +32,11 @@ from pipeline.engine.run import RunPlan, refresh_resume, write_config
 from pipeline.engine.state import training_tensors
 from pipeline.engine.stream import Stream
 from pipeline.engine.teacher import load_teacher
+from pipeline.engine.watchdog import Watchdog
 from pipeline.model.backbones import build_backbone
 from pipeline.model.head import build_head
 from pipeline.monitor import Monitor
+from pipeline.progress import PROGRESS, Stage
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +60,8 @@ def train(plan: RunPlan) -> TrainResult:
         keep_freed_memory()
     device = dist.initialise(plan.config.device)
     try:
-        with exclusive(plan.config.output):
+        PROGRESS.begin(device, step=0)
+        with exclusive(plan.config.output), Watchdog(plan.config.output, plan.config.watchdog):
             # the run that held the lock until now may have saved a later checkpoint than the one planned for
             return Trainer(refresh_resume(plan), device).run()
     finally:
@@ -109,7 +112,9 @@ class Trainer:
         with closing(batches), monitor, self._signals():
             monitor.say(self._opening_line())
             window = _Window()
+            PROGRESS.enter(Stage.DATA)
             for batch in batches:
+                PROGRESS.enter(Stage.OTHER)
                 values, stop = self._train_step(batch)
                 window.add(batch.wait_s, config.training.global_batch)
                 is_last = self.samples >= plan.total_samples or stop
@@ -122,8 +127,10 @@ class Trainer:
                 if self._is_save_due(saved_at) or is_last:
                     self._save()
                     saved_at = self.samples
+                PROGRESS.end_step(self.step)
                 if stop:
                     break
+                PROGRESS.enter(Stage.DATA)
             if saved_at != self.samples:  # asked to stop in the middle of a mining round
                 self._save()
         is_finished = self.samples >= plan.total_samples
@@ -149,8 +156,9 @@ class Trainer:
         epoch_samples = self.plan.order.epoch_samples
         factor = optim.schedule_factor(config.schedule, self.samples, self.plan.total_samples, epoch_samples)
         lr, head_lr = factor * config.optim.backbone.lr, factor * config.optim.head.lr
-        self.backend.step(lr, backbone_norm, config.optim.clip_backbone_norm)
-        self.head_optimizer.step(head_lr, head_norm, config.optim.clip_head_norm)
+        with PROGRESS.during(Stage.OPTIMIZER):
+            self.backend.step(lr, backbone_norm, config.optim.clip_backbone_norm)
+            self.head_optimizer.step(head_lr, head_norm, config.optim.clip_head_norm)
         self.step += 1
         self.samples = batch.step_position + config.training.global_batch
         values: dict[str, Tensor | float] = {"loss": loss, **metrics, "lr": lr, "lr_head": head_lr}
@@ -217,6 +225,10 @@ class Trainer:
         return training_tensors(self.backend, self.head, self.head_optimizer, self.mesh)
 
     def _save(self) -> None:
+        with PROGRESS.during(Stage.CHECKPOINT):
+            self._write_checkpoint()
+
+    def _write_checkpoint(self) -> None:
         info = checkpoint.CheckpointInfo(
             step=self.step,
             samples=self.samples,
