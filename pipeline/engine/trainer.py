@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import signal
-import time
+import socket
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -29,10 +29,13 @@ from pipeline.engine.head_optim import HeadOptimizer
 from pipeline.engine.lock import exclusive, leave_with_launcher
 from pipeline.engine.memory import keep_freed_memory
 from pipeline.engine.run import RunPlan, refresh_resume, write_config
+from pipeline.engine.seen_classes import SeenClasses
+from pipeline.engine.slow_ranks import SlowRanks
 from pipeline.engine.state import training_tensors
 from pipeline.engine.stream import Stream
 from pipeline.engine.teacher import load_teacher
 from pipeline.engine.watchdog import Watchdog
+from pipeline.engine.window import Window
 from pipeline.model.backbones import build_backbone
 from pipeline.model.head import build_head
 from pipeline.monitor import Monitor
@@ -111,17 +114,27 @@ class Trainer:
         batches = self._stream.batches(self.samples, say=monitor.say, is_stop_asked=lambda: self._stop_asked)
         with closing(batches), monitor, self._signals():
             monitor.say(self._opening_line())
-            window = _Window()
+            window = Window(self.device)
+            slow_ranks = SlowRanks(
+                config.watchdog.slow_rank_factor,
+                config.watchdog.slow_rank_after_s,
+                dist.all_gather_objects(socket.gethostname()),
+            )
+            seen = SeenClasses(plan.split.num_labels, plan.epoch(self.samples), self.device)
             PROGRESS.enter(Stage.DATA)
             for batch in batches:
                 PROGRESS.enter(Stage.OTHER)
                 values, stop = self._train_step(batch)
                 window.add(batch.wait_s, config.training.global_batch)
+                seen.add(batch, plan.epoch(self.samples))
                 is_last = self.samples >= plan.total_samples or stop
                 if self.step % config.monitor.every_steps == 0 or is_last or self.step == 1:
-                    record = {name: _to_number(value) for name, value in values.items()} | window.close()
+                    cost = window.close()
+                    for line in slow_ranks.look(cost):
+                        monitor.say(line)
+                    record = {name: _to_number(value) for name, value in values.items()} | cost.metrics
                     record |= {"step": self.step, "samples": self.samples}
-                    record |= {"epoch": plan.epoch(self.samples), **self._stream.metrics}
+                    record |= {"epoch": plan.epoch(self.samples), **self._stream.metrics, **seen.metrics}
                     monitor.record(record)
                     monitor.show(record)
                 if self._is_save_due(saved_at) or is_last:
@@ -285,26 +298,6 @@ class Trainer:
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
-
-
-class _Window:
-    """Rates since the last report."""
-
-    def __init__(self) -> None:
-        self._reset()
-
-    def _reset(self) -> None:
-        self._started, self._wait_s, self._samples = time.monotonic(), 0.0, 0
-
-    def add(self, wait_s: float, samples: int) -> None:
-        self._wait_s += wait_s
-        self._samples += samples
-
-    def close(self) -> dict[str, float]:
-        elapsed_s = max(1e-9, time.monotonic() - self._started)
-        rates = {"samples_per_s": self._samples / elapsed_s, "data_wait": min(1.0, self._wait_s / elapsed_s)}
-        self._reset()
-        return rates
 
 
 def _to_number(value: Tensor | float) -> float:

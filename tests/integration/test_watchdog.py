@@ -69,3 +69,20 @@ def test_a_library_that_never_gives_the_interpreter_back(tmp_path: Path, data: P
     assert process.returncode == 1
     assert "Timeout (0:00:" in text
     assert "hold_the_interpreter" in text
+
+
+def test_a_slow_rank_is_named_with_its_stage(tmp_path: Path, data: Path) -> None:
+    output = tmp_path / "run"
+    recipe = training.write_recipe(tmp_path / "recipe.yaml", data, output, epochs=3)
+    process = start_faulty(recipe, 2, "be_slow:1:2", "watchdog.slow_rank_after_s=1", "watchdog.slow_rank_factor=2")
+    text = training.finish(process)
+    assert process.returncode == 0, text
+    (line,) = (line for line in text.splitlines() if line.startswith("slow rank"))
+    assert line.startswith("slow rank 1 (")
+    assert "most of it in forward" in line
+    late = [step for step in training.losses(output) if step > 2]
+    assert {training.metric(output, "slowest_rank")[step] for step in late} == {1}
+    names = ("data", "forward", "head", "backward", "communication", "optimizer", "other")
+    stages = [training.metric(output, f"time/{name}_s") for name in names]
+    whole = training.metric(output, "step_s")
+    assert all(sum(stage[step] for stage in stages) == pytest.approx(whole[step]) for step in late)
