@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline import dist
-from pipeline.config.errors import UserError
+from pipeline.config.errors import DataError, UserError
 from pipeline.config.mining import MiningConfig
 from pipeline.config.schema import Config
 from pipeline.data.loader import Loader
@@ -140,7 +140,7 @@ class Miner:
 
     def _check(self, unit: Tensor, valid: Tensor, num_bad: int) -> None:
         if num_bad > allowed_bad_samples(len(valid), self._config.data.max_bad_share):
-            raise UserError(
+            raise DataError(
                 self._split.root,
                 f"{num_bad} of {len(valid)} samples of a mining round could not be read",
                 f"at most {self._config.data.max_bad_share:.2%} (data.max_bad_share)",

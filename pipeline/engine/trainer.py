@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import checkpoint, dist
-from pipeline.config.errors import UserError, report_status
+from pipeline.config.errors import DataError, UserError, report_status
 from pipeline.data.loader import StepBatch
 from pipeline.data.reader import WITHDRAWN, BadSample, allowed_bad_samples
 from pipeline.engine import optim
@@ -198,7 +198,7 @@ class Trainer:
         if num_bad:
             read = self.samples + self.config.training.global_batch
             if self._num_bad_samples > allowed_bad_samples(read, self.config.data.max_bad_share):
-                raise UserError(
+                raise DataError(
                     self.plan.dataset.root,
                     f"{self._num_bad_samples} of {read} samples could not be read",
                     f"at most {self.config.data.max_bad_share:.2%} (data.max_bad_share)",
