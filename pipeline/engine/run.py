@@ -28,6 +28,7 @@ from pipeline.data.step_plan import EpochOrder, check_batches
 from pipeline.data.store.opening import check_store
 from pipeline.engine.teacher import TeacherPlan, plan_teacher
 from pipeline.model.backbones import build_backbone
+from pipeline.monitor.sinks import check_sinks
 
 CONFIG_FILE = "config.yaml"
 CHECKPOINTS = "checkpoints"
@@ -102,6 +103,7 @@ def plan_run(config: Config) -> RunPlan:
     check_store(split, dataset.info.splits[config.data.split].num_bytes, config.data.order)
     _check_output(config.output)
     _check_decoder(config)
+    check_sinks(config.monitor)
     with torch.device("meta"):  # builds and checks the network without spending memory or time on it
         build_backbone(config.backbone, dataset.info.crop.size_px, config.seed)
     training = config.training

@@ -38,7 +38,7 @@ from pipeline.engine.watchdog import Watchdog
 from pipeline.engine.window import Window
 from pipeline.model.backbones import build_backbone
 from pipeline.model.head import build_head
-from pipeline.monitor import Monitor
+from pipeline.monitor.monitor import Monitor
 from pipeline.progress import PROGRESS, Stage
 
 logger = logging.getLogger(__name__)
@@ -107,9 +107,7 @@ class Trainer:
         if is_writer:
             write_config(config)
             self._trim_bad_samples()
-        monitor = Monitor(
-            config.output, plan.total_samples, self.samples, self.step, is_writer, config.monitor.tensorboard
-        )
+        monitor = Monitor(config, plan.total_samples, self.samples, self.step, is_writer)
         saved_at = self.samples
         batches = self._stream.batches(self.samples, say=monitor.say, is_stop_asked=lambda: self._stop_asked)
         with closing(batches), monitor, self._signals():
