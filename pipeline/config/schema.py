@@ -24,6 +24,7 @@ from pipeline.config.optim import EmaConfig, FreezeRule, OptimConfig, Polynomial
 from pipeline.config.order import OrderConfig, PlainOrderConfig
 from pipeline.config.section import Section
 from pipeline.config.validation import ValidationConfig
+from pipeline.config.watching import MonitorConfig, ProfileConfig, WatchdogConfig
 
 
 class DataConfig(Section):
@@ -109,15 +110,6 @@ class CheckpointConfig(Section):
     in a row it stops."""
 
 
-class MonitorConfig(Section):
-    """What a run writes about itself."""
-
-    every_steps: int = Field(10, ge=1)
-    """Distance between two lines of `metrics.jsonl`."""
-    tensorboard: bool = True
-    """Write TensorBoard events beside it."""
-
-
 class Config(Section):
     """A training run."""
 
@@ -153,6 +145,10 @@ class Config(Section):
     """When to save."""
     monitor: MonitorConfig = MonitorConfig()
     """What to write down."""
+    watchdog: WatchdogConfig = WatchdogConfig()
+    """What becomes of a rank that hangs or is slow."""
+    profile: ProfileConfig | None = None
+    """Trace some steps into `profile/`; null for none."""
     engine: EngineConfig = DDPConfig()
     """What replicates the backbone."""
 

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from pipeline.config.cache import CacheConfig
-from pipeline.config.errors import UserError
+from pipeline.config.errors import DataError, UserError
 from pipeline.config.location import Location, RemotePath, parse_location
 from pipeline.data.dataset_format import (
     DESCRIPTION,
@@ -103,7 +103,7 @@ class SplitIndex:
         """The commit record of a shard, by its position in `shards`.
 
         Raises:
-            UserError: it is missing or unreadable.
+            DataError: it is missing or unreadable.
         """
         place = shard_paths(self.root, self.split, self.shards[shard].stem)["commit"]
         return _read_commit(place if isinstance(place, Path) else _mirror(self.mirror).file(place))
@@ -135,7 +135,7 @@ class Dataset:
         """Split, shard and manifest of each shard of a local data set, in order: see `read_manifest`.
 
         Raises:
-            UserError: it is a remote one, or a manifest cannot be read.
+            UserError: it is a remote one; `DataError`: a manifest cannot be read.
         """
         for split, info in self.info.splits.items():
             for shard in info.shards:
@@ -146,7 +146,7 @@ class Dataset:
         """Map one split's index, building `index.arrow` first where it is missing or stale.
 
         Raises:
-            UserError: the data set has no such split, or a manifest is missing or unreadable.
+            UserError: the data set has no such split; `DataError`: a manifest is missing or unreadable.
         """
         if name not in self.info.splits:
             raise UserError(self.root, f"no split {name!r}", f"one of {', '.join(sorted(self.info.splits))}")
@@ -173,7 +173,7 @@ def open_dataset(path: str | os.PathLike[str] | RemotePath, cache: CacheConfig |
 
     Raises:
         UserError: no such directory, no `dataset.json` (an unfinished or foreign directory), a format this version
-            does not read, or a URL that is refused or does not answer.
+            does not read, or a URL that is refused or does not answer; `DataError`: a damaged `dataset.json`.
     """
     root = parse_location(path)
     if isinstance(root, RemotePath):
@@ -190,7 +190,7 @@ def open_dataset(path: str | os.PathLike[str] | RemotePath, cache: CacheConfig |
     try:
         return Dataset(root=root, info=_parse_info(description, description.read_bytes()))
     except OSError as error:
-        raise UserError(description, f"not a data set description ({error})") from error
+        raise DataError(description, f"not a data set description ({error})") from error
 
 
 def _parse_info(where: Location, text: bytes) -> DatasetInfo:
@@ -201,7 +201,7 @@ def _parse_info(where: Location, text: bytes) -> DatasetInfo:
             raise UserError(where, f"format version {version}", f"version {FORMAT_VERSION}")
         return DatasetInfo.model_validate(content)
     except (ValueError, ValidationError) as error:
-        raise UserError(where, f"not a data set description ({str(error).splitlines()[0]})") from error
+        raise DataError(where, f"not a data set description ({str(error).splitlines()[0]})") from error
 
 
 def local_manifests(root: Location, mirror: Mirror | None, shards: Mapping[str, Sequence[str]]) -> list[Path]:
@@ -239,7 +239,7 @@ def _check_commits(dataset: Dataset) -> None:
         return
     for path in files:  # the next attempt is to see what stands there by then
         path.unlink(missing_ok=True)
-    raise UserError(
+    raise DataError(
         root / "commits",
         "not the commit records that dataset.json was written for",
         "a whole copy of one version of a data set",
@@ -257,7 +257,7 @@ def _read_commit(path: Path) -> ShardCommit:
         return ShardCommit.model_validate_json(path.read_bytes())
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(path, f"unreadable commit record ({reason})", remedy="preprocess verify DATA") from error
+        raise DataError(path, f"unreadable commit record ({reason})", remedy="preprocess verify DATA") from error
 
 
 def read_manifest(path: Path, columns: Sequence[str] | None = None, data: Location | str = "DATA") -> pa.Table:
@@ -272,7 +272,7 @@ def read_manifest(path: Path, columns: Sequence[str] | None = None, data: Locati
         return pq.read_table(path, columns=None if columns is None else list(columns))
     except (OSError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(path, f"unreadable manifest ({reason})", remedy=f"preprocess verify {data}") from error
+        raise DataError(path, f"unreadable manifest ({reason})", remedy=f"preprocess verify {data}") from error
 
 
 def read_index(dataset: Dataset) -> pa.Table | None:
@@ -319,7 +319,7 @@ def build_index(dataset: Dataset) -> pa.Table:
         unique, contiguous = np.unique(plan_label, return_inverse=True)
         expected = dataset.info.splits[split]
         if (len(merged), len(unique)) != (expected.num_samples, expected.num_identities):
-            raise UserError(
+            raise DataError(
                 dataset.root,
                 f"split {split!r}: the manifests hold {len(merged)} samples of {len(unique)} identities",
                 f"{expected.num_samples} of {expected.num_identities} as dataset.json says",

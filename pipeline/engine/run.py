@@ -31,6 +31,7 @@ from pipeline.engine.freezing import Freezing
 from pipeline.engine.teacher import TeacherPlan, plan_teacher
 from pipeline.engine.validation import ValidationPairs, open_validation
 from pipeline.model.backbones import build_backbone
+from pipeline.monitor.sinks import check_sinks
 
 CONFIG_FILE = "config.yaml"
 CHECKPOINTS = "checkpoints"
@@ -124,6 +125,7 @@ def plan_run(config: Config) -> RunPlan:
     split = data.split
     _check_output(config.output)
     _check_decoder(config)
+    check_sinks(config.monitor)
     with torch.device("meta"):  # builds and checks the network without spending memory or time on it
         model = build_backbone(config.backbone, data.crop.size_px, config.seed)
     Freezing(config.freeze, config.thaw, model)  # checks the patterns

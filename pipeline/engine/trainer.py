@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import signal
-import time
+import socket
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pipeline import checkpoint, dist
 from pipeline.checkpoint_writer import CheckpointWriter
-from pipeline.config.errors import UserError, report_status
+from pipeline.config.errors import DataError, UserError, report_status
 from pipeline.data.loader import StepBatch
 from pipeline.data.reader import WITHDRAWN, BadSample, allowed_bad_samples
 from pipeline.engine import optim
@@ -32,13 +32,18 @@ from pipeline.engine.head_optim import HeadOptimizer
 from pipeline.engine.lock import exclusive, leave_with_launcher
 from pipeline.engine.memory import keep_freed_memory
 from pipeline.engine.run import RunPlan, refresh_resume, write_config
+from pipeline.engine.seen_classes import SeenClasses
+from pipeline.engine.slow_ranks import SlowRanks
 from pipeline.engine.state import LOSS_SCALE_PREFIX, adopt_backbone_optimizer, training_tensors
 from pipeline.engine.stream import Stream
 from pipeline.engine.teacher import load_teacher
 from pipeline.engine.validation import Validator
+from pipeline.engine.watchdog import Watchdog
+from pipeline.engine.window import Window
 from pipeline.model.backbones import build_backbone
 from pipeline.model.separate_heads import build_head_over
-from pipeline.monitor import Monitor
+from pipeline.monitor.monitor import Monitor
+from pipeline.progress import PROGRESS, Stage
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +67,8 @@ def train(plan: RunPlan) -> TrainResult:
         keep_freed_memory()
     device = dist.initialise(plan.config.device)
     try:
-        with exclusive(plan.config.output):
+        PROGRESS.begin(device, step=0)
+        with exclusive(plan.config.output), Watchdog(plan.config.output, plan.config.watchdog):
             # the run that held the lock until now may have saved a later checkpoint than the one planned for
             return Trainer(refresh_resume(plan), device).run()
     finally:
@@ -116,9 +122,7 @@ class Trainer:
         if is_writer:
             write_config(config)
             self._trim_bad_samples()
-        monitor = Monitor(
-            config.output, plan.total_samples, self.samples, self.step, is_writer, config.monitor.tensorboard
-        )
+        monitor = Monitor(config, plan.total_samples, self.samples, self.step, is_writer)
         writer = CheckpointWriter(
             plan.checkpoints,
             config.checkpoint.keep,
@@ -130,10 +134,19 @@ class Trainer:
         batches = self._stream.batches(self.samples, say=monitor.say, is_stop_asked=lambda: self._stop_asked)
         with closing(batches), monitor, self._signals(), writer:
             monitor.say(self._opening_line())
-            window, stall_s = _Window(), 0.0
+            window, stall_s = Window(self.device), 0.0
+            slow_ranks = SlowRanks(
+                config.watchdog.slow_rank_factor,
+                config.watchdog.slow_rank_after_s,
+                dist.all_gather_objects(socket.gethostname()),
+            )
+            seen = SeenClasses(plan.split.num_labels, plan.epoch(self.samples), self.device)
+            PROGRESS.enter(Stage.DATA)
             for batch in () if self._is_patience_over else batches:
+                PROGRESS.enter(Stage.OTHER)
                 values, stop = self._train_step(batch)
                 window.add(batch.wait_s, config.training.global_batch)
+                seen.add(batch, plan.epoch(self.samples))
                 is_last = self.samples >= plan.total_samples or stop
                 figures, is_best = self._validate(validated_at, stop)
                 if figures:
@@ -141,9 +154,12 @@ class Trainer:
                     window.leave_out(figures["val/seconds"])
                     is_last = is_last or self._is_patience_over
                 if self.step % config.monitor.every_steps == 0 or is_last or self.step == 1 or figures:
-                    record = {name: _to_number(value) for name, value in values.items()} | window.close()
+                    cost = window.close()
+                    for line in slow_ranks.look(cost):
+                        monitor.say(line)
+                    record = {name: _to_number(value) for name, value in values.items()} | cost.metrics
                     record |= {"step": self.step, "samples": self.samples}
-                    record |= {"epoch": plan.epoch(self.samples), **self._stream.metrics}
+                    record |= {"epoch": plan.epoch(self.samples), **self._stream.metrics, **seen.metrics}
                     record["save_wait_s"], stall_s = stall_s, 0.0
                     record |= figures
                     monitor.record(record)
@@ -151,13 +167,16 @@ class Trainer:
                 if self._is_due(config.checkpoint.every_epochs, saved_at) or is_last or is_best:
                     stall_s += self._save(writer, saved_at, is_best)
                     saved_at = self.samples
+                PROGRESS.end_step(self.step)
                 if is_last:
                     break
+                PROGRESS.enter(Stage.DATA)
             if self._validator is not None and self._validator.is_patience_over:
                 monitor.say(f"ended: no better validation among the last {self._validator.state.num_since_best}")
             if saved_at != self.samples:  # asked to stop in the middle of a mining round
                 self._save(writer, saved_at, is_best=False)
-            writer.finish()
+            with PROGRESS.during(Stage.CHECKPOINT):
+                writer.finish()
         is_finished = self.samples >= plan.total_samples or self._is_patience_over
         if int(os.environ.get("LOCAL_RANK", "0")) == 0:  # each node has a supervisor of its own
             report_status("finished" if is_finished else "preempted", step=self.step, samples=self.samples)
@@ -190,8 +209,9 @@ class Trainer:
             self.backend.zero_grad()
             self.head_optimizer.zero_grad()
         else:
-            self.backend.step(lr, backbone_norm, config.optim.clip_backbone_norm)
-            self.head_optimizer.step(head_lr, head_norm, config.optim.clip_head_norm)
+            with PROGRESS.during(Stage.OPTIMIZER):
+                self.backend.step(lr, backbone_norm, config.optim.clip_backbone_norm)
+                self.head_optimizer.step(head_lr, head_norm, config.optim.clip_head_norm)
         self.step += 1
         if self._ema is not None:
             self._ema.update(self.backend.model.state_dict(), self.step)
@@ -224,7 +244,7 @@ class Trainer:
         if num_bad:
             read = self.samples + self.config.training.global_batch
             if self._num_bad_samples > allowed_bad_samples(read, self.config.data.max_bad_share):
-                raise UserError(
+                raise DataError(
                     self.plan.split.name,
                     f"{self._num_bad_samples} of {read} samples could not be read",
                     f"at most {self.config.data.max_bad_share:.2%} (data.max_bad_share)",
@@ -289,10 +309,15 @@ class Trainer:
         is_over = self.samples >= self.plan.total_samples
         if not is_over and not self._is_due(self._validator.config.every_epochs, validated_at):
             return {}, False
-        return self._validator.run(self.backend.model, self.device, self.step)
+        with PROGRESS.during(Stage.VALIDATION):
+            return self._validator.run(self.backend.model, self.device, self.step)
 
     def _save(self, writer: CheckpointWriter, saved_at: int, is_best: bool) -> float:
         """Begin to save; gives the seconds that training waited."""
+        with PROGRESS.during(Stage.CHECKPOINT):
+            return self._begin_checkpoint(writer, saved_at, is_best)
+
+    def _begin_checkpoint(self, writer: CheckpointWriter, saved_at: int, is_best: bool) -> float:
         every = self.config.checkpoint.keep_every_epochs
         info = checkpoint.CheckpointInfo(
             step=self.step,
@@ -360,30 +385,6 @@ class Trainer:
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
-
-
-class _Window:
-    """Rates since the last report."""
-
-    def __init__(self) -> None:
-        self._reset()
-
-    def _reset(self) -> None:
-        self._started, self._wait_s, self._samples = time.monotonic(), 0.0, 0
-
-    def add(self, wait_s: float, samples: int) -> None:
-        self._wait_s += wait_s
-        self._samples += samples
-
-    def leave_out(self, seconds: float) -> None:
-        """Do not count some time that was not spent on training."""
-        self._started += seconds
-
-    def close(self) -> dict[str, float]:
-        elapsed_s = max(1e-9, time.monotonic() - self._started)
-        rates = {"samples_per_s": self._samples / elapsed_s, "data_wait": min(1.0, self._wait_s / elapsed_s)}
-        self._reset()
-        return rates
 
 
 def _to_number(value: Tensor | float) -> float:

@@ -55,11 +55,15 @@ def command(recipe: Path, ranks: int, overrides: Sequence[str] = ()) -> list[str
 
 def start(recipe: Path, ranks: int, overrides: Sequence[str] = (), supervised: bool = False) -> subprocess.Popen[str]:
     """Start a run in a process group of its own, its output captured."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     before = [sys.executable, "-m", "pipeline.supervise", "--"] if supervised else []
+    return start_command([*before, *command(recipe, ranks, overrides)])
+
+
+def start_command(words: Sequence[str]) -> subprocess.Popen[str]:
+    """Start a command in a process group of its own, its output captured."""
     return subprocess.Popen(
-        [*before, *command(recipe, ranks, overrides)],
-        env=environment,
+        words,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
