@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -363,8 +363,10 @@ class Trainer:
         is_over = self.samples >= self.plan.total_samples
         if not is_over and not self._is_due(self._validator.config.every_epochs, validated_at):
             return {}, False
-        with PROGRESS.during(Stage.VALIDATION):
-            return self._validator.run(self.backend.model, self.device, self.step)
+        model = self.backend.model
+        average = nullcontext() if self._ema is None else self._ema.in_place_of(model.state_dict())
+        with PROGRESS.during(Stage.VALIDATION), average:
+            return self._validator.run(model, self.device, self.step)
 
     def _save(self, writer: CheckpointWriter, saved_at: int, is_best: bool) -> float:
         """Begin to save; gives the seconds that training waited."""
