@@ -35,6 +35,7 @@ HOMES = {
     "nvidia": {"pipeline.data.decode_dali"},
     "deepspeed": set(),
     "ray": {"preprocess.drivers.ray_cluster"},
+    "timm": {"pipeline.model.backbones.timm_net"},
     "triton": {"pipeline.model.triton_kernels"},
 }
 
