@@ -17,7 +17,8 @@ from pipeline import checkpoint
 from pipeline.config.decoder import DaliDecoder
 from pipeline.config.errors import UserError
 from pipeline.config.heads import with_teacher
-from pipeline.config.order import IdentityBalancedConfig, PlainOrderConfig
+from pipeline.config.load import validate_config
+from pipeline.config.order import IdentityBalancedConfig
 from pipeline.config.schema import Config
 from pipeline.data.balanced_order import BalancedPart
 from pipeline.data.dataset_format import label_map_sha256
@@ -227,9 +228,8 @@ def _total_samples(config: Config, split: SplitIndex, order: EpochOrder, parts: 
 def _check_resume(path: Path, info: checkpoint.CheckpointInfo, plan: RunPlan) -> list[str]:
     config = plan.config
     remedy = "start another run with output=DIR, or go back to the old value"
-    # a run from before there was a choice has the plain order
-    plain = flatten(PlainOrderConfig().model_dump(mode="json"), "data.order.")
-    old = ({} if "order" in info.config["data"] else dict(plain)) | dict(flatten(info.config))
+    # a run from before there was a choice has the default of what could not be chosen
+    old = dict(flatten(validate_config(info.config, where=str(path)).model_dump(mode="json")))
     new = dict(flatten(config.model_dump(mode="json")))
     changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
     fixed_keys = FIXED_KEYS if config.mining is None else FIXED_KEYS + FIXED_KEYS_OF_MINING
