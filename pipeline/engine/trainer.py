@@ -34,6 +34,7 @@ from pipeline.engine.slow_ranks import SlowRanks
 from pipeline.engine.state import training_tensors
 from pipeline.engine.stream import Stream
 from pipeline.engine.teacher import load_teacher
+from pipeline.engine.trace import StepTrace
 from pipeline.engine.watchdog import Watchdog
 from pipeline.engine.window import Window
 from pipeline.model.backbones import build_backbone
@@ -119,6 +120,8 @@ class Trainer:
                 dist.all_gather_objects(socket.gethostname()),
             )
             seen = SeenClasses(plan.split.num_labels, plan.epoch(self.samples), self.device)
+            trace = StepTrace(config.profile, config.output, self.device, monitor.say)
+            trace.begin(self.step)
             PROGRESS.enter(Stage.DATA)
             for batch in batches:
                 PROGRESS.enter(Stage.OTHER)
@@ -139,9 +142,11 @@ class Trainer:
                     self._save()
                     saved_at = self.samples
                 PROGRESS.end_step(self.step)
+                trace.after_step(self.step)
                 if stop:
                     break
                 PROGRESS.enter(Stage.DATA)
+            trace.end(self.step)
             if saved_at != self.samples:  # asked to stop in the middle of a mining round
                 self._save()
         is_finished = self.samples >= plan.total_samples
