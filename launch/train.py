@@ -89,14 +89,13 @@ def _preflight(config: Config) -> None:
 
 
 def _estimate(config: Config, num_ranks: int, num_classes: int | None) -> str:
-    from pipeline.data.manifest import open_dataset
+    from pipeline.data.training_data import open_training_data
     from pipeline.engine.estimate import USUAL_CROP_PX, describe, estimate
 
     if num_classes is not None:
         return describe(estimate(config, num_classes, num_ranks, USUAL_CROP_PX))
-    dataset = open_dataset(config.data.path, config.data.cache)
-    num_labels = dataset.split(config.data.split).num_labels
-    return describe(estimate(config, num_labels, num_ranks, dataset.info.crop.size_px))
+    data = open_training_data(config.data)
+    return describe(estimate(config, data.split.num_labels, num_ranks, data.crop.size_px))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as c10d
@@ -17,6 +17,8 @@ from torch import Tensor
 
 from pipeline.config.errors import UserError
 from pipeline.progress import PROGRESS, Stage
+
+T = TypeVar("T")
 
 
 def rank() -> int:
@@ -96,16 +98,6 @@ def num_collectives() -> int:
     return sum(backend._get_sequence_number_for_group() for backend in backends.values())
 
 
-def all_gather_objects(value: Any) -> list[Any]:
-    """What each rank gives, in order of ranks; anything that pickles."""
-    if world_size() == 1:
-        return [value]
-    gathered: list[Any] = [None] * world_size()
-    with PROGRESS.during(Stage.COMMUNICATION):
-        c10d.all_gather_object(gathered, value)
-    return gathered
-
-
 def partition(num_rows: int, rank: int, world_size: int) -> tuple[int, int]:
     """First row and end of a rank's part of `num_rows` rows, cut in ceil chunks as DTensor's `Shard(0)` cuts them.
 
@@ -160,6 +152,16 @@ def all_reduce_max(x: Tensor) -> Tensor:
 def all_reduce_scalar_sum(value: float) -> float:
     """Sum of a number over ranks, in float64."""
     return float(all_reduce_sum(torch.tensor(value, dtype=torch.float64)))
+
+
+def all_gather_objects(value: T) -> list[T]:
+    """What each rank holds, in order of ranks; anything that pickles, but not much of it: it goes through the CPU."""
+    if world_size() == 1:
+        return [value]
+    gathered: list[Any] = [None] * world_size()
+    with PROGRESS.during(Stage.COMMUNICATION):
+        c10d.all_gather_object(gathered, value)
+    return gathered
 
 
 def all_ranks_agree(flag: bool) -> bool:

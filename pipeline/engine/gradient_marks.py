@@ -1,23 +1,14 @@
-"""Where the head's backward pass ends and the backbone's begins, and where ranks begin to wait for each other.
-
-Both happen inside one call of `backward`; hooks tell. They change no value.
-"""
+"""Where, inside a backward pass, ranks begin to wait for each other; a hook tells, and changes no value."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from torch import Tensor, nn
+from torch import nn
 
 from pipeline import dist
 from pipeline.progress import PROGRESS, Stage
-
-
-def head_ends(embeddings: Tensor) -> None:
-    """Count what comes after the embeddings' gradient as the backbone's backward pass."""
-    if embeddings.requires_grad:
-        embeddings.register_hook(lambda gradient: _enter(Stage.BACKWARD))
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from pipeline.data.counter import derive_keys
 from pipeline.data.loader import MicroBatch, StepBatch
 from pipeline.engine.backend import Backend
 from pipeline.engine.batch_norm import RunningStatistics
-from pipeline.engine.gradient_marks import head_ends, wait_for_ranks
+from pipeline.engine.gradient_marks import wait_for_ranks
 from pipeline.model.head import Head, HeadOutput
 from pipeline.progress import PROGRESS, Stage
 
@@ -73,10 +73,11 @@ class GradientPass:
         for number, micro in enumerate(micros):
             is_last = number == len(micros) - 1
             with self._backend.accumulate(is_last), wait_for_ranks(self._backend.model, is_last):
-                embeddings = self._embed(micro, moves_statistics=not micro.is_filler)
+                embeddings = self._embed(micro)
+                leaf = embeddings.detach().requires_grad_()
                 PROGRESS.enter(Stage.HEAD)
                 out = self._head(
-                    embeddings,
+                    leaf,
                     micro.labels,
                     micro.sample_ids,
                     micro.valid,
@@ -84,8 +85,10 @@ class GradientPass:
                     num_valid=total,
                     teacher_embeddings=self._teach(micro),
                 )
-                head_ends(embeddings)
                 out.loss.backward()
+                assert leaf.grad is not None
+                PROGRESS.enter(Stage.BACKWARD)
+                self._backend.backward(embeddings, leaf.grad)
                 PROGRESS.enter(Stage.OTHER)
             loss += out.loss.detach()
             share = num_valid[number] / total.clamp(min=1)
@@ -95,7 +98,7 @@ class GradientPass:
 
     def _whole_batch(self, micros: list[MicroBatch], labels: Tensor, valid: Tensor, step: int) -> HeadOutput:
         with torch.no_grad():
-            embedded = [self._embed(micro, moves_statistics=not micro.is_filler) for micro in micros]
+            embedded = [self._embed(micro) for micro in micros]
         taught = [t for t in map(self._teach, micros) if t is not None]
         leaf = torch.cat(embedded).requires_grad_()
         PROGRESS.enter(Stage.HEAD)
@@ -113,18 +116,18 @@ class GradientPass:
             is_last = number == len(micros) - 1
             with self._backend.accumulate(is_last), wait_for_ranks(self._backend.model, is_last):
                 # the statistics have moved already
-                embeddings = self._embed(micro, moves_statistics=False)
+                embeddings = self._embed(micro, is_repeated=True)
                 PROGRESS.enter(Stage.BACKWARD)
-                embeddings.backward(gradient)
+                self._backend.backward(embeddings, gradient)
         PROGRESS.enter(Stage.OTHER)
         return HeadOutput(out.loss.detach(), out.metrics)
 
-    def _embed(self, micro: MicroBatch, moves_statistics: bool) -> Tensor:
+    def _embed(self, micro: MicroBatch, is_repeated: bool = False) -> Tensor:
         PROGRESS.enter(Stage.FORWARD)
         # dropout belongs to the stream position, so it is the same for any number of ranks, after any resume, and in
         # both passes over a micro-batch
         torch.manual_seed(int(derive_keys(1, "dropout", self._seed, micro.position)[0]) >> 1)
-        with self._statistics.micro_batch(is_filler=not moves_statistics):
+        with self._statistics.micro_batch(micro.is_filler, is_repeated):
             return self._backend.forward(micro.images)
 
     def _teach(self, micro: MicroBatch) -> Tensor | None:

@@ -141,10 +141,10 @@ class Miner:
     def _check(self, unit: Tensor, valid: Tensor, num_bad: int) -> None:
         if num_bad > allowed_bad_samples(len(valid), self._config.data.max_bad_share):
             raise DataError(
-                self._split.root,
+                self._split.name,
                 f"{num_bad} of {len(valid)} samples of a mining round could not be read",
                 f"at most {self._config.data.max_bad_share:.2%} (data.max_bad_share)",
-                f"preprocess verify {self._split.root}",
+                "preprocess verify DATA",
             )
         if not unit[valid].isfinite().all():
             raise UserError("mining", "embeddings that are not finite", "finite ones", "lower optim.backbone.lr")

@@ -26,7 +26,6 @@ from pipeline.config.errors import UserError
 from pipeline.config.schema import Config
 from pipeline.engine.measure_link import neighbour_bytes_per_s, reduction_s_per_byte
 from pipeline.engine.run import CHECKPOINTS, RunPlan, plan_run
-from pipeline.engine.state import training_tensors
 from pipeline.engine.trainer import Trainer
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -70,7 +69,7 @@ class RankFacts:
     num_threads: int
     num_cores: int
     data: str
-    """Digest of the data set and label map, empty where it cannot be used."""
+    """Digests of the samples and of the label map, empty where it cannot be used."""
     mistake: str
     """Why the run cannot be planned on this rank; empty where it can."""
     shared_memory_bytes: int
@@ -145,7 +144,7 @@ def _facts(config: Config, device: torch.device, plan: RunPlan | None, mistake: 
         device=description,
         num_threads=torch.get_num_threads(),
         num_cores=len(os.sched_getaffinity(0)),
-        data="" if plan is None else f"digest {plan.dataset.info.digest[:12]}…, labels {plan.label_map[:12]}…",
+        data="" if plan is None else f"samples {plan.split.digest[:12]}…, labels {plan.label_map[:12]}…",
         mistake=mistake,
         shared_memory_bytes=shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else 0,
     )
@@ -235,10 +234,9 @@ def _output(output: Path) -> Finding:
 
 
 def _disk(trainer: Trainer) -> Finding:
-    tensors = training_tensors(trainer.backend, trainer.head, trainer.head_optimizer, trainer.mesh)
-    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    size = sum(tensor.numel() * tensor.element_size() for tensor in trainer.tensors().values())
     config = trainer.config
-    keep, folder = config.checkpoint.keep, config.output / CHECKPOINTS
+    keep, folder = _num_kept(trainer), config.output / CHECKPOINTS
     there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0
     needed = max(size, size * (keep + 1) - there)
     free = min(dist.all_gather_objects(shutil.disk_usage(_existing(config.output)).free))
@@ -246,6 +244,14 @@ def _disk(trainer: Trainer) -> Finding:
     if free >= needed:
         return Finding("disk", Verdict.OK, found)
     return Finding("disk", Verdict.FAILURE, found, "make room, lower checkpoint.keep, or set output=DIR")
+
+
+def _num_kept(trainer: Trainer) -> int:
+    """Checkpoints that stand there at the end: the newest, the best one, and those that stay for good."""
+    config, plan = trainer.config.checkpoint, trainer.plan
+    every = config.keep_every_epochs
+    num_milestones = 0 if every is None else int(plan.epoch(plan.total_samples) / every)
+    return config.keep + (trainer.config.validation is not None) + num_milestones
 
 
 def _link(trainer: Trainer) -> Finding:

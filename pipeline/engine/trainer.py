@@ -17,13 +17,16 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import checkpoint, dist
+from pipeline.checkpoint_writer import CheckpointWriter
 from pipeline.config.errors import DataError, UserError, report_status
 from pipeline.data.loader import StepBatch
 from pipeline.data.reader import WITHDRAWN, BadSample, allowed_bad_samples
 from pipeline.engine import optim
 from pipeline.engine.backend import Backend
+from pipeline.engine.backends import build_backend, prepare_for_training
 from pipeline.engine.batch_norm import RunningStatistics
-from pipeline.engine.ddp import DDPBackend
+from pipeline.engine.ema import Ema
+from pipeline.engine.freezing import Freezing
 from pipeline.engine.gradients import GradientPass
 from pipeline.engine.head_optim import HeadOptimizer
 from pipeline.engine.lock import exclusive, leave_with_launcher
@@ -31,14 +34,15 @@ from pipeline.engine.memory import keep_freed_memory
 from pipeline.engine.run import RunPlan, refresh_resume, write_config
 from pipeline.engine.seen_classes import SeenClasses
 from pipeline.engine.slow_ranks import SlowRanks
-from pipeline.engine.state import training_tensors
+from pipeline.engine.state import LOSS_SCALE_PREFIX, adopt_backbone_optimizer, training_tensors
 from pipeline.engine.stream import Stream
 from pipeline.engine.teacher import load_teacher
 from pipeline.engine.trace import StepTrace
+from pipeline.engine.validation import Validator
 from pipeline.engine.watchdog import Watchdog
 from pipeline.engine.window import Window
 from pipeline.model.backbones import build_backbone
-from pipeline.model.head import build_head
+from pipeline.model.separate_heads import build_head_over
 from pipeline.monitor.monitor import Monitor
 from pipeline.progress import PROGRESS, Stage
 
@@ -84,9 +88,12 @@ class Trainer:
         self._num_withdrawn = 0  # in this step
         self._stop_asked = False
         model = build_backbone(config.backbone, plan.crop_px, config.seed)
-        self.backend: Backend = DDPBackend(model, config.optim.backbone, config.training.precision, device)
+        prepare_for_training(model, config.training)
+        self.backend: Backend = build_backend(config, model, device)
+        self._freezing = Freezing(config.freeze, config.thaw, model)
+        self._frozen: frozenset[str] = frozenset()
         self.statistics = RunningStatistics(model)
-        self.head = build_head(config.head, plan.split.num_labels, config.backbone.embedding_dim, config.seed)
+        self.head = build_head_over(config.head, plan.split.label_spaces, config.backbone.embedding_dim, config.seed)
         self.mesh = checkpoint.rank_mesh(device)
         teacher: nn.Module | None = None
         if plan.teacher is not None:
@@ -95,11 +102,19 @@ class Trainer:
             teacher = loaded.module
         self.head.to(device)
         self.head_optimizer = HeadOptimizer(config.optim.head, self.head)
+        self._ema = Ema(config.ema, self.backend.model.state_dict()) if config.ema else None
         self._stream = Stream(plan, self.backend, device)
         self._pass = GradientPass(self.backend, self.statistics, self.head, teacher, config.seed)
-        self._settle()
+        if not self._follow_freezing(0 if plan.resume is None else plan.resume.info.samples):
+            self._settle()
+        # parameters that rest have no step that would lay it out, and yet stand in checkpoints
+        self.backend.prime_optimizer()
         if plan.resume is not None:
             self._load()
+        self._validator: Validator | None = None
+        if config.validation is not None:
+            found = None if plan.resume is None else plan.resume.info.validation
+            self._validator = Validator(config.validation, plan.validation, plan.crop_px, found)
 
     def run(self) -> TrainResult:
         """Train to the end of the plan or to the first SIGTERM or SIGINT, then save."""
@@ -109,11 +124,18 @@ class Trainer:
             write_config(config)
             self._trim_bad_samples()
         monitor = Monitor(config, plan.total_samples, self.samples, self.step, is_writer)
-        saved_at = self.samples
+        writer = CheckpointWriter(
+            plan.checkpoints,
+            config.checkpoint.keep,
+            config.checkpoint.max_failures,
+            say=monitor.say,
+            on_saved=self._stream.prune,
+        )
+        saved_at = validated_at = self.samples
         batches = self._stream.batches(self.samples, say=monitor.say, is_stop_asked=lambda: self._stop_asked)
-        with closing(batches), monitor, self._signals():
+        with closing(batches), monitor, self._signals(), writer:
             monitor.say(self._opening_line())
-            window = Window(self.device)
+            window, stall_s = Window(self.device), 0.0
             slow_ranks = SlowRanks(
                 config.watchdog.slow_rank_factor,
                 config.watchdog.slow_rank_after_s,
@@ -123,33 +145,44 @@ class Trainer:
             trace = StepTrace(config.profile, config.output, self.device, monitor.say)
             trace.begin(self.step)
             PROGRESS.enter(Stage.DATA)
-            for batch in batches:
+            for batch in () if self._is_patience_over else batches:
                 PROGRESS.enter(Stage.OTHER)
                 values, stop = self._train_step(batch)
                 window.add(batch.wait_s, config.training.global_batch)
                 seen.add(batch, plan.epoch(self.samples))
                 is_last = self.samples >= plan.total_samples or stop
-                if self.step % config.monitor.every_steps == 0 or is_last or self.step == 1:
+                figures, is_best = self._validate(validated_at, stop)
+                if figures:
+                    validated_at = self.samples
+                    window.leave_out(figures["val/seconds"])
+                    is_last = is_last or self._is_patience_over
+                if self.step % config.monitor.every_steps == 0 or is_last or self.step == 1 or figures:
                     cost = window.close()
                     for line in slow_ranks.look(cost):
                         monitor.say(line)
                     record = {name: _to_number(value) for name, value in values.items()} | cost.metrics
                     record |= {"step": self.step, "samples": self.samples}
                     record |= {"epoch": plan.epoch(self.samples), **self._stream.metrics, **seen.metrics}
+                    record["save_wait_s"], stall_s = stall_s, 0.0
+                    record |= figures
                     monitor.record(record)
                     monitor.show(record)
-                if self._is_save_due(saved_at) or is_last:
-                    self._save()
+                if self._is_due(config.checkpoint.every_epochs, saved_at) or is_last or is_best:
+                    stall_s += self._save(writer, saved_at, is_best)
                     saved_at = self.samples
                 PROGRESS.end_step(self.step)
                 trace.after_step(self.step)
-                if stop:
+                if is_last:
                     break
                 PROGRESS.enter(Stage.DATA)
             trace.end(self.step)
+            if self._validator is not None and self._validator.is_patience_over:
+                monitor.say(f"ended: no better validation among the last {self._validator.state.num_since_best}")
             if saved_at != self.samples:  # asked to stop in the middle of a mining round
-                self._save()
-        is_finished = self.samples >= plan.total_samples
+                self._save(writer, saved_at, is_best=False)
+            with PROGRESS.during(Stage.CHECKPOINT):
+                writer.finish()
+        is_finished = self.samples >= plan.total_samples or self._is_patience_over
         if int(os.environ.get("LOCAL_RANK", "0")) == 0:  # each node has a supervisor of its own
             report_status("finished" if is_finished else "preempted", step=self.step, samples=self.samples)
         return TrainResult(self.step, self.samples, is_finished)
@@ -157,10 +190,14 @@ class Trainer:
     def _train_step(self, batch: StepBatch) -> tuple[dict[str, Tensor | float], bool]:
         """One optimizer update; gives what to report, and whether any rank was asked to stop."""
         config = self.config
+        self._follow_freezing(self.samples)
         num_valid, is_stop_asked = self._exchange_counts(batch)
         loss, metrics = self._pass.backward(batch, num_valid, self.step, self.plan.epoch(self.samples))
         backbone_norm = self.backend.gradient_norm()
         head_norm = self.head_optimizer.gradient_norm()
+        is_left_out = self.backend.loss_scale is not None and self.backend.loss_scale.leaves_out(backbone_norm)
+        if is_left_out:
+            backbone_norm = torch.zeros_like(backbone_norm)
         # the three are the same on all ranks, so all of them stop together
         if not math.isfinite(float(loss + backbone_norm + head_norm)):
             raise UserError(
@@ -169,21 +206,32 @@ class Trainer:
                 "finite numbers",
                 "lower optim.backbone.lr or the margin; the newest checkpoint is untouched",
             )
-        epoch_samples = self.plan.order.epoch_samples
-        factor = optim.schedule_factor(config.schedule, self.samples, self.plan.total_samples, epoch_samples)
+        plan, epoch = self.plan, self.plan.epoch(self.samples)
+        total_epochs = plan.epoch(plan.total_samples)
+        factor = optim.schedule_factor(config.schedule, epoch, total_epochs, plan.order.epoch_samples)
         lr, head_lr = factor * config.optim.backbone.lr, factor * config.optim.head.lr
-        with PROGRESS.during(Stage.OPTIMIZER):
-            self.backend.step(lr, backbone_norm, config.optim.clip_backbone_norm)
-            self.head_optimizer.step(head_lr, head_norm, config.optim.clip_head_norm)
+        if is_left_out:
+            self.backend.zero_grad()
+            self.head_optimizer.zero_grad()
+        else:
+            with PROGRESS.during(Stage.OPTIMIZER):
+                self.backend.step(lr, backbone_norm, config.optim.clip_backbone_norm)
+                self.head_optimizer.step(head_lr, head_norm, config.optim.clip_head_norm)
         self.step += 1
+        if self._ema is not None:
+            self._ema.update(self.backend.model.state_dict(), self.step)
         self.samples = batch.step_position + config.training.global_batch
         values: dict[str, Tensor | float] = {"loss": loss, **metrics, "lr": lr, "lr_head": head_lr}
         values |= {"backbone_grad_norm": backbone_norm, "head_grad_norm": head_norm}
+        if self.backend.loss_scale is not None:
+            values |= {"loss_scale": self.backend.loss_scale.value, "left_out": float(is_left_out)}
         values["bad_samples"] = self._num_bad_samples
         if len(self.plan.split.withdrawn):
             values["withdrawn"] = self._num_withdrawn
         if self.plan.order_parts:
             values["top_ups"] = batch.num_top_ups
+        if config.freeze or config.thaw:
+            values["trained_parameters"] = self._freezing.num_trained(epoch)
         return values, is_stop_asked
 
     def _exchange_counts(self, batch: StepBatch) -> tuple[Tensor, bool]:
@@ -202,10 +250,10 @@ class Trainer:
             read = self.samples + self.config.training.global_batch
             if self._num_bad_samples > allowed_bad_samples(read, self.config.data.max_bad_share):
                 raise DataError(
-                    self.plan.dataset.root,
+                    self.plan.split.name,
                     f"{self._num_bad_samples} of {read} samples could not be read",
                     f"at most {self.config.data.max_bad_share:.2%} (data.max_bad_share)",
-                    f"see {self.config.output / BAD_SAMPLES_FILE}; preprocess verify {self.plan.dataset.root}",
+                    f"see {self.config.output / BAD_SAMPLES_FILE}; preprocess verify DATA",
                 )
         self._num_withdrawn = int(counts[2])
         return counts[3:].float(), stops > 0
@@ -223,6 +271,18 @@ class Trainer:
             lines = [line for line in path.read_text().splitlines() if json.loads(line)["position"] < self.samples]
             path.write_text("".join(line + "\n" for line in lines))
 
+    def _follow_freezing(self, samples: int) -> bool:
+        """Let the right parameters rest at a position; whether they are others than before."""
+        epoch = self.plan.epoch(samples)
+        self._freezing.hold_statistics(epoch)
+        frozen = self._freezing.at(epoch)
+        if frozen == self._frozen:
+            return False
+        self.backend.freeze(frozen)
+        self._frozen = frozen
+        self._settle()
+        return True
+
     def _settle(self) -> None:
         """One dummy forward and backward. DDP lays its buckets out anew after the first backward pass, which changes
         the order of sums; without this a resumed run would differ from the run that never stopped."""
@@ -232,19 +292,39 @@ class Trainer:
         images = torch.zeros(
             self.config.training.local_batch, crop_px, crop_px, 3, dtype=torch.uint8, device=self.device
         )
-        (self.backend.forward(images.permute(0, 3, 1, 2)) * 0).sum().backward()
+        with self.backend.accumulate(is_last=True):
+            embeddings = self.backend.forward(images.permute(0, 3, 1, 2))
+            self.backend.backward(embeddings, torch.zeros_like(embeddings))
         self.backend.zero_grad()
         for name, buffer in model.named_buffers():
             buffer.copy_(buffers[name])
 
-    def _tensors(self) -> dict[str, Tensor]:
-        return training_tensors(self.backend, self.head, self.head_optimizer, self.mesh)
+    def tensors(self) -> dict[str, Tensor]:
+        """All that a checkpoint holds, live, by name."""
+        tensors = training_tensors(self.backend, self.head, self.head_optimizer, self.mesh)
+        return tensors if self._ema is None else tensors | self._ema.tensors()
 
-    def _save(self) -> None:
+    @property
+    def _is_patience_over(self) -> bool:
+        return self._validator is not None and self._validator.is_patience_over
+
+    def _validate(self, validated_at: int, is_stopped: bool) -> tuple[dict[str, float], bool]:
+        """Figures where a validation is due, else none; and whether the network is the best so far."""
+        if self._validator is None or is_stopped:
+            return {}, False
+        is_over = self.samples >= self.plan.total_samples
+        if not is_over and not self._is_due(self._validator.config.every_epochs, validated_at):
+            return {}, False
+        with PROGRESS.during(Stage.VALIDATION):
+            return self._validator.run(self.backend.model, self.device, self.step)
+
+    def _save(self, writer: CheckpointWriter, saved_at: int, is_best: bool) -> float:
+        """Begin to save; gives the seconds that training waited."""
         with PROGRESS.during(Stage.CHECKPOINT):
-            self._write_checkpoint()
+            return self._begin_checkpoint(writer, saved_at, is_best)
 
-    def _write_checkpoint(self) -> None:
+    def _begin_checkpoint(self, writer: CheckpointWriter, saved_at: int, is_best: bool) -> float:
+        every = self.config.checkpoint.keep_every_epochs
         info = checkpoint.CheckpointInfo(
             step=self.step,
             samples=self.samples,
@@ -254,30 +334,40 @@ class Trainer:
             label_map_sha256=self.plan.label_map,
             split=self.plan.split.split,
             config=self.config.model_dump(mode="json"),
-            dataset=self.plan.dataset.info.model_dump(mode="json"),
+            dataset=self.plan.dataset_record,
+            mixed=self.plan.mixed_records,
             versions=checkpoint.versions(),
             order_parts=list(self.plan.order_parts),
+            is_milestone=every is not None and self._is_due(every, saved_at),
             mined_list=self._stream.reference(self.samples),
+            validation=None if self._validator is None else self._validator.state,
         )
-        checkpoint.save(self.plan.checkpoints, self._tensors(), info, self.config.checkpoint.keep)
-        self._stream.prune()
+        return writer.save(self.tensors(), info, is_best)
 
     def _load(self) -> None:
         assert self.plan.resume is not None
-        self.backend.prime_optimizer()
-        checkpoint.load_into(self.plan.resume.path, self._tensors())
-        info = self.plan.resume.info
+        tensors, path, info = self.tensors(), self.plan.resume.path, self.plan.resume.info
+        if info.config["training"]["precision"] != "fp16":  # this run's loss scale begins here
+            tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(LOSS_SCALE_PREFIX)}
+        begins_average = self._ema is not None and not checkpoint.has_ema(path)
+        if begins_average:
+            tensors = {name: t for name, t in tensors.items() if not name.startswith(checkpoint.EMA_PREFIX)}
+        checkpoint.load_into(path, tensors)
+        adopt_backbone_optimizer(self.backend, tensors)
+        if self._ema is not None and begins_average:
+            self._ema.restart(self.backend.model.state_dict())
         self.step, self.samples, self._num_bad_samples = info.step, info.samples, info.num_bad_samples
 
-    def _is_save_due(self, saved_at: int) -> bool:
-        every = max(1, round(self.config.checkpoint.every_epochs * self.plan.order.epoch_samples))
-        return self.samples // every > saved_at // every
+    def _is_due(self, every_epochs: float, since: int) -> bool:
+        """Whether an interval has ended since so many samples were consumed."""
+        every = max(1, round(every_epochs * self.plan.order.epoch_samples))
+        return self.samples // every > since // every
 
     def _opening_line(self) -> str:
         ranks = dist.world_size()
         resume = self.plan.resume
-        described = self.plan.order.describe()
-        order = f"\n  {described}" if described else ""
+        described = (self.plan.order.describe(), self._freezing.describe(self.plan.epoch(self.samples)))
+        order = "".join(f"\n  {line}" for line in described if line)
         if resume is None:
             return (
                 f"training {len(self.plan.split):,} samples of {self.plan.split.num_labels:,} identities, "

@@ -66,6 +66,10 @@ class Window:
         self._samples += samples
         self._steps += 1
 
+    def leave_out(self, seconds: float) -> None:
+        """Do not count some time that was not spent on training."""
+        self._started += seconds
+
     def close(self) -> WindowCost:
         """End the window and begin the next. Collective on all ranks."""
         elapsed_s = max(1e-9, time.monotonic() - self._started)

@@ -51,8 +51,7 @@ def another_digest() -> None:
 
     def changed(config: Config) -> Any:
         plan = plan_run(config)
-        info = plan.dataset.info.model_copy(update={"digest": "0" * 64})
-        return replace(plan, dataset=replace(plan.dataset, info=info))
+        return replace(plan, split=replace(plan.split, digest="0" * 64))
 
     preflight.plan_run = changed
 
@@ -97,14 +96,14 @@ def test_all_is_well(config: Config) -> None:
 @pytest.mark.parametrize(
     ("fault", "subject", "found", "remedy"),
     [
-        ("another_digest", "run and data", "rank 0: digest ", "copy one data set to all nodes"),
+        ("another_digest", "run and data", "rank 1: samples 000000000000…", "copy one data set to all nodes"),
         ("little_disk", "disk", "976.6 KiB free", "lower checkpoint.keep"),
         ("late_clock", "clocks", "rank 1 behind rank 0", "NTP"),
         ("another_version", "versions", "rank 1: Python 3.99.0", "one image"),
     ],
 )
 def test_a_rank_that_differs_is_named(config: Config, fault: str, subject: str, found: str, remedy: str) -> None:
-    # of the disk: three checkpoints of 770 KB do not fit
+    # of the disk: three checkpoints of 770 KiB do not fit
     (findings, _) = run_ranks(look, 2, config, fault)
     (failure,) = (finding for finding in findings if finding.verdict is Verdict.FAILURE)
     assert failure.subject == subject

@@ -22,9 +22,10 @@ LAYERS = [
     ["pipeline.data"],
     ["pipeline.model"],
     ["pipeline.checkpoint"],
+    ["pipeline.checkpoint_writer"],
+    ["pipeline.evaluate"],
     ["pipeline.engine"],
     ["pipeline.interop"],
-    ["pipeline.evaluate"],
 ]
 FORBIDDEN = {
     ("pipeline.data", "pipeline.model"),
@@ -34,7 +35,7 @@ FORBIDDEN = {
 }
 HOMES = {
     "nvidia": {"pipeline.data.decode_dali"},
-    "deepspeed": set(),
+    "deepspeed": {"pipeline.engine.deepspeed"},
     "ray": {"preprocess.drivers.ray_cluster"},
     "triton": {"pipeline.model.triton_kernels"},
 }

@@ -15,7 +15,7 @@ from pipeline.config.heads import CentreConfig, HeadPart, MarginSoftmaxConfig, s
 from pipeline.config.load import config_fields, load_config, validate_config
 from pipeline.config.margins import ArcFaceMargin, CosFaceMargin
 from pipeline.config.metric_heads import TripletConfig
-from pipeline.config.schema import AdamWConfig
+from pipeline.config.optim import AdamWConfig
 
 REPOSITORY = Path(__file__).parents[2]
 MINIMAL = {"output": "run", "data": {"path": "data"}, "training": {"epochs": 1, "global_batch": 8, "local_batch": 4}}
