@@ -107,6 +107,8 @@ class CheckpointInfo(BaseModel):
     """How an identity-balanced order was cut so far."""
     validation: ValidationState | None = None
     """None without validation."""
+    losses: list[float] = []
+    """Of the last steps, where spikes are looked for."""
     is_milestone: bool = False
     """Whether it stays however many come after it."""
     mined_list: MinedListInfo | None = None
@@ -214,6 +216,11 @@ def shard_rows(local: Tensor, num_rows: int, mesh: DeviceMesh | None) -> Tensor:
     shape = torch.Size((num_rows, *local.shape[1:]))
     stride = torch.empty(shape, device="meta").stride()
     return DTensor.from_local(local, mesh, [Shard(0)], run_check=False, shape=shape, stride=stride)
+
+
+def local_rows(tensor: Tensor) -> Tensor:
+    """What this rank holds of a tensor of a checkpoint: all of it, or its rows of one that `shard_rows` presents."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def rank_mesh(device: torch.device) -> DeviceMesh | None:

@@ -15,6 +15,7 @@ from pipeline.config.augment import Augmentation, Flip
 from pipeline.config.backbones import BackboneConfig, IResNetConfig
 from pipeline.config.cache import CacheConfig
 from pipeline.config.decoder import CpuDecoder, DaliDecoder
+from pipeline.config.divergence import DivergenceConfig
 from pipeline.config.engine import BatchNormGroup, DDPConfig, EngineConfig, Precision, check_engine
 from pipeline.config.heads import HeadConfig, MarginSoftmaxConfig
 from pipeline.config.location import DataLocation
@@ -141,6 +142,8 @@ class Config(Section):
     """Give part of each batch to hard examples found ahead; None for no."""
     validation: ValidationConfig | None = None
     """Verification while training; None for none."""
+    divergence: DivergenceConfig = DivergenceConfig()
+    """What to do when numbers go wrong."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """When to save."""
     monitor: MonitorConfig = MonitorConfig()

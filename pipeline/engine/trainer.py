@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,18 +20,20 @@ from pipeline import checkpoint, dist
 from pipeline.checkpoint_writer import CheckpointWriter
 from pipeline.config.errors import DataError, UserError, report_status
 from pipeline.data.loader import StepBatch
-from pipeline.data.reader import WITHDRAWN, BadSample, allowed_bad_samples
+from pipeline.data.reader import WITHDRAWN, allowed_bad_samples
 from pipeline.engine import optim
 from pipeline.engine.backend import Backend
 from pipeline.engine.backends import build_backend, prepare_for_training
+from pipeline.engine.bad_samples import BAD_SAMPLES_FILE, trim_bad_samples, write_bad_samples
 from pipeline.engine.batch_norm import RunningStatistics
+from pipeline.engine.divergence import SpikeDetector, dump_step, find_culprits, non_finite_gradients
 from pipeline.engine.ema import Ema
 from pipeline.engine.freezing import Freezing
 from pipeline.engine.gradients import GradientPass
 from pipeline.engine.head_optim import HeadOptimizer
 from pipeline.engine.lock import exclusive, leave_with_launcher
 from pipeline.engine.memory import keep_freed_memory
-from pipeline.engine.run import RunPlan, refresh_resume, write_config
+from pipeline.engine.run import CONFIG_FILE, RunPlan, refresh_resume, write_config
 from pipeline.engine.seen_classes import SeenClasses
 from pipeline.engine.slow_ranks import SlowRanks
 from pipeline.engine.state import LOSS_SCALE_PREFIX, adopt_backbone_optimizer, training_tensors
@@ -47,8 +49,6 @@ from pipeline.monitor.monitor import Monitor
 from pipeline.progress import PROGRESS, Stage
 
 logger = logging.getLogger(__name__)
-
-BAD_SAMPLES_FILE = "bad_samples.jsonl"
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,12 @@ class Trainer:
         self._num_bad_samples = 0
         self._num_withdrawn = 0  # in this step
         self._stop_asked = False
+        self._num_skipped = 0  # in a row
+        self._num_roll_backs = 0
+        self._dump: Path | None = None
+        self._writer: CheckpointWriter | None = None
+        self._say: Callable[[str], None] = logger.warning
+        self._spikes = SpikeDetector(config.divergence, [] if plan.resume is None else plan.resume.info.losses)
         model = build_backbone(config.backbone, plan.crop_px, config.seed)
         prepare_for_training(model, config.training)
         self.backend: Backend = build_backend(config, model, device)
@@ -122,7 +128,7 @@ class Trainer:
         is_writer = dist.rank() == 0
         if is_writer:
             write_config(config)
-            self._trim_bad_samples()
+            trim_bad_samples(config.output, self.samples)
         monitor = Monitor(config, plan.total_samples, self.samples, self.step, is_writer)
         writer = CheckpointWriter(
             plan.checkpoints,
@@ -131,6 +137,7 @@ class Trainer:
             say=monitor.say,
             on_saved=self._stream.prune,
         )
+        self._writer, self._say = writer, monitor.say
         saved_at = validated_at = self.samples
         batches = self._stream.batches(self.samples, say=monitor.say, is_stop_asked=lambda: self._stop_asked)
         with closing(batches), monitor, self._signals(), writer:
@@ -198,14 +205,15 @@ class Trainer:
         is_left_out = self.backend.loss_scale is not None and self.backend.loss_scale.leaves_out(backbone_norm)
         if is_left_out:
             backbone_norm = torch.zeros_like(backbone_norm)
-        # the three are the same on all ranks, so all of them stop together
+        # the three are the same on all ranks, so all of them do the same
         if not math.isfinite(float(loss + backbone_norm + head_norm)):
-            raise UserError(
-                f"step {self.step + 1}",
-                f"loss {float(loss)}, gradient norms {float(backbone_norm)} (backbone) and {float(head_norm)} (head)",
-                "finite numbers",
-                "lower optim.backbone.lr or the margin; the newest checkpoint is untouched",
-            )
+            self._leave_out(batch, float(loss), float(backbone_norm), float(head_norm))
+            return {"skipped": self._num_skipped}, is_stop_asked
+        self._num_skipped = 0
+        if self._spikes.is_spike(float(loss)) and self._roll_back(float(loss)):
+            self._advance(batch)
+            return {"spike": loss}, is_stop_asked
+        self.statistics.finish_step(batch.num_micro_batches_global)
         plan, epoch = self.plan, self.plan.epoch(self.samples)
         total_epochs = plan.epoch(plan.total_samples)
         factor = optim.schedule_factor(config.schedule, epoch, total_epochs, plan.order.epoch_samples)
@@ -217,10 +225,9 @@ class Trainer:
             with PROGRESS.during(Stage.OPTIMIZER):
                 self.backend.step(lr, backbone_norm, config.optim.clip_backbone_norm)
                 self.head_optimizer.step(head_lr, head_norm, config.optim.clip_head_norm)
-        self.step += 1
+        self._advance(batch)
         if self._ema is not None:
             self._ema.update(self.backend.model.state_dict(), self.step)
-        self.samples = batch.step_position + config.training.global_batch
         values: dict[str, Tensor | float] = {"loss": loss, **metrics, "lr": lr, "lr_head": head_lr}
         values |= {"backbone_grad_norm": backbone_norm, "head_grad_norm": head_norm}
         if self.backend.loss_scale is not None:
@@ -234,6 +241,66 @@ class Trainer:
             values["trained_parameters"] = self._freezing.num_trained(epoch)
         return values, is_stop_asked
 
+    def _advance(self, batch: StepBatch) -> None:
+        self.step += 1
+        self.samples = batch.step_position + self.config.training.global_batch
+
+    def _leave_out(self, batch: StepBatch, loss: float, backbone_norm: float, head_norm: float) -> None:
+        """Forget a step whose numbers are not finite, after a dump of the first in a row.
+
+        Raises:
+            UserError: training is to stop; on all ranks.
+        """
+        config = self.config.divergence
+        gradients = non_finite_gradients((self.backend.model, self.head))
+        self._forget_step()
+        self._num_skipped += 1
+        culprits = find_culprits(batch, self._pass.finite, self.plan.split)
+        found = f"loss {loss}, gradient norms {backbone_norm} (backbone) and {head_norm} (head)"
+        if culprits:
+            found += f"; embeddings not finite first on {culprits[0]}"
+        if self._num_skipped == 1:
+            report: dict[str, object] = {"loss": loss, "non_finite_gradients": gradients}
+            report |= {"backbone_grad_norm": backbone_norm, "head_grad_norm": head_norm}
+            info = self._describe(is_milestone=False)
+            mined = None if info.mined_list is None else Path(info.mined_list.file)
+            self._dump = dump_step(self.config.output, self.tensors(), info, batch, report, culprits, mined)
+        again = f"launch/train.py --config {self.config.output / CONFIG_FILE} output={self._dump}"
+        if config.on_non_finite == "stop" or self._num_skipped >= config.max_skipped:
+            raise UserError(
+                f"step {self.step + 1}",
+                found,
+                "finite numbers",
+                f"lower optim.backbone.lr or the margin; weights are as before; to do the step again: {again}",
+            )
+        self._say(f"warning: step {self.step + 1} skipped: {found}; to do it again: {again}")
+        self._advance(batch)
+
+    def _roll_back(self, loss: float) -> bool:
+        """Say that a loss jumped, and take up the newest checkpoint's weights where that is the policy; whether so."""
+        config = self.config.divergence
+        said = f"warning: step {self.step + 1}: loss {loss:.4g}, usually {self._spikes.usual():.4g}"
+        if config.on_spike == "warn" or self._num_roll_backs >= config.max_roll_backs or self._writer is None:
+            self._say(said)
+            return False
+        self._writer.wait()
+        path = checkpoint.latest_checkpoint(self.plan.checkpoints)
+        if path is None:
+            self._say(f"{said}; there is no checkpoint to go back to")
+            return False
+        self._forget_step()
+        self._load_tensors(path, checkpoint.read_info(path))
+        self._spikes.forget()
+        self._num_roll_backs += 1
+        self._say(f"{said}; weights taken back to {path.name}, the batches up to here are not done again")
+        return True
+
+    def _forget_step(self) -> None:
+        """Leave no trace of a step's passes."""
+        self.statistics.discard_step()
+        self.backend.zero_grad()
+        self.head_optimizer.zero_grad()
+
     def _exchange_counts(self, batch: StepBatch) -> tuple[Tensor, bool]:
         """Sum over ranks: valid slots of each round, unreadable samples, wishes to stop."""
         counts = torch.zeros(len(batch.micro_batches) + 3, dtype=torch.float64)
@@ -242,7 +309,7 @@ class Trainer:
         counts[2] = len(batch.bad_samples) - len(unreadable)
         for number, micro in enumerate(batch.micro_batches):
             counts[3 + number] = micro.valid.sum()
-        self._write_bad_samples(batch, unreadable)
+        write_bad_samples(self.config.output, batch.step_position, unreadable)
         counts = dist.all_reduce_sum(counts.to(self.device))
         stops, num_bad = int(counts[0]), int(counts[1])
         self._num_bad_samples += num_bad
@@ -257,19 +324,6 @@ class Trainer:
                 )
         self._num_withdrawn = int(counts[2])
         return counts[3:].float(), stops > 0
-
-    def _write_bad_samples(self, batch: StepBatch, unreadable: list[BadSample]) -> None:
-        if unreadable:
-            with open(self.config.output / BAD_SAMPLES_FILE, "a") as file:
-                for sample in unreadable:
-                    file.write(json.dumps({"position": batch.step_position, **vars(sample)}, default=str) + "\n")
-
-    def _trim_bad_samples(self) -> None:
-        """Drop the ledger's lines of steps that will be done again, so that none stands there twice."""
-        path = self.config.output / BAD_SAMPLES_FILE
-        if path.is_file():
-            lines = [line for line in path.read_text().splitlines() if json.loads(line)["position"] < self.samples]
-            path.write_text("".join(line + "\n" for line in lines))
 
     def _follow_freezing(self, samples: int) -> bool:
         """Let the right parameters rest at a position; whether they are others than before."""
@@ -325,7 +379,12 @@ class Trainer:
 
     def _begin_checkpoint(self, writer: CheckpointWriter, saved_at: int, is_best: bool) -> float:
         every = self.config.checkpoint.keep_every_epochs
-        info = checkpoint.CheckpointInfo(
+        info = self._describe(is_milestone=every is not None and self._is_due(every, saved_at))
+        return writer.save(self.tensors(), info, is_best)
+
+    def _describe(self, is_milestone: bool) -> checkpoint.CheckpointInfo:
+        """What a checkpoint of this moment belongs to."""
+        return checkpoint.CheckpointInfo(
             step=self.step,
             samples=self.samples,
             num_bad_samples=self._num_bad_samples,
@@ -338,15 +397,20 @@ class Trainer:
             mixed=self.plan.mixed_records,
             versions=checkpoint.versions(),
             order_parts=list(self.plan.order_parts),
-            is_milestone=every is not None and self._is_due(every, saved_at),
+            losses=self._spikes.losses,
+            is_milestone=is_milestone,
             mined_list=self._stream.reference(self.samples),
             validation=None if self._validator is None else self._validator.state,
         )
-        return writer.save(self.tensors(), info, is_best)
 
     def _load(self) -> None:
         assert self.plan.resume is not None
-        tensors, path, info = self.tensors(), self.plan.resume.path, self.plan.resume.info
+        info = self.plan.resume.info
+        self._load_tensors(self.plan.resume.path, info)
+        self.step, self.samples, self._num_bad_samples = info.step, info.samples, info.num_bad_samples
+
+    def _load_tensors(self, path: Path, info: checkpoint.CheckpointInfo) -> None:
+        tensors = self.tensors()
         if info.config["training"]["precision"] != "fp16":  # this run's loss scale begins here
             tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(LOSS_SCALE_PREFIX)}
         begins_average = self._ema is not None and not checkpoint.has_ema(path)
@@ -356,7 +420,6 @@ class Trainer:
         adopt_backbone_optimizer(self.backend, tensors)
         if self._ema is not None and begins_average:
             self._ema.restart(self.backend.model.state_dict())
-        self.step, self.samples, self._num_bad_samples = info.step, info.samples, info.num_bad_samples
 
     def _is_due(self, every_epochs: float, since: int) -> bool:
         """Whether an interval has ended since so many samples were consumed."""
