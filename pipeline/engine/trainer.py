@@ -39,6 +39,7 @@ from pipeline.engine.slow_ranks import SlowRanks
 from pipeline.engine.state import LOSS_SCALE_PREFIX, adopt_backbone_optimizer, training_tensors
 from pipeline.engine.stream import Stream
 from pipeline.engine.teacher import load_teacher
+from pipeline.engine.trace import StepTrace
 from pipeline.engine.validation import Validator
 from pipeline.engine.watchdog import Watchdog
 from pipeline.engine.window import Window
@@ -148,6 +149,8 @@ class Trainer:
                 dist.all_gather_objects(socket.gethostname()),
             )
             seen = SeenClasses(plan.split.num_labels, plan.epoch(self.samples), self.device)
+            trace = StepTrace(config.profile, config.output, self.device, monitor.say)
+            trace.begin(self.step)
             PROGRESS.enter(Stage.DATA)
             for batch in () if self._is_patience_over else batches:
                 PROGRESS.enter(Stage.OTHER)
@@ -175,9 +178,11 @@ class Trainer:
                     stall_s += self._save(writer, saved_at, is_best)
                     saved_at = self.samples
                 PROGRESS.end_step(self.step)
+                trace.after_step(self.step)
                 if is_last:
                     break
                 PROGRESS.enter(Stage.DATA)
+            trace.end(self.step)
             if self._validator is not None and self._validator.is_patience_over:
                 monitor.say(f"ended: no better validation among the last {self._validator.state.num_since_best}")
             if saved_at != self.samples:  # asked to stop in the middle of a mining round
@@ -259,7 +264,7 @@ class Trainer:
             report |= {"backbone_grad_norm": backbone_norm, "head_grad_norm": head_norm}
             info = self._describe(is_milestone=False)
             mined = None if info.mined_list is None else Path(info.mined_list.file)
-            self._dump = dump_step(self.config.output, self._tensors(), info, batch, report, culprits, mined)
+            self._dump = dump_step(self.config.output, self.tensors(), info, batch, report, culprits, mined)
         again = f"launch/train.py --config {self.config.output / CONFIG_FILE} output={self._dump}"
         if config.on_non_finite == "stop" or self._num_skipped >= config.max_skipped:
             raise UserError(
@@ -348,7 +353,8 @@ class Trainer:
         for name, buffer in model.named_buffers():
             buffer.copy_(buffers[name])
 
-    def _tensors(self) -> dict[str, Tensor]:
+    def tensors(self) -> dict[str, Tensor]:
+        """All that a checkpoint holds, live, by name."""
         tensors = training_tensors(self.backend, self.head, self.head_optimizer, self.mesh)
         return tensors if self._ema is None else tensors | self._ema.tensors()
 
@@ -376,7 +382,7 @@ class Trainer:
     def _begin_checkpoint(self, writer: CheckpointWriter, saved_at: int, is_best: bool) -> float:
         every = self.config.checkpoint.keep_every_epochs
         info = self._describe(is_milestone=every is not None and self._is_due(every, saved_at))
-        return writer.save(self._tensors(), info, is_best)
+        return writer.save(self.tensors(), info, is_best)
 
     def _describe(self, is_milestone: bool) -> checkpoint.CheckpointInfo:
         """What a checkpoint of this moment belongs to."""
@@ -406,7 +412,7 @@ class Trainer:
         self.step, self.samples, self._num_bad_samples = info.step, info.samples, info.num_bad_samples
 
     def _load_tensors(self, path: Path, info: checkpoint.CheckpointInfo) -> None:
-        tensors = self._tensors()
+        tensors = self.tensors()
         if info.config["training"]["precision"] != "fp16":  # this run's loss scale begins here
             tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(LOSS_SCALE_PREFIX)}
         begins_average = self._ema is not None and not checkpoint.has_ema(path)
