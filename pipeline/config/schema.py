@@ -15,6 +15,7 @@ from pipeline.config.augment import Augmentation, Flip
 from pipeline.config.cache import CacheConfig
 from pipeline.config.decoder import CpuDecoder, DaliDecoder
 from pipeline.config.heads import HeadConfig, MarginSoftmaxConfig
+from pipeline.config.initial import InitConfig
 from pipeline.config.location import DataLocation
 from pipeline.config.mining import MiningConfig
 from pipeline.config.optim import EmaConfig, FreezeRule, OptimConfig, PolynomialSchedule, ScheduleConfig, ThawConfig
@@ -140,6 +141,8 @@ class Config(Section):
     """Where samples come from."""
     backbone: BackboneConfig = IResNetConfig()
     """The network that embeds a crop."""
+    init_from: InitConfig | None = None
+    """Weights of an earlier model to begin from; None to begin anew."""
     head: HeadConfig = MarginSoftmaxConfig()
     """The loss over embeddings."""
     optim: OptimConfig = OptimConfig()

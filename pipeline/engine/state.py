@@ -19,7 +19,6 @@ from pipeline.engine.run import RunPlan
 from pipeline.model.backbones import build_backbone
 from pipeline.model.head import Head, build_head
 
-HEAD_PREFIX = "head/"
 HEAD_OPTIMIZER_PREFIX = "head_optimizer/"
 BACKBONE_OPTIMIZER_PREFIX = "backbone_optimizer/"
 
@@ -30,17 +29,22 @@ def training_tensors(
     """All tensors of a checkpoint, live: replicated ones, and the head's row-sharded ones as DTensors over `mesh`."""
     tensors = {checkpoint.BACKBONE_PREFIX + name: t for name, t in backend.model.state_dict().items()}
     tensors |= {BACKBONE_OPTIMIZER_PREFIX + name: t for name, t in backend.optimizer_tensors().items()}
+    tensors |= head_tensors(head, mesh)
     sharded = head.sharded_tensors()
-    head_tensors = dict(head.state_dict())
-    for name, (tensor, num_rows) in sharded.items():
-        head_tensors[name] = checkpoint.shard_rows(tensor.detach(), num_rows, mesh)
-    tensors |= {HEAD_PREFIX + name: t for name, t in head_tensors.items()}
     for name, tensor in head_optimizer.tensors().items():
         owner = name.rpartition("/")[0]
         if owner in sharded and tensor.ndim:
             tensor = checkpoint.shard_rows(tensor, sharded[owner][1], mesh)
         tensors[HEAD_OPTIMIZER_PREFIX + name] = tensor
     return tensors
+
+
+def head_tensors(head: Head, mesh: DeviceMesh | None) -> dict[str, Tensor]:
+    """A head's tensors of a checkpoint, live: replicated ones, and the row-sharded ones as DTensors over `mesh`."""
+    tensors = dict(head.state_dict())
+    for name, (tensor, num_rows) in head.sharded_tensors().items():
+        tensors[name] = checkpoint.shard_rows(tensor.detach(), num_rows, mesh)
+    return {checkpoint.HEAD_PREFIX + name: t for name, t in tensors.items()}
 
 
 def row_sharded(tensors: Mapping[str, Tensor], head: Head) -> Iterator[tuple[str, str]]:
@@ -50,7 +54,7 @@ def row_sharded(tensors: Mapping[str, Tensor], head: Head) -> Iterator[tuple[str
         if name.startswith(HEAD_OPTIMIZER_PREFIX):
             owner = name.removeprefix(HEAD_OPTIMIZER_PREFIX).rpartition("/")[0]
         else:
-            owner = name.removeprefix(HEAD_PREFIX)
+            owner = name.removeprefix(checkpoint.HEAD_PREFIX)
         if owner in sharded and tensor.ndim:
             yield name, owner
 
