@@ -29,6 +29,7 @@ from pipeline.data.orders import balanced_parts, build_order
 from pipeline.data.step_plan import EpochOrder, check_batches
 from pipeline.data.training_data import TrainingSet, open_training_data
 from pipeline.engine.freezing import Freezing
+from pipeline.engine.initial import open_initial
 from pipeline.engine.teacher import TeacherPlan, plan_teacher
 from pipeline.engine.validation import ValidationPairs, open_validation
 from pipeline.model.backbones import build_backbone
@@ -141,9 +142,12 @@ def plan_run(config: Config) -> RunPlan:
         # a teacher that is trained further must not change what this run learns when it is resumed
         config = config.model_copy(update={"head": with_teacher(config.head, teacher.path)})
     total_samples = _total_samples(config, split, order, parts)
-    return refresh_resume(
+    plan = refresh_resume(
         RunPlan(config, data.sets, split, label_map, total_samples, order, parts, None, teacher, validation)
     )
+    if config.init_from is not None and plan.resume is None:
+        open_initial(config.init_from, model, label_map)  # checks that it fits
+    return plan
 
 
 def refresh_resume(plan: RunPlan) -> RunPlan:

@@ -31,12 +31,13 @@ from pipeline.engine.ema import Ema
 from pipeline.engine.freezing import Freezing
 from pipeline.engine.gradients import GradientPass
 from pipeline.engine.head_optim import HeadOptimizer
+from pipeline.engine.initial import open_initial
 from pipeline.engine.lock import exclusive, leave_with_launcher
 from pipeline.engine.memory import keep_freed_memory
 from pipeline.engine.run import CONFIG_FILE, RunPlan, refresh_resume, write_config
 from pipeline.engine.seen_classes import SeenClasses
 from pipeline.engine.slow_ranks import SlowRanks
-from pipeline.engine.state import LOSS_SCALE_PREFIX, adopt_backbone_optimizer, training_tensors
+from pipeline.engine.state import LOSS_SCALE_PREFIX, adopt_backbone_optimizer, head_tensors, training_tensors
 from pipeline.engine.stream import Stream
 from pipeline.engine.teacher import load_teacher
 from pipeline.engine.trace import StepTrace
@@ -94,6 +95,11 @@ class Trainer:
         self._say: Callable[[str], None] = logger.warning
         self._spikes = SpikeDetector(config.divergence, [] if plan.resume is None else plan.resume.info.losses)
         model = build_backbone(config.backbone, plan.crop_px, config.seed)
+        initial = None
+        self._origin = ""
+        if config.init_from is not None and plan.resume is None:
+            initial = open_initial(config.init_from, model, plan.label_map)
+            self._origin = initial.fill_backbone(model)
         prepare_for_training(model, config.training)
         self.backend: Backend = build_backend(config, model, device)
         self._freezing = Freezing(config.freeze, config.thaw, model)
@@ -108,6 +114,8 @@ class Trainer:
             teacher = loaded.module
         self.head.to(device)
         self.head_optimizer = HeadOptimizer(config.optim.head, self.head)
+        if initial is not None:
+            self._origin += initial.fill_head(head_tensors(self.head, self.mesh))
         self._ema = Ema(config.ema, self.backend.model.state_dict()) if config.ema else None
         self._stream = Stream(plan, self.backend, device)
         self._pass = GradientPass(self.backend, self.statistics, self.head, teacher, config.seed)
@@ -431,7 +439,7 @@ class Trainer:
     def _opening_line(self) -> str:
         ranks = dist.world_size()
         resume = self.plan.resume
-        described = (self.plan.order.describe(), self._freezing.describe(self.plan.epoch(self.samples)))
+        described = (self._origin, self.plan.order.describe(), self._freezing.describe(self.plan.epoch(self.samples)))
         order = "".join(f"\n  {line}" for line in described if line)
         if resume is None:
             return (
