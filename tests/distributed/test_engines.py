@@ -35,9 +35,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def curves(recipe: Path, world_size: int) -> dict[str, dict[int, float]]:
     """Losses by engine; clipping is in force in all steps."""
     clipped = ["optim.clip_backbone_norm=0.5", "checkpoint.every_epochs=100"]
-    runs = [
-        Run(recipe.parent / f"{name}-{world_size}", (*clipped, *overrides)) for name, overrides in ENGINES.items()
-    ]
+    runs = [Run(recipe.parent / f"{name}-{world_size}", (*clipped, *overrides)) for name, overrides in ENGINES.items()]
     return dict(zip(ENGINES, train_all(recipe, runs, world_size), strict=True))
 
 
