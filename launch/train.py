@@ -71,9 +71,9 @@ def main(
     from pipeline.engine.trainer import train
 
     result = train(plan)
-    # A launcher that was told to stop counts any code but 0 as a crash; the supervisor says 75 for it. On the nodes that
-    # may stay it is the other way round: after a 0 they would wait for the one that left and close their meeting place
-    # for good; after a failure they meet anew without it, where restarts are allowed.
+    # A launcher that was told to stop counts any code but 0 as a crash; the supervisor says 75 for it. On nodes that
+    # may stay it is the other way round: after a 0 they would wait for the one that left and then close their meeting
+    # place for good; after a failure they meet anew without it, where restarts are allowed.
     if not result.is_finished and not (result.is_signalled and "RANK" in os.environ):
         raise SystemExit(EXIT_PREEMPTED)
 
