@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 
@@ -89,6 +90,32 @@ def test_components_fit_every_overlay(component: str, overlay: str) -> None:
         (container,) = pod.containers
         assert "/cache" in [mount["mountPath"] for mount in container["volumeMounts"]]
         assert bool(container.get("envFrom")) == (component == "s3-key")
+
+
+@pytest.mark.parametrize("page", ["k8s/README.md", "docs/kubernetes.md"])
+def test_pages_name_what_is_there(page: str) -> None:
+    text = (REPOSITORY / page).read_text()
+    manifests = [manifest for overlay in OVERLAYS for manifest in render_overlay(overlay)]
+    names = {manifest["metadata"]["name"] for manifest in manifests}
+    components = {manifest["metadata"]["labels"]["app.kubernetes.io/component"] for manifest in manifests}
+    assert set(re.findall(r"app\.kubernetes\.io/component=(\w+)", text)) <= components
+    made_here = {"facemill-training-node-0-0", "facemill-s3"}  # a pod's host name; a secret that the reader makes
+    assert set(re.findall(r"facemill-[a-z0-9-]+", text)) <= names | made_here
+    for path in re.findall(r"(?:k8s|docs|launch|tests)/[\w./-]+\w", text):
+        assert (REPOSITORY / path).exists() or "ours" in path, path
+    for link in re.findall(r"\]\(([^)#]+)\)", text):
+        assert (REPOSITORY / page).parent.joinpath(link).exists(), link
+
+
+def test_the_readme_lists_every_overlay_and_applies_every_step() -> None:
+    text = (REPOSITORY / "k8s" / "README.md").read_text()
+    assert set(re.findall(r"^\| `([\w-]+)` \|", text, re.MULTILINE)) == set(OVERLAYS)
+    steps = {
+        manifest["metadata"]["labels"]["app.kubernetes.io/component"]
+        for overlay in OVERLAYS
+        for manifest in render_overlay(overlay)
+    }
+    assert set(re.findall(r"kubectl apply -f facemill.yaml -l app\.kubernetes\.io/component=(\w+)", text)) == steps
 
 
 def test_make_renders_with_an_image() -> None:
