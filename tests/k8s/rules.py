@@ -254,6 +254,40 @@ def ray_is_fenced_in(manifests: list[Manifest]) -> Iterator[str]:
             yield f"{name_of(job)}: rayVersion {cluster.get('rayVersion')} is not that of constraints.txt"
 
 
+@rule
+def a_queue_covers_what_is_asked_for(manifests: list[Manifest]) -> Iterator[str]:
+    """A resource that a queue does not list is never there, and a job larger than the quota waits for ever."""
+    queues = {each["metadata"]["name"] for each in of_kind(manifests, "LocalQueue")}
+    for queue in of_kind(manifests, "ClusterQueue"):
+        (group,) = queue["spec"]["resourceGroups"]
+        quota = {each["name"]: quantity(each["nominalQuota"]) for each in group["flavors"][0]["resources"]}
+        if set(group["coveredResources"]) != quota.keys():
+            yield f"{name_of(queue)}: covers {group['coveredResources']} and has quotas of {sorted(quota)}"
+        for manifest in of_kind(manifests, "Job", "JobSet", "RayJob"):
+            if manifest["metadata"]["labels"].get("kueue.x-k8s.io/queue-name") not in queues:
+                yield f"{name_of(manifest)}: not in the queue"
+            if manifest["spec"].get("suspend") is not True:
+                yield f"{name_of(manifest)}: starts without waiting for its turn"
+            for resource, amount in _asked_for(manifest).items():
+                if amount > (there := quota.get(resource, 0)):
+                    yield f"{name_of(manifest)}: asks for {amount:g} {resource}, the queue has {there:g}"
+
+
+def _asked_for(manifest: Manifest) -> dict[str, float]:
+    """By all pods of a job together."""
+    amounts: dict[str, float] = {}
+    for pod in pods([manifest]):
+        parallel = manifest["spec"].get("parallelism", 1)
+        if manifest["kind"] == "JobSet":
+            parallel = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]["parallelism"]
+        elif ".workerGroupSpecs[0]" in pod.where:
+            parallel = manifest["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["replicas"]
+        for container in pod.containers:
+            for resource, amount in container["resources"]["requests"].items():
+                amounts[resource] = amounts.get(resource, 0) + parallel * quantity(amount)
+    return amounts
+
+
 def _selects(selector: Manifest, labels: dict[str, str]) -> bool:
     for expression in selector.get("matchExpressions", []):
         assert expression["operator"] == "NotIn", expression

@@ -27,6 +27,7 @@ from tests.k8s.manifests import (
 from tests.k8s.rules import (
     RULES,
     Rule,
+    a_queue_covers_what_is_asked_for,
     a_ttl_needs_shutdown,
     containers_are_locked_down,
     finished_jobs_go,
@@ -334,6 +335,20 @@ MISTAKES: list[tuple[Rule, str, Seed, str]] = [
         "trainjob",
         lambda m: container_of(m, "TrainingRuntime")["env"].append({"name": "PET_NNODES", "value": "2"}),
         "PET_NNODES are for the Trainer to set",
+    ),
+    (
+        a_queue_covers_what_is_asked_for,
+        "kueue",
+        lambda m: named(m, "ClusterQueue")["spec"]["resourceGroups"][0]["flavors"][0]["resources"].pop(2),
+        "ephemeral-storage",
+    ),
+    (a_queue_covers_what_is_asked_for, "kueue", lambda m: job_of_set(m).update(parallelism=4), "asks for 32 nvidia"),
+    (a_queue_covers_what_is_asked_for, "kueue", lambda m: named(m, "RayJob")["spec"].pop("suspend"), "for its turn"),
+    (
+        a_queue_covers_what_is_asked_for,
+        "kueue",
+        lambda m: named(m, "Job")["metadata"]["labels"].pop("kueue.x-k8s.io/queue-name"),
+        "not in the queue",
     ),
 ]
 
