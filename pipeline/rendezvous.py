@@ -4,11 +4,9 @@
 
 The agents then join with
 
-    export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
-    torchrun --nnodes 1:4 --max-restarts 100 --rdzv-backend c10d --rdzv-endpoint HOST:29400 \\
-        --rdzv-conf is_host=false --rdzv-id RUN --nproc-per-node 8 launch/train.py …
+    python -m pipeline.supervise -- torchrun --nnodes 1:4 --max-restarts 100 --rdzv-backend c10d \\
+        --rdzv-endpoint HOST:29400 --rdzv-conf is_host=false --rdzv-id RUN --nproc-per-node 8 launch/train.py …
 
-Without the variable, an agent that joins later waits in vain for an address that is written in the first round only.
 Without this process the store lives in one of the agents, and all others end when that one is killed. SIGTERM or
 Ctrl-C ends it. A new run takes another `--rdzv-id`; the store may serve many. One that is started anew has forgotten
 all agents: they end, and so have to be started anew, too.

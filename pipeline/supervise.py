@@ -38,6 +38,9 @@ from pipeline.config.errors import (
 )
 
 EXIT_CRASHED = 1
+OWN_STORE_VARIABLE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
+"""Gives the ranks of each start a store of their own. In the one that torchrun shares they find the addresses of ranks
+that are dead, and a node that joins later finds none."""
 MISTAKES = {UserError.state: EXIT_USER_ERROR, DataError.state: EXIT_BAD_DATA}
 
 
@@ -56,7 +59,7 @@ def supervise(command: Sequence[str]) -> int:
             return EXIT_PREEMPTED
         if check:
             return check if check in MISTAKES.values() else EXIT_CRASHED
-        code = signals.run(command, env={**os.environ, STATUS_VARIABLE: directory})
+        code = signals.run(command, env={**os.environ, STATUS_VARIABLE: directory, OWN_STORE_VARIABLE: "1"})
         return _translate(Path(directory), code, signals.is_asked_to_stop)
 
 

@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from pipeline.checkpoint import latest_checkpoint, read_info
+from pipeline.supervise import OWN_STORE_VARIABLE
 from tests.datasets import make_dataset
 from tests.integration import training
 
@@ -40,7 +41,8 @@ def torchrun(*options: str) -> list[str]:
 def started(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A process whose output goes to a file; killed with all its children at the end."""
     with open(log, "wb") as file:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        # what pipeline.supervise sets, too: without it a start may find the addresses of the ranks before it
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", OWN_STORE_VARIABLE: "1"}
         process = subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
     try:
         yield process

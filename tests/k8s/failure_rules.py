@@ -161,9 +161,6 @@ def elastic_agents_share_a_store(manifests: list[Manifest]) -> Iterator[str]:
         if {"key": "is_host", "value": "false"} not in policy.get("rdzvConf", []):
             yield f"{name_of(manifest)}: without is_host=false the store lives in an agent, and ends with it"
         worker = manifest["spec"]["pytorchReplicaSpecs"]["Worker"]
-        variables = environment(worker["template"]["spec"]["containers"][0])
-        if variables.get("TORCH_DISABLE_SHARE_RDZV_TCP_STORE") != "1":
-            yield f"{name_of(manifest)}: a pod that joins later would wait for an address in vain"
         if worker["restartPolicy"] != "OnFailure":
             yield f"{name_of(manifest)}: restartPolicy {worker['restartPolicy']} ends the job when a pod is preempted"
     for manifest in of_kind(manifests, "TrainingRuntime"):

@@ -327,8 +327,8 @@ MISTAKES: list[tuple[Rule, str, Seed, str]] = [
     (
         elastic_agents_share_a_store,
         "spot",
-        lambda m: set_variable(container_of(m, "PyTorchJob"), "TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "0"),
-        "in vain",
+        lambda m: named(m, "PyTorchJob")["spec"]["pytorchReplicaSpecs"]["Worker"].update(restartPolicy="ExitCode"),
+        "ends the job when a pod is preempted",
     ),
     (
         elastic_agents_share_a_store,

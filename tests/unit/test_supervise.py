@@ -61,6 +61,15 @@ def test_exit_codes(tmp_path: Path, attempts: list[str], code: int) -> None:
     assert supervise([sys.executable, str(tmp_path / "launcher"), str(tmp_path / "train.py"), *attempts]) == code
 
 
+def test_every_start_has_a_store_of_its_own(tmp_path: Path) -> None:
+    """Else ranks that torchrun starts again call on those before them."""
+    (tmp_path / "launcher").write_text(
+        "import os, sys; sys.exit(os.environ.get('TORCH_DISABLE_SHARE_RDZV_TCP_STORE') != '1')"
+    )
+    (tmp_path / "train.py").write_text("")
+    assert supervise([sys.executable, str(tmp_path / "launcher"), str(tmp_path / "train.py")]) == 0
+
+
 @pytest.mark.parametrize(("check", "code"), [("sys.exit(2)", 2), ("sys.exit(3)", 3), ("1 / 0", 1), ("os.abort()", 1)])
 def test_a_check_that_fails_starts_nothing(tmp_path: Path, check: str, code: int) -> None:
     (tmp_path / "train.py").write_text(f"import os, sys\nif sys.argv[-1] == '--check': {check}\nopen('started', 'w')")
