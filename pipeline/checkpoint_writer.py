@@ -34,6 +34,7 @@ from pipeline.checkpoint import (
     CheckpointInfo,
     all_checkpoints,
     best_checkpoint,
+    local_rows,
     rank_mesh,
     read_info,
     silence_dcp,
@@ -219,7 +220,7 @@ class CheckpointWriter:
 
     def _copy(self, name: str, tensor: Tensor) -> Tensor:
         """A copy in host memory that stays as it is while training goes on, in memory that the next save uses again."""
-        local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+        local = local_rows(tensor)
         copy = self._copies.get(name)
         if copy is None or copy.shape != local.shape or copy.dtype != local.dtype:
             copy = torch.empty(local.shape, dtype=local.dtype, pin_memory=local.is_cuda)

@@ -15,8 +15,10 @@ from pipeline.config.augment import Augmentation, Flip
 from pipeline.config.backbones import BackboneConfig, IResNetConfig
 from pipeline.config.cache import CacheConfig
 from pipeline.config.decoder import CpuDecoder, DaliDecoder
+from pipeline.config.divergence import DivergenceConfig
 from pipeline.config.engine import BatchNormGroup, DDPConfig, EngineConfig, Precision, check_engine
 from pipeline.config.heads import HeadConfig, MarginSoftmaxConfig
+from pipeline.config.initial import InitConfig
 from pipeline.config.location import DataLocation
 from pipeline.config.mining import MiningConfig
 from pipeline.config.mix import MixConfig
@@ -123,6 +125,8 @@ class Config(Section):
     """Where samples come from."""
     backbone: BackboneConfig = IResNetConfig()
     """The network that embeds a crop."""
+    init_from: InitConfig | None = None
+    """Weights of an earlier model to begin from; None to begin anew."""
     head: HeadConfig = MarginSoftmaxConfig()
     """The loss over embeddings."""
     optim: OptimConfig = OptimConfig()
@@ -141,6 +145,8 @@ class Config(Section):
     """Give part of each batch to hard examples found ahead; None for no."""
     validation: ValidationConfig | None = None
     """Verification while training; None for none."""
+    divergence: DivergenceConfig = DivergenceConfig()
+    """What to do when numbers go wrong."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """When to save."""
     monitor: MonitorConfig = MonitorConfig()

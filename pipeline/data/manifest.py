@@ -92,6 +92,17 @@ class SplitIndex:
         table = table.filter(pa.compute.equal(table["status"], STATUS_KEPT))
         return table if columns is None else table.select(list(columns))
 
+    def keys(self, rows: npt.NDArray[np.int64]) -> list[str]:
+        """Keys of some rows, from the manifests of the shards that they are in."""
+        found: dict[int, str] = {}
+        for shard in np.unique(self.shard[rows]).tolist():
+            names = {self.split: [self.shards[shard].stem]}
+            table = read_manifest(local_manifests(self.root, self.mirror, names)[0], ["key", "status"])
+            kept = table.filter(pa.compute.equal(table["status"], STATUS_KEPT))["key"]
+            first = int(np.searchsorted(self.shard, shard))
+            found |= {row: kept[row - first].as_py() for row in rows[self.shard[rows] == shard].tolist()}
+        return [found[row] for row in rows.tolist()]
+
     def identities(self) -> list[str]:
         """Identity of each contiguous label: `identities()[label]`."""
         names = self.manifest(["identity"])["identity"].combine_chunks()

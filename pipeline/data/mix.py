@@ -67,6 +67,14 @@ class MixedSplit(SplitIndex):
     def manifest(self, columns: Sequence[str] | None = None) -> pa.Table:
         return pa.concat_tables([part.manifest(columns) for part in self.parts])
 
+    def keys(self, rows: npt.NDArray[np.int64]) -> list[str]:
+        """As `set/key`."""
+        owners = np.searchsorted(self.first_rows, rows, side="right") - 1
+        return [
+            f"{self.names[owner]}/{self.parts[owner].keys(np.array([row - self.first_rows[owner]]))[0]}"
+            for row, owner in zip(rows.tolist(), owners.tolist(), strict=True)
+        ]
+
     def identities(self) -> list[str]:
         """Identity of each contiguous label; where people of different sets are not one, `set/identity`."""
         return list(_number_people(self.names, self.parts, self.labels))

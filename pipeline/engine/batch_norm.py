@@ -74,6 +74,14 @@ class RunningStatistics:
             counter.copy_(before + 1)
         self._before = None
 
+    def discard_step(self) -> None:
+        """Leave the statistics as they were before the step. Not collective."""
+        if self._before is not None:
+            self._restore(self._before)
+            for counter, before in zip(self._counters, self._counts_before, strict=True):
+                counter.copy_(before)
+        self._before = None
+
     @torch.no_grad()
     def _restore(self, values: list[Tensor]) -> None:
         if self._buffers:

@@ -2,52 +2,43 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline import checkpoint, dist
 from pipeline.checkpoint_writer import CheckpointWriter
 from pipeline.config.errors import DataError, UserError, report_status
 from pipeline.data.loader import StepBatch
-from pipeline.data.reader import WITHDRAWN, BadSample, allowed_bad_samples
-from pipeline.engine import optim
-from pipeline.engine.backend import Backend
-from pipeline.engine.backends import build_backend, prepare_for_training
-from pipeline.engine.batch_norm import RunningStatistics
-from pipeline.engine.ema import Ema
-from pipeline.engine.freezing import Freezing
-from pipeline.engine.gradients import GradientPass
-from pipeline.engine.head_optim import HeadOptimizer
+from pipeline.data.reader import WITHDRAWN, allowed_bad_samples
+from pipeline.engine.bad_samples import BAD_SAMPLES_FILE, trim_bad_samples, write_bad_samples
+from pipeline.engine.divergence import SpikeDetector, dump_step, find_culprits, non_finite_gradients
+from pipeline.engine.learner import Learner
 from pipeline.engine.lock import exclusive, leave_with_launcher
 from pipeline.engine.memory import keep_freed_memory
-from pipeline.engine.run import RunPlan, refresh_resume, write_config
+from pipeline.engine.optim import schedule_factor
+from pipeline.engine.run import CONFIG_FILE, RunPlan, refresh_resume, write_config
 from pipeline.engine.seen_classes import SeenClasses
 from pipeline.engine.slow_ranks import SlowRanks
-from pipeline.engine.state import LOSS_SCALE_PREFIX, adopt_backbone_optimizer, training_tensors
 from pipeline.engine.stream import Stream
-from pipeline.engine.teacher import load_teacher
+from pipeline.engine.trace import StepTrace
 from pipeline.engine.validation import Validator
 from pipeline.engine.watchdog import Watchdog
 from pipeline.engine.window import Window
-from pipeline.model.backbones import build_backbone
-from pipeline.model.separate_heads import build_head_over
 from pipeline.monitor.monitor import Monitor
 from pipeline.progress import PROGRESS, Stage
 
 logger = logging.getLogger(__name__)
-
-BAD_SAMPLES_FILE = "bad_samples.jsonl"
 
 
 @dataclass(frozen=True)
@@ -86,30 +77,17 @@ class Trainer:
         self._num_bad_samples = 0
         self._num_withdrawn = 0  # in this step
         self._stop_asked = False
-        model = build_backbone(config.backbone, plan.crop_px, config.seed)
-        prepare_for_training(model, config.training)
-        self.backend: Backend = build_backend(config, model, device)
-        self._freezing = Freezing(config.freeze, config.thaw, model)
-        self._frozen: frozenset[str] = frozenset()
-        self.statistics = RunningStatistics(model)
-        self.head = build_head_over(config.head, plan.split.label_spaces, config.backbone.embedding_dim, config.seed)
-        self.mesh = checkpoint.rank_mesh(device)
-        teacher: nn.Module | None = None
-        if plan.teacher is not None:
-            loaded = load_teacher(plan.teacher, device, self.mesh)
-            self.head.attach_teacher(loaded.teacher)
-            teacher = loaded.module
-        self.head.to(device)
-        self.head_optimizer = HeadOptimizer(config.optim.head, self.head)
-        self._ema = Ema(config.ema, self.backend.model.state_dict()) if config.ema else None
-        self._stream = Stream(plan, self.backend, device)
-        self._pass = GradientPass(self.backend, self.statistics, self.head, teacher, config.seed)
-        if not self._follow_freezing(0 if plan.resume is None else plan.resume.info.samples):
-            self._settle()
-        # parameters that rest have no step that would lay it out, and yet stand in checkpoints
-        self.backend.prime_optimizer()
+        self._num_skipped = 0  # in a row
+        self._num_roll_backs = 0
+        self._dump: Path | None = None
+        self._writer: CheckpointWriter | None = None
+        self._say: Callable[[str], None] = logger.warning
+        self._spikes = SpikeDetector(config.divergence, [] if plan.resume is None else plan.resume.info.losses)
+        self.learner = Learner(plan, device)
+        self._stream = Stream(plan, self.learner.backend, device)
         if plan.resume is not None:
-            self._load()
+            info = plan.resume.info
+            self.step, self.samples, self._num_bad_samples = info.step, info.samples, info.num_bad_samples
         self._validator: Validator | None = None
         if config.validation is not None:
             found = None if plan.resume is None else plan.resume.info.validation
@@ -121,7 +99,7 @@ class Trainer:
         is_writer = dist.rank() == 0
         if is_writer:
             write_config(config)
-            self._trim_bad_samples()
+            trim_bad_samples(config.output, self.samples)
         monitor = Monitor(config, plan.total_samples, self.samples, self.step, is_writer)
         writer = CheckpointWriter(
             plan.checkpoints,
@@ -130,6 +108,7 @@ class Trainer:
             say=monitor.say,
             on_saved=self._stream.prune,
         )
+        self._writer, self._say = writer, monitor.say
         saved_at = validated_at = self.samples
         batches = self._stream.batches(self.samples, say=monitor.say, is_stop_asked=lambda: self._stop_asked)
         with closing(batches), monitor, self._signals(), writer:
@@ -141,6 +120,8 @@ class Trainer:
                 dist.all_gather_objects(socket.gethostname()),
             )
             seen = SeenClasses(plan.split.num_labels, plan.epoch(self.samples), self.device)
+            trace = StepTrace(config.profile, config.output, self.device, monitor.say)
+            trace.begin(self.step)
             PROGRESS.enter(Stage.DATA)
             for batch in () if self._is_patience_over else batches:
                 PROGRESS.enter(Stage.OTHER)
@@ -168,9 +149,11 @@ class Trainer:
                     stall_s += self._save(writer, saved_at, is_best)
                     saved_at = self.samples
                 PROGRESS.end_step(self.step)
+                trace.after_step(self.step)
                 if is_last:
                     break
                 PROGRESS.enter(Stage.DATA)
+            trace.end(self.step)
             if self._validator is not None and self._validator.is_patience_over:
                 monitor.say(f"ended: no better validation among the last {self._validator.state.num_since_best}")
             if saved_at != self.samples:  # asked to stop in the middle of a mining round
@@ -185,49 +168,98 @@ class Trainer:
     def _train_step(self, batch: StepBatch) -> tuple[dict[str, Tensor | float], bool]:
         """One optimizer update; gives what to report, and whether any rank was asked to stop."""
         config = self.config
-        self._follow_freezing(self.samples)
+        learner, plan, epoch = self.learner, self.plan, self.plan.epoch(self.samples)
+        learner.follow_freezing(self.samples)
         num_valid, is_stop_asked = self._exchange_counts(batch)
-        loss, metrics = self._pass.backward(batch, num_valid, self.step, self.plan.epoch(self.samples))
-        backbone_norm = self.backend.gradient_norm()
-        head_norm = self.head_optimizer.gradient_norm()
-        is_left_out = self.backend.loss_scale is not None and self.backend.loss_scale.leaves_out(backbone_norm)
+        loss, metrics = learner.gradients.backward(batch, num_valid, self.step, epoch)
+        backbone_norm = learner.backend.gradient_norm()
+        head_norm = learner.head_optimizer.gradient_norm()
+        loss_scale = learner.backend.loss_scale
+        is_left_out = loss_scale is not None and loss_scale.leaves_out(backbone_norm)
         if is_left_out:
             backbone_norm = torch.zeros_like(backbone_norm)
-        # the three are the same on all ranks, so all of them stop together
+        # the three are the same on all ranks, so all of them do the same
         if not math.isfinite(float(loss + backbone_norm + head_norm)):
-            raise UserError(
-                f"step {self.step + 1}",
-                f"loss {float(loss)}, gradient norms {float(backbone_norm)} (backbone) and {float(head_norm)} (head)",
-                "finite numbers",
-                "lower optim.backbone.lr or the margin; the newest checkpoint is untouched",
-            )
-        plan, epoch = self.plan, self.plan.epoch(self.samples)
-        total_epochs = plan.epoch(plan.total_samples)
-        factor = optim.schedule_factor(config.schedule, epoch, total_epochs, plan.order.epoch_samples)
-        lr, head_lr = factor * config.optim.backbone.lr, factor * config.optim.head.lr
+            self._leave_out(batch, float(loss), float(backbone_norm), float(head_norm))
+            return {"skipped": self._num_skipped}, is_stop_asked
+        self._num_skipped = 0
+        if self._spikes.is_spike(float(loss)) and self._roll_back(float(loss)):
+            self._advance(batch)
+            return {"spike": loss}, is_stop_asked
+        learner.statistics.finish_step(batch.num_micro_batches_global)
+        values: dict[str, Tensor | float] = {"loss": loss, **metrics}
+        self._advance(batch)
         if is_left_out:
-            self.backend.zero_grad()
-            self.head_optimizer.zero_grad()
+            learner.forget_gradients()
         else:
-            with PROGRESS.during(Stage.OPTIMIZER):
-                self.backend.step(lr, backbone_norm, config.optim.clip_backbone_norm)
-                self.head_optimizer.step(head_lr, head_norm, config.optim.clip_head_norm)
-        self.step += 1
-        if self._ema is not None:
-            self._ema.update(self.backend.model.state_dict(), self.step)
-        self.samples = batch.step_position + config.training.global_batch
-        values: dict[str, Tensor | float] = {"loss": loss, **metrics, "lr": lr, "lr_head": head_lr}
+            total_epochs = plan.epoch(plan.total_samples)
+            factor = schedule_factor(config.schedule, epoch, total_epochs, plan.order.epoch_samples)
+            values |= learner.update(factor, backbone_norm, head_norm, self.step)
         values |= {"backbone_grad_norm": backbone_norm, "head_grad_norm": head_norm}
-        if self.backend.loss_scale is not None:
-            values |= {"loss_scale": self.backend.loss_scale.value, "left_out": float(is_left_out)}
+        if loss_scale is not None:
+            values |= {"loss_scale": loss_scale.value, "left_out": float(is_left_out)}
         values["bad_samples"] = self._num_bad_samples
-        if len(self.plan.split.withdrawn):
+        if len(plan.split.withdrawn):
             values["withdrawn"] = self._num_withdrawn
-        if self.plan.order_parts:
+        if plan.order_parts:
             values["top_ups"] = batch.num_top_ups
         if config.freeze or config.thaw:
-            values["trained_parameters"] = self._freezing.num_trained(epoch)
+            values["trained_parameters"] = learner.freezing.num_trained(epoch)
         return values, is_stop_asked
+
+    def _advance(self, batch: StepBatch) -> None:
+        self.step += 1
+        self.samples = batch.step_position + self.config.training.global_batch
+
+    def _leave_out(self, batch: StepBatch, loss: float, backbone_norm: float, head_norm: float) -> None:
+        """Forget a step whose numbers are not finite, after a dump of the first in a row.
+
+        Raises:
+            UserError: training is to stop; on all ranks.
+        """
+        config = self.config.divergence
+        gradients = non_finite_gradients((self.learner.backend.model, self.learner.head))
+        self.learner.forget_step()
+        self._num_skipped += 1
+        culprits = find_culprits(batch, self.learner.gradients.finite, self.plan.split)
+        found = f"loss {loss}, gradient norms {backbone_norm} (backbone) and {head_norm} (head)"
+        if culprits:
+            found += f"; embeddings not finite first on {culprits[0]}"
+        if self._num_skipped == 1:
+            report: dict[str, object] = {"loss": loss, "non_finite_gradients": gradients}
+            report |= {"backbone_grad_norm": backbone_norm, "head_grad_norm": head_norm}
+            info = self._describe(is_milestone=False)
+            mined = None if info.mined_list is None else Path(info.mined_list.file)
+            self._dump = dump_step(self.config.output, self.learner.tensors(), info, batch, report, culprits, mined)
+        again = f"launch/train.py --config {self.config.output / CONFIG_FILE} output={self._dump}"
+        if config.on_non_finite == "stop" or self._num_skipped >= config.max_skipped:
+            raise UserError(
+                f"step {self.step + 1}",
+                found,
+                "finite numbers",
+                f"lower optim.backbone.lr or the margin; weights are as before; to do the step again: {again}",
+            )
+        self._say(f"warning: step {self.step + 1} skipped: {found}; to do it again: {again}")
+        self._advance(batch)
+
+    def _roll_back(self, loss: float) -> bool:
+        """Say that a loss jumped, and take up the newest checkpoint's weights where that is the policy; whether so."""
+        config = self.config.divergence
+        said = f"warning: step {self.step + 1}: loss {loss:.4g}, usually {self._spikes.usual():.4g}"
+        if config.on_spike == "warn" or self._num_roll_backs >= config.max_roll_backs or self._writer is None:
+            self._say(said)
+            return False
+        self._writer.wait()
+        path = checkpoint.latest_checkpoint(self.plan.checkpoints)
+        if path is None:
+            self._say(f"{said}; there is no checkpoint to go back to")
+            return False
+        self.learner.forget_step()
+        self.learner.load(path, checkpoint.read_info(path))
+        self._spikes.forget()
+        self._num_roll_backs += 1
+        self._say(f"{said}; weights taken back to {path.name}, the batches up to here are not done again")
+        return True
 
     def _exchange_counts(self, batch: StepBatch) -> tuple[Tensor, bool]:
         """Sum over ranks: valid slots of each round, unreadable samples, wishes to stop."""
@@ -237,7 +269,7 @@ class Trainer:
         counts[2] = len(batch.bad_samples) - len(unreadable)
         for number, micro in enumerate(batch.micro_batches):
             counts[3 + number] = micro.valid.sum()
-        self._write_bad_samples(batch, unreadable)
+        write_bad_samples(self.config.output, batch.step_position, unreadable)
         counts = dist.all_reduce_sum(counts.to(self.device))
         stops, num_bad = int(counts[0]), int(counts[1])
         self._num_bad_samples += num_bad
@@ -253,51 +285,6 @@ class Trainer:
         self._num_withdrawn = int(counts[2])
         return counts[3:].float(), stops > 0
 
-    def _write_bad_samples(self, batch: StepBatch, unreadable: list[BadSample]) -> None:
-        if unreadable:
-            with open(self.config.output / BAD_SAMPLES_FILE, "a") as file:
-                for sample in unreadable:
-                    file.write(json.dumps({"position": batch.step_position, **vars(sample)}, default=str) + "\n")
-
-    def _trim_bad_samples(self) -> None:
-        """Drop the ledger's lines of steps that will be done again, so that none stands there twice."""
-        path = self.config.output / BAD_SAMPLES_FILE
-        if path.is_file():
-            lines = [line for line in path.read_text().splitlines() if json.loads(line)["position"] < self.samples]
-            path.write_text("".join(line + "\n" for line in lines))
-
-    def _follow_freezing(self, samples: int) -> bool:
-        """Let the right parameters rest at a position; whether they are others than before."""
-        epoch = self.plan.epoch(samples)
-        self._freezing.hold_statistics(epoch)
-        frozen = self._freezing.at(epoch)
-        if frozen == self._frozen:
-            return False
-        self.backend.freeze(frozen)
-        self._frozen = frozen
-        self._settle()
-        return True
-
-    def _settle(self) -> None:
-        """One dummy forward and backward. DDP lays its buckets out anew after the first backward pass, which changes
-        the order of sums; without this a resumed run would differ from the run that never stopped."""
-        model = self.backend.model
-        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-        crop_px = self.plan.crop_px
-        images = torch.zeros(
-            self.config.training.local_batch, crop_px, crop_px, 3, dtype=torch.uint8, device=self.device
-        )
-        with self.backend.accumulate(is_last=True):
-            embeddings = self.backend.forward(images.permute(0, 3, 1, 2))
-            self.backend.backward(embeddings, torch.zeros_like(embeddings))
-        self.backend.zero_grad()
-        for name, buffer in model.named_buffers():
-            buffer.copy_(buffers[name])
-
-    def _tensors(self) -> dict[str, Tensor]:
-        tensors = training_tensors(self.backend, self.head, self.head_optimizer, self.mesh)
-        return tensors if self._ema is None else tensors | self._ema.tensors()
-
     @property
     def _is_patience_over(self) -> bool:
         return self._validator is not None and self._validator.is_patience_over
@@ -309,8 +296,8 @@ class Trainer:
         is_over = self.samples >= self.plan.total_samples
         if not is_over and not self._is_due(self._validator.config.every_epochs, validated_at):
             return {}, False
-        with PROGRESS.during(Stage.VALIDATION):
-            return self._validator.run(self.backend.model, self.device, self.step)
+        with PROGRESS.during(Stage.VALIDATION), self.learner.averaged():
+            return self._validator.run(self.learner.backend.model, self.device, self.step)
 
     def _save(self, writer: CheckpointWriter, saved_at: int, is_best: bool) -> float:
         """Begin to save; gives the seconds that training waited."""
@@ -319,7 +306,12 @@ class Trainer:
 
     def _begin_checkpoint(self, writer: CheckpointWriter, saved_at: int, is_best: bool) -> float:
         every = self.config.checkpoint.keep_every_epochs
-        info = checkpoint.CheckpointInfo(
+        info = self._describe(is_milestone=every is not None and self._is_due(every, saved_at))
+        return writer.save(self.learner.tensors(), info, is_best)
+
+    def _describe(self, is_milestone: bool) -> checkpoint.CheckpointInfo:
+        """What a checkpoint of this moment belongs to."""
+        return checkpoint.CheckpointInfo(
             step=self.step,
             samples=self.samples,
             num_bad_samples=self._num_bad_samples,
@@ -332,25 +324,11 @@ class Trainer:
             mixed=self.plan.mixed_records,
             versions=checkpoint.versions(),
             order_parts=list(self.plan.order_parts),
-            is_milestone=every is not None and self._is_due(every, saved_at),
+            losses=self._spikes.losses,
+            is_milestone=is_milestone,
             mined_list=self._stream.reference(self.samples),
             validation=None if self._validator is None else self._validator.state,
         )
-        return writer.save(self._tensors(), info, is_best)
-
-    def _load(self) -> None:
-        assert self.plan.resume is not None
-        tensors, path, info = self._tensors(), self.plan.resume.path, self.plan.resume.info
-        if info.config["training"]["precision"] != "fp16":  # this run's loss scale begins here
-            tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(LOSS_SCALE_PREFIX)}
-        begins_average = self._ema is not None and not checkpoint.has_ema(path)
-        if begins_average:
-            tensors = {name: t for name, t in tensors.items() if not name.startswith(checkpoint.EMA_PREFIX)}
-        checkpoint.load_into(path, tensors)
-        adopt_backbone_optimizer(self.backend, tensors)
-        if self._ema is not None and begins_average:
-            self._ema.restart(self.backend.model.state_dict())
-        self.step, self.samples, self._num_bad_samples = info.step, info.samples, info.num_bad_samples
 
     def _is_due(self, every_epochs: float, since: int) -> bool:
         """Whether an interval has ended since so many samples were consumed."""
@@ -360,7 +338,8 @@ class Trainer:
     def _opening_line(self) -> str:
         ranks = dist.world_size()
         resume = self.plan.resume
-        described = (self.plan.order.describe(), self._freezing.describe(self.plan.epoch(self.samples)))
+        rests = self.learner.freezing.describe(self.plan.epoch(self.samples))
+        described = (self.learner.origin, self.plan.order.describe(), rests)
         order = "".join(f"\n  {line}" for line in described if line)
         if resume is None:
             return (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Mapping
@@ -89,7 +90,7 @@ class Monitor:
             return
         samples = int(values["samples"])
         status = (
-            f"step {values['step']} loss {values['loss']:.3f} {values['samples_per_s']:.0f} samples/s "
+            f"step {values['step']} loss {values.get('loss', math.nan):.3f} {values['samples_per_s']:.0f} samples/s "
             f"data wait {100 * values['data_wait']:.0f} %"
         )
         if self._progress is not None:

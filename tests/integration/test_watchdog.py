@@ -61,6 +61,27 @@ def test_a_rank_that_is_stopped_is_named(tmp_path: Path, data: Path) -> None:
     assert launcher.returncode != 0
 
 
+def test_a_reading_thread_that_is_stuck_is_named(tmp_path: Path, data: Path) -> None:
+    output = tmp_path / "run"
+    recipe = training.write_recipe(tmp_path / "recipe.yaml", data, output)
+    text = training.finish(start_faulty(recipe, 2, "stuck_reader:1:3", "watchdog.timeout_s=6"))
+    (line,) = (line for line in text.splitlines() if line.startswith("error: "))
+    assert "held up by rank 1 (process " in line
+    assert "stage data" in line
+    stacks = (output / "stacks-rank-1.txt").read_text()
+    assert "is loader-read_0" in stacks
+    assert "stuck_reader" in stacks
+
+
+def test_a_reading_thread_that_dies_ends_the_run(tmp_path: Path, data: Path) -> None:
+    recipe = training.write_recipe(tmp_path / "recipe.yaml", data, tmp_path / "run")
+    process = start_faulty(recipe, 2, "dying_reader:1:3")
+    text = training.finish(process)
+    assert process.returncode != 0
+    assert "MemoryError: no room for a photo" in text
+    assert "in a loader thread of rank 1, for the step at stream position " in text
+
+
 @pytest.mark.slow
 def test_a_library_that_never_gives_the_interpreter_back(tmp_path: Path, data: Path) -> None:
     recipe = training.write_recipe(tmp_path / "recipe.yaml", data, tmp_path / "run")
