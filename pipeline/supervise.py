@@ -11,7 +11,8 @@ in one process, so that a mistake is one line; then it runs the command, forward
     75  asked to stop: the same command goes on from the newest checkpoint
     1   crashed
 
-The command may be elastic, see `pipeline.rendezvous`. It says how the ranks of its node ended that were started last, however often torchrun restarted them.
+It says how the ranks of its node ended that were started last, however often torchrun restarted them. The command may
+be elastic, see `pipeline.rendezvous`.
 """
 
 from __future__ import annotations
