@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pipeline import checkpoint
+from pipeline.config.backbones import BackboneConfig, IResNetConfig, TorchvisionConfig
 from pipeline.config.errors import UserError
 from pipeline.config.initial import InitConfig
-from pipeline.config.schema import BackboneConfig, IResNetConfig, TorchvisionConfig
 from pipeline.engine.initial import Initial, open_initial
 from pipeline.model.backbones import build_backbone
 
@@ -100,15 +100,15 @@ def test_torchvision_weights_but_for_the_classifier(tmp_path: Path) -> None:
 
 def test_differences_are_counted_and_the_first_are_named(tmp_path: Path) -> None:
     tensors = network(seed=1).state_dict()
-    del tensors["backbone.embed.weight"], tensors["backbone.embed.bias"]
+    del tensors["backbone.neck.embed.weight"], tensors["backbone.neck.embed.bias"]
     tensors["backbone.extra"] = torch.ones(1)
     save_file(tensors, tmp_path / "weights.safetensors")
-    with pytest.raises(UserError, match=r"embed\.bias is missing, embed\.weight is missing and 1 more"):
+    with pytest.raises(UserError, match=r"neck\.embed\.bias is missing, neck\.embed\.weight is missing and 1 more"):
         begun(network(), tmp_path / "weights.safetensors")
     with pytest.raises(UserError, match=r"extra has no place in the backbone;"):
-        begun(network(), tmp_path / "weights.safetensors", leave=("embed.*",))
-    _, line = begun(network(), tmp_path / "weights.safetensors", leave=("embed.*", "extra"))
-    assert line.endswith("left there: extra; begun anew: embed.bias, embed.weight")
+        begun(network(), tmp_path / "weights.safetensors", leave=("neck.embed.*",))
+    _, line = begun(network(), tmp_path / "weights.safetensors", leave=("neck.embed.*", "extra"))
+    assert line.endswith("left there: extra; begun anew: neck.embed.bias, neck.embed.weight")
 
 
 def test_the_head_needs_the_same_people(tmp_path: Path) -> None:

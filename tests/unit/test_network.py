@@ -8,10 +8,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pipeline.config.backbones import (
+    BackboneConfig,
+    IResNetConfig,
+    MobileFaceNetConfig,
+    SphereFaceConfig,
+    TorchvisionConfig,
+    ViTConfig,
+)
 from pipeline.config.errors import UserError
 from pipeline.config.heads import MarginSoftmaxConfig
 from pipeline.config.load import validate_config
-from pipeline.config.schema import BackboneConfig, IResNetConfig, MobileFaceNetConfig, SGDConfig, TorchvisionConfig
+from pipeline.config.optim import SGDConfig
 from pipeline.data.loader import MicroBatch, StepBatch
 from pipeline.engine import network
 from pipeline.engine.batch_norm import RunningStatistics
@@ -45,8 +53,10 @@ def pass_over(model: nn.Module, compiles: bool = False, precision: str = "fp32")
     """A step's loss; the backbone's gradients and buffers after it."""
     backend = DDPBackend(model, SGDConfig(), precision, torch.device("cpu"), compiles)  # type: ignore[arg-type]
     head = build_head(MarginSoftmaxConfig(), NUM_CLASSES, 16, seed=0)
-    step = GradientPass(backend, RunningStatistics(model), head, None, seed=3)
+    statistics = RunningStatistics(model)
+    step = GradientPass(backend, statistics, head, None, seed=3)
     loss, _ = step.backward(step_batch(), torch.full((2,), float(LOCAL_BATCH)), 0, 0.0)
+    statistics.finish_step(2)
     left = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     return loss, left | {name: buffer.clone() for name, buffer in model.named_buffers()}
 
@@ -55,6 +65,8 @@ BACKBONES: list[tuple[BackboneConfig, int]] = [
     (IResNetConfig(depth=18, width=0.125, embedding_dim=16, dropout=0.4), 8),
     (MobileFaceNetConfig(width=0.125, embedding_dim=16), 15),
     (TorchvisionConfig(name="resnet18", embedding_dim=16), 8),
+    (SphereFaceConfig(width=0.125, embedding_dim=16, neck="bn_dropout_fc_bn"), 4),
+    (ViTConfig(size="tiny", width=0.125, embedding_dim=16, mask_share=0.3, drop_path=0.3), 12),
 ]
 
 
