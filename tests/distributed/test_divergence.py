@@ -63,10 +63,10 @@ def train(recipe: Path, inject: Callable[[Trainer], None] | None) -> tuple[list[
         step = trainer._train_step
 
         def watched_step(batch: Any) -> Any:
-            state = {name: local(tensor).clone() for name, tensor in trainer._tensors().items()}
+            state = {name: local(tensor).clone() for name, tensor in trainer.tensors().items()}
             values, stop = step(batch)
             if "skipped" in values:
-                after = trainer._tensors()
+                after = trainer.tensors()
                 changed = [name for name, tensor in state.items() if not torch.equal(tensor, local(after[name]))]
                 assert changed == [], changed
             return values, stop
