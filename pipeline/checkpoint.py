@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -41,6 +41,7 @@ LATEST = "latest"
 BEST = "best"
 BACKBONE_PREFIX = "backbone/"
 EMA_PREFIX = "ema/"
+HEAD_PREFIX = "head/"
 
 Weights = Literal["ema", "raw"]
 """Which of a backbone's weights: their moving average, or those that the optimizer moved."""
@@ -247,13 +248,19 @@ def load_into(path: Path, tensors: Mapping[str, Tensor]) -> None:
     _read_into(path, dict(tensors), no_dist=dist.world_size() == 1)
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a checkpoint, whole, on the CPU. A single process's affair."""
+def stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor of a checkpoint, whole."""
+    metadata = _read_metadata(path)
+    return {name: tuple(stored.size) for name, stored in metadata.items() if isinstance(stored, TensorStorageMetadata)}
+
+
+def read_tensors(path: Path, names: Collection[str] | None = None) -> dict[str, Tensor]:
+    """Tensors of a checkpoint, all of them or the named ones, whole, on the CPU. Each process's own affair."""
     metadata = _read_metadata(path)
     tensors = {
         name: torch.empty(stored.size, dtype=stored.properties.dtype)
         for name, stored in metadata.items()
-        if isinstance(stored, TensorStorageMetadata)
+        if isinstance(stored, TensorStorageMetadata) and (names is None or name in names)
     }
     _read_into(path, tensors, no_dist=True)
     return tensors

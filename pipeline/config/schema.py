@@ -18,6 +18,7 @@ from pipeline.config.decoder import CpuDecoder, DaliDecoder
 from pipeline.config.divergence import DivergenceConfig
 from pipeline.config.engine import BatchNormGroup, DDPConfig, EngineConfig, Precision, check_engine
 from pipeline.config.heads import HeadConfig, MarginSoftmaxConfig
+from pipeline.config.initial import InitConfig
 from pipeline.config.location import DataLocation
 from pipeline.config.mining import MiningConfig
 from pipeline.config.mix import MixConfig
@@ -124,6 +125,8 @@ class Config(Section):
     """Where samples come from."""
     backbone: BackboneConfig = IResNetConfig()
     """The network that embeds a crop."""
+    init_from: InitConfig | None = None
+    """Weights of an earlier model to begin from; None to begin anew."""
     head: HeadConfig = MarginSoftmaxConfig()
     """The loss over embeddings."""
     optim: OptimConfig = OptimConfig()

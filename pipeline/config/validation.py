@@ -23,7 +23,9 @@ class ValidationSet(Section):
 
 
 class ValidationConfig(Section):
-    """Verification while training: the best checkpoint is kept, and training may end when nothing gets better."""
+    """Verification while training: the best checkpoint is kept, and training may end when nothing gets better.
+
+    Where there is a moving average of the weights (`ema`), that is what is scored, as `launch/evaluate.py` does."""
 
     sets: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], ValidationSet] = Field(min_length=1)
     """What is scored, under names of your choice (a-z, 0-9, _)."""

@@ -85,7 +85,7 @@ def estimate(config: Config, num_classes: int, num_ranks: int, crop_px: int) -> 
         UserError: no CPU run, a head with a teacher, or a model that cannot be built.
     """
     if config.device != "cpu":
-        raise UserError("device", config.device, "cpu", "estimates are measured on this machine's CPU")
+        raise UserError("device", config.device, "cpu: estimates are measured on this machine", "add device=cpu")
     backbone = backbone_cost(config.backbone, crop_px)
     training = config.training
     num_micro_batches = -(-training.global_batch // (training.local_batch * num_ranks))

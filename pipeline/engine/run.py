@@ -17,7 +17,8 @@ from pipeline import checkpoint
 from pipeline.config.decoder import DaliDecoder
 from pipeline.config.errors import UserError
 from pipeline.config.heads import with_teacher
-from pipeline.config.order import IdentityBalancedConfig, PlainOrderConfig
+from pipeline.config.load import validate_config
+from pipeline.config.order import IdentityBalancedConfig
 from pipeline.config.schema import Config
 from pipeline.data.balanced_order import BalancedPart
 from pipeline.data.dataset_format import label_map_sha256
@@ -28,6 +29,7 @@ from pipeline.data.orders import balanced_parts, build_order
 from pipeline.data.step_plan import EpochOrder, check_batches
 from pipeline.data.training_data import TrainingSet, open_training_data
 from pipeline.engine.freezing import Freezing
+from pipeline.engine.initial import open_initial
 from pipeline.engine.teacher import TeacherPlan, plan_teacher
 from pipeline.engine.validation import ValidationPairs, open_validation
 from pipeline.model.backbones import build_backbone
@@ -39,6 +41,11 @@ CHECKPOINTS = "checkpoints"
 FIXED_KEYS = ("backbone", "head.kind", "seed", "data.split", "data.order", "data.mix.labels", "mining")
 # the same of any set of a mix; where it stands is free, its digest says whether it is the same
 FIXED_KEY_OF_SET = re.compile(r"data\.mix\.sets\.\w+\.(split|weight)")
+KEYS_WITHOUT_EFFECT = (
+    *("data.path", "data.cache", "data.num_threads", "data.prefetch_steps", "data.max_bad_share"),
+    *("checkpoint", "monitor", "watchdog", "profile", "validation.sets", "init_from"),
+)
+PATH_OF_SET = re.compile(r"data\.mix\.sets\.\w+\.path")
 # P × K batches are planned anew over what the epoch has not seen
 FREE_KEYS_OF_BALANCE = tuple(f"data.order.{name}" for name in ("num_identities", "photos_per_identity", "min_photos"))
 # with mining, which samples were seen follows from the number of steps
@@ -140,9 +147,12 @@ def plan_run(config: Config) -> RunPlan:
         # a teacher that is trained further must not change what this run learns when it is resumed
         config = config.model_copy(update={"head": with_teacher(config.head, teacher.path)})
     total_samples = _total_samples(config, split, order, parts)
-    return refresh_resume(
+    plan = refresh_resume(
         RunPlan(config, data.sets, split, label_map, total_samples, order, parts, None, teacher, validation)
     )
+    if config.init_from is not None and plan.resume is None:
+        open_initial(config.init_from, model, label_map)  # checks that it fits
+    return plan
 
 
 def refresh_resume(plan: RunPlan) -> RunPlan:
@@ -227,9 +237,8 @@ def _total_samples(config: Config, split: SplitIndex, order: EpochOrder, parts: 
 def _check_resume(path: Path, info: checkpoint.CheckpointInfo, plan: RunPlan) -> list[str]:
     config = plan.config
     remedy = "start another run with output=DIR, or go back to the old value"
-    # a run from before there was a choice has the plain order
-    plain = flatten(PlainOrderConfig().model_dump(mode="json"), "data.order.")
-    old = ({} if "order" in info.config["data"] else dict(plain)) | dict(flatten(info.config))
+    # a run from before there was a choice has the default of what could not be chosen
+    old = dict(flatten(validate_config(info.config, where=str(path)).model_dump(mode="json")))
     new = dict(flatten(config.model_dump(mode="json")))
     changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
     fixed_keys = FIXED_KEYS if config.mining is None else FIXED_KEYS + FIXED_KEYS_OF_MINING
@@ -256,7 +265,16 @@ def _check_resume(path: Path, info: checkpoint.CheckpointInfo, plan: RunPlan) ->
                 f"{digest[:12]}…",
                 "restore the data set, or start another run with output=DIR",
             )
-    return [f"{key}: {old.get(key)} → {new.get(key)}" for key in changed if key != "output"]
+    return [f"{key}: {old.get(key)} → {new.get(key)} ({_what_it_matters(key)})" for key in changed if key != "output"]
+
+
+def _what_it_matters(key: str) -> str:
+    """What another value of a key does to a run that is resumed."""
+    if any(key == one or key.startswith(one + ".") for one in KEYS_WITHOUT_EFFECT) or PATH_OF_SET.fullmatch(key):
+        return "no effect on what is learned"
+    if key in ("device", "training.local_batch") or key.startswith("engine."):
+        return "the same up to rounding and the groups of batch norm"
+    return "changes what is learned from here on"
 
 
 def _is_another_model(key: str, old: object, new: object) -> bool:

@@ -59,7 +59,7 @@ class _Normalise(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Output as x, and of the round: mean [C], biased variance [C], number of values of a channel, a scalar."""
         dims = [0, *range(2, x.ndim)]
-        own_var, own_mean = torch.var_mean(x.float(), dims, correction=0)
+        own_var, own_mean = torch.var_mean(_wide(x), dims, correction=0)
         own_count = x.numel() / x.shape[1] if counts else 0.0
         rows = dist.all_gather_rows(torch.cat([own_mean, own_var, own_mean.new_tensor([own_count])])[None])
         means, variances, numbers = rows.split([len(own_mean), len(own_mean), 1], dim=1)
@@ -68,7 +68,7 @@ class _Normalise(torch.autograd.Function):
         mean = (numbers * means).sum(0) / count
         var = (numbers * (variances + (means - mean).square())).sum(0) / count
         inverse_std = (var + eps).rsqrt()
-        normalised = (x.float() - _channels(mean, x)) * _channels(inverse_std, x)
+        normalised = (_wide(x) - _channels(mean, x)) * _channels(inverse_std, x)
         ctx.save_for_backward(x, weight, mean, inverse_std, count)
         ctx.counts, ctx.dims = counts, dims
         output = normalised if weight is None else normalised * _channels(weight, x)
@@ -79,8 +79,8 @@ class _Normalise(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, inverse_std, count = ctx.saved_tensors
-        gradient = gradients[0].float()
-        normalised = (x.float() - _channels(mean, x)) * _channels(inverse_std, x)
+        gradient = _wide(gradients[0])
+        normalised = (_wide(x) - _channels(mean, x)) * _channels(inverse_std, x)
         of_bias, of_weight = gradient.sum(ctx.dims), (gradient * normalised).sum(ctx.dims)
         # the moments stand in the outputs of all ranks
         sums = dist.all_reduce_sum(torch.stack([of_bias, of_weight])) / count
@@ -95,6 +95,11 @@ class _Normalise(torch.autograd.Function):
             None,
             None,
         )
+
+
+def _wide(x: Tensor) -> Tensor:
+    """Sums are taken in float32 at least."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _channels(values: Tensor, like: Tensor) -> Tensor:

@@ -31,6 +31,11 @@ def train(recipe: Path, ranks: int, overrides: Sequence[str] = (), stop_at: int 
     run_ranks(_train, ranks, recipe, tuple(overrides), stop_at, timeout_s=120)
 
 
+def dry_run(recipe: Path, num_steps: int, overrides: Sequence[str] = ()) -> None:
+    """Do the first steps of a recipe on one rank and save nothing."""
+    run_ranks(_dry_run, 1, recipe, num_steps, tuple(overrides), timeout_s=120)
+
+
 def saved(output: Path) -> dict[str, torch.Tensor]:
     """The tensors of a run's newest checkpoint."""
     path = latest_checkpoint(output / "checkpoints")
@@ -45,9 +50,22 @@ def differences(one: Path, other: Path) -> list[str]:
     return [name for name, tensor in ours.items() if not torch.equal(tensor, theirs[name])]
 
 
+class _DryTrainer(StoppedTrainer):
+    def _save(self) -> None:
+        pass
+
+
+def _dry_run(recipe: Path, num_steps: int, overrides: Sequence[str]) -> None:
+    _run(_DryTrainer, recipe, overrides, num_steps)
+
+
 def _train(recipe: Path, overrides: Sequence[str], stop_at: int | None) -> None:
+    _run(StoppedTrainer, recipe, overrides, stop_at)
+
+
+def _run(kind: type[StoppedTrainer], recipe: Path, overrides: Sequence[str], stop_at: int | None) -> None:
     plan = plan_run(load_config(recipe, overrides))
     plan.config.output.mkdir(parents=True, exist_ok=True)
-    trainer = StoppedTrainer(plan, torch.device("cpu"))
+    trainer = kind(plan, torch.device("cpu"))
     trainer.stop_at = stop_at
     trainer.run()

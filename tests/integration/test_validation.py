@@ -56,6 +56,21 @@ def test_leaves_no_trace_in_training_and_is_the_same_on_any_ranks(tmp_path: Path
     assert one == pytest.approx(two, abs=0.02)
 
 
+def test_scores_the_moving_average_and_leaves_the_weights(tmp_path: Path, data: Path, held_out: Path) -> None:
+    ema = ["ema.decay=0.5", "ema.warmup=false", "optim.backbone.lr=0.1", "optim.head.lr=0.1"]
+    outputs = {}
+    for name, validation, overrides in (
+        ("without", None, ema),
+        ("average", settings(held_out), ema),
+        ("raw", settings(held_out), ema[2:]),
+    ):
+        outputs[name] = tmp_path / name
+        training.run(write_recipe(tmp_path / f"{name}.yaml", data, outputs[name], validation), 1, overrides)
+    assert training.losses(outputs["average"]) == training.losses(outputs["without"]), "bit for bit"
+    assert training.losses(outputs["average"]) == training.losses(outputs["raw"])
+    assert scores(outputs["average"]) != scores(outputs["raw"])
+
+
 def scores(output: Path) -> dict[int, float]:
     found = training.records(output, "val/strangers/accuracy")
     assert training.records(output, "val/score") == found

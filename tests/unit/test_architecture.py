@@ -22,7 +22,7 @@ LAYERS = [
     ["pipeline.data"],
     ["pipeline.model"],
     ["pipeline.checkpoint"],
-    ["pipeline.checkpoint_writer"],
+    ["pipeline.checkpoint_writer", "pipeline.export"],
     ["pipeline.evaluate"],
     ["pipeline.engine"],
     ["pipeline.interop"],
@@ -37,6 +37,7 @@ HOMES = {
     "nvidia": {"pipeline.data.decode_dali"},
     "deepspeed": {"pipeline.engine.deepspeed"},
     "ray": {"preprocess.drivers.ray_cluster"},
+    "timm": {"pipeline.model.backbones.timm_net"},
     "triton": {"pipeline.model.triton_kernels"},
 }
 
