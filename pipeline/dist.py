@@ -16,6 +16,7 @@ import torch.distributed as c10d
 from torch import Tensor
 
 from pipeline.config.errors import UserError
+from pipeline.generation import agree_on_generation
 from pipeline.progress import PROGRESS, Stage
 
 T = TypeVar("T")
@@ -56,10 +57,14 @@ def initialise(device: str) -> torch.device:
         chosen = torch.device("cuda", local_rank)
         torch.cuda.set_device(chosen)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        store, rank, world_size = next(c10d.rendezvous("env://"))
+        store.set_timeout(c10d.default_pg_timeout)
+        place: dict[str, Any] = {"rank": rank, "world_size": world_size}
+        place["store"] = c10d.PrefixStore(agree_on_generation(store, rank, world_size), store)
         if chosen.type == "cuda":
-            c10d.init_process_group("cpu:gloo,cuda:nccl", device_id=chosen)
+            c10d.init_process_group("cpu:gloo,cuda:nccl", device_id=chosen, **place)
         else:
-            c10d.init_process_group("gloo")
+            c10d.init_process_group("gloo", **place)
     return chosen
 
 
