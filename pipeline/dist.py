@@ -16,7 +16,7 @@ import torch.distributed as c10d
 from torch import Tensor
 
 from pipeline.config.errors import UserError
-from pipeline.generation import agree_on_generation
+from pipeline.meet import meet
 from pipeline.progress import PROGRESS, Stage
 
 T = TypeVar("T")
@@ -57,14 +57,13 @@ def initialise(device: str) -> torch.device:
         chosen = torch.device("cuda", local_rank)
         torch.cuda.set_device(chosen)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        store, rank, world_size = next(c10d.rendezvous("env://"))
-        store.set_timeout(c10d.default_pg_timeout)
-        place: dict[str, Any] = {"rank": rank, "world_size": world_size}
-        place["store"] = c10d.PrefixStore(agree_on_generation(store, rank, world_size), store)
+        store, own_rank, num_ranks = next(c10d.rendezvous("env://"))
+        store = c10d.PrefixStore(meet(store, own_rank, num_ranks), store)
+        options: dict[str, Any] = {"store": store, "rank": own_rank, "world_size": num_ranks}
         if chosen.type == "cuda":
-            c10d.init_process_group("cpu:gloo,cuda:nccl", device_id=chosen, **place)
+            c10d.init_process_group("cpu:gloo,cuda:nccl", device_id=chosen, **options)
         else:
-            c10d.init_process_group("gloo", **place)
+            c10d.init_process_group("gloo", **options)
     return chosen
 
 
