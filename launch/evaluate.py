@@ -287,9 +287,10 @@ def _numbering_notes(tests: TestSet, pairs: PairList) -> list[str]:
 
 def _overlap_notes(tests: TestSet, loaded: LoadedBackbone, pairs: PairList) -> list[str]:
     """Whether people of the pairs were trained on; knowable when the data set is the one trained on."""
-    if tests.dataset is None or tests.dataset.info.digest != loaded.dataset["digest"]:
+    if tests.dataset is None:
         return []
-    trained_on = set(tests.dataset.split(loaded.config["data"]["split"]).identities())
+    splits = [split for split, digest in loaded.trained_on if digest == tests.dataset.info.digest]
+    trained_on = {identity for split in splits for identity in tests.dataset.split(split).identities()}
     people = {photo.identity for photo in pairs.photos()}
     seen = len(people & trained_on)
     return [f"The model was trained on {seen:,} of the {len(people):,} people in the pairs."] if seen else []

@@ -1,4 +1,9 @@
-"""What the trainer asks of whatever replicates the backbone."""
+"""What the trainer asks of whatever replicates the backbone.
+
+All ranks make the same calls. Collective are `backward` in the last micro-batch (in others where the backend says so),
+`gradient_norm`, `step`, and, where the optimizer's state is divided among ranks, `optimizer_tensors` and
+`adopt_loaded`.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +12,17 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from pipeline.engine.loss_scale import LossScale
+
 
 class Backend(Protocol):
     """Owner of the backbone, its optimizer and the averaging of its gradients over ranks."""
 
     model: nn.Module
     """The bare network, whose `state_dict` names go into checkpoints."""
+
+    loss_scale: LossScale | None
+    """In fp16, what keeps small gradients; the trainer asks it whether a step counts. None otherwise."""
 
     def forward(self, images: Tensor) -> Tensor:
         """Embed a micro-batch: uint8 [B, 3, H, W] to float32 [B, D]."""
@@ -22,12 +32,16 @@ class Backend(Protocol):
         """Wrap a micro-batch's forward and backward; gradients are averaged over ranks in the last one only."""
         ...
 
+    def backward(self, embeddings: Tensor, gradient: Tensor) -> None:
+        """Backpropagate a micro-batch: what `forward` gave, and the loss's gradient with respect to it, as large."""
+        ...
+
     def gradient_norm(self) -> Tensor:
-        """L2 norm of the averaged gradient, the same on all ranks."""
+        """L2 norm of the averaged gradient, a scalar float32, the same on all ranks. To be called once a step."""
         ...
 
     def step(self, lr: float, norm: Tensor, max_norm: float | None) -> None:
-        """Clip, update the parameters, clear the gradients."""
+        """Clip the gradient, whose norm is `norm`; update the parameters, clear the gradients."""
         ...
 
     def zero_grad(self) -> None:
@@ -42,9 +56,13 @@ class Backend(Protocol):
         ...
 
     def optimizer_tensors(self) -> dict[str, Tensor]:
-        """The optimizer's state as live tensors under `parameter-name/slot`."""
+        """The optimizer's state, whole, under `parameter-name/slot`: the same for all backends, live or copies."""
         ...
 
     def prime_optimizer(self) -> None:
         """Lay out the optimizer's state without moving a parameter."""
+        ...
+
+    def adopt_loaded(self, optimizer_tensors: dict[str, Tensor]) -> None:
+        """Go on from what was read into `model` and into what `optimizer_tensors` gave."""
         ...

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipeline import dist
+from pipeline.engine.synchronised_norm import SynchronisedBatchNorm
 
 
 class RunningStatistics:
@@ -28,6 +29,7 @@ class RunningStatistics:
 
     def __init__(self, model: nn.Module) -> None:
         self._norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+        self._synchronised = [m for m in self._norms if isinstance(m, SynchronisedBatchNorm)]
         self._buffers: list[Tensor] = []
         self._counters: list[Tensor] = []
         self._before: list[Tensor] | None = None
@@ -35,8 +37,13 @@ class RunningStatistics:
         self._counts_before: list[Tensor] = []
 
     @contextmanager
-    def micro_batch(self, is_filler: bool) -> Iterator[None]:
-        """Run one forward pass from the step's initial statistics; a filler leaves no trace."""
+    def micro_batch(self, is_filler: bool, is_repeated: bool = False) -> Iterator[None]:
+        """Run one forward pass from the step's initial statistics; a filler or a repetition leaves no trace.
+
+        A filler counts for nothing among what is normalised together, either, until its backward pass is done.
+        """
+        for norm in self._synchronised:
+            norm.is_filler = is_filler
         if self._before is None:
             norms = [m for m in self._norms if m.training]
             self._buffers = [b for m in norms for b in (m.running_mean, m.running_var) if b is not None]
@@ -47,7 +54,7 @@ class RunningStatistics:
         else:
             self._restore(self._before)
         yield
-        if not is_filler and self._buffers:
+        if not (is_filler or is_repeated) and self._buffers:
             torch._foreach_add_(self._sums, self._buffers)
 
     @torch.no_grad()
@@ -65,6 +72,14 @@ class RunningStatistics:
         self._restore(means)
         for counter, before in zip(self._counters, self._counts_before, strict=True):
             counter.copy_(before + 1)
+        self._before = None
+
+    def discard_step(self) -> None:
+        """Leave the statistics as they were before the step. Not collective."""
+        if self._before is not None:
+            self._restore(self._before)
+            for counter, before in zip(self._counters, self._counts_before, strict=True):
+                counter.copy_(before)
         self._before = None
 
     @torch.no_grad()

@@ -6,7 +6,8 @@ TensorFlow's ExponentialMovingAverage, which FaceNet's code evaluates with.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -53,6 +54,22 @@ class Ema:
             return self._config.decay
         num_updates = step // self._config.every_steps
         return min(self._config.decay, (1 + num_updates) / (10 + num_updates))
+
+    @contextmanager
+    @torch.no_grad()
+    def in_place_of(self, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+        """Let the network have the averages while the block runs; afterwards it has what it had, bit for bit.
+
+        `tensors` are the live ones that the averages are of.
+        """
+        kept = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+        for name, tensor in tensors.items():
+            tensor.copy_(self._values[name])
+        try:
+            yield
+        finally:
+            for name, tensor in tensors.items():
+                tensor.copy_(kept[name])
 
     def tensors(self) -> dict[str, Tensor]:
         """The averages, live, by their names in checkpoints."""

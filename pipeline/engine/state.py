@@ -11,24 +11,33 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from pipeline import checkpoint, dist
+from pipeline.checkpoint_writer import save as save_checkpoint
 from pipeline.config.errors import UserError
 from pipeline.engine.backend import Backend
 from pipeline.engine.ddp import DDPBackend
 from pipeline.engine.head_optim import HeadOptimizer
 from pipeline.engine.run import RunPlan
 from pipeline.model.backbones import build_backbone
-from pipeline.model.head import Head, build_head
+from pipeline.model.head import Head
+from pipeline.model.separate_heads import build_head_over
 
 HEAD_OPTIMIZER_PREFIX = "head_optimizer/"
 BACKBONE_OPTIMIZER_PREFIX = "backbone_optimizer/"
+LOSS_SCALE_PREFIX = "loss_scale/"
 
 
 def training_tensors(
     backend: Backend, head: Head, head_optimizer: HeadOptimizer, mesh: DeviceMesh | None
 ) -> dict[str, Tensor]:
-    """All tensors of a checkpoint, live: replicated ones, and the head's row-sharded ones as DTensors over `mesh`."""
+    """All tensors of a checkpoint: replicated ones, and the head's row-sharded ones as DTensors over `mesh`.
+
+    They are live, but for the backbone's optimizer where its state is divided among ranks: then this is collective, and
+    after reading into them `adopt_backbone_optimizer` is due.
+    """
     tensors = {checkpoint.BACKBONE_PREFIX + name: t for name, t in backend.model.state_dict().items()}
     tensors |= {BACKBONE_OPTIMIZER_PREFIX + name: t for name, t in backend.optimizer_tensors().items()}
+    if backend.loss_scale is not None:
+        tensors |= {LOSS_SCALE_PREFIX + name: t for name, t in backend.loss_scale.tensors().items()}
     tensors |= head_tensors(head, mesh)
     sharded = head.sharded_tensors()
     for name, tensor in head_optimizer.tensors().items():
@@ -37,6 +46,12 @@ def training_tensors(
             tensor = checkpoint.shard_rows(tensor, sharded[owner][1], mesh)
         tensors[HEAD_OPTIMIZER_PREFIX + name] = tensor
     return tensors
+
+
+def adopt_backbone_optimizer(backend: Backend, tensors: Mapping[str, Tensor]) -> None:
+    """Go on from what was read into the tensors that `training_tensors` gave. Collective on all ranks."""
+    prefix = BACKBONE_OPTIMIZER_PREFIX
+    backend.adopt_loaded({name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)})
 
 
 def head_tensors(head: Head, mesh: DeviceMesh | None) -> dict[str, Tensor]:
@@ -100,10 +115,11 @@ class Start:
             label_map_sha256=plan.label_map,
             split=plan.split.split,
             config=plan.config.model_dump(mode="json"),
-            dataset=plan.dataset.info.model_dump(mode="json"),
+            dataset=plan.dataset_record,
+            mixed=plan.mixed_records,
             versions=checkpoint.versions() | dict(origin),
         )
-        return checkpoint.save(plan.checkpoints, self.tensors, info, plan.config.checkpoint.keep)
+        return save_checkpoint(plan.checkpoints, self.tensors, info, plan.config.checkpoint.keep)
 
 
 def prepare_start(plan: RunPlan) -> Start:
@@ -118,7 +134,7 @@ def prepare_start(plan: RunPlan) -> Start:
     config = plan.config
     model = build_backbone(config.backbone, plan.crop_px, config.seed)
     backend = DDPBackend(model, config.optim.backbone, config.training.precision, torch.device("cpu"))
-    head = build_head(config.head, plan.split.num_labels, config.backbone.embedding_dim, config.seed)
+    head = build_head_over(config.head, plan.split.label_spaces, config.backbone.embedding_dim, config.seed)
     head_optimizer = HeadOptimizer(config.optim.head, head)
     backend.prime_optimizer()
     tensors = training_tensors(backend, head, head_optimizer, mesh=None)

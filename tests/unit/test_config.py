@@ -182,6 +182,16 @@ def test_mistakes_in_named_sections_are_one_line(tmp_path: Path, override: str, 
             "less than or equal to 255",
         ),
         ("data.augment=[{kind: blur, sigma_px: [2, 1]}]", "data.augment.0", "sigma_px: 2.0 to 1.0 is no range"),
+        (
+            "data.augment=[{kind: one_of, operations: [{kind: grey}, {kind: flip}], weights: [1, 2, 3]}]",
+            "data.augment.0",
+            "weights: 3 for 2 operations",
+        ),
+        (
+            "data.augment=[{kind: one_of, operations: [{kind: grey}, {kind: flip}], weights: [1, 0]}]",
+            "data.augment.0.weights.1",
+            "greater than 0",
+        ),
         ("data.augment=flip", "data.augment", "valid tuple"),
     ],
 )
