@@ -234,7 +234,7 @@ def _output(output: Path) -> Finding:
 
 
 def _disk(trainer: Trainer) -> Finding:
-    size = sum(tensor.numel() * tensor.element_size() for tensor in trainer.tensors().values())
+    size = sum(tensor.numel() * tensor.element_size() for tensor in trainer.learner.tensors().values())
     config = trainer.config
     keep, folder = _num_kept(trainer), config.output / CHECKPOINTS
     there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0
@@ -257,7 +257,7 @@ def _num_kept(trainer: Trainer) -> int:
 def _link(trainer: Trainer) -> Finding:
     """The time that a step's exchange takes by itself, beside that of the backbone's work."""
     training, num_ranks = trainer.config.training, dist.world_size()
-    parameters = [parameter for parameter in trainer.backend.model.parameters() if parameter.requires_grad]
+    parameters = [parameter for parameter in trainer.learner.backend.model.parameters() if parameter.requires_grad]
     gradient_bytes = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
     num_micro_batches = -(-training.global_batch // (training.local_batch * num_ranks))
     # a reduction sends each byte around twice; of the embeddings' two exchanges each does so once
@@ -294,12 +294,12 @@ def _micro_batch_s(trainer: Trainer) -> float:
     best = float("inf")
     for _ in range(_NUM_PASSES):
         began = time.perf_counter()
-        with trainer.backend.accumulate(is_last=False):
-            trainer.backend.forward(images).sum().backward()
+        with trainer.learner.backend.accumulate(is_last=False):
+            trainer.learner.backend.forward(images).sum().backward()
         if trainer.device.type == "cuda":
             torch.cuda.synchronize(trainer.device)
         best = min(best, time.perf_counter() - began)
-    trainer.backend.zero_grad()
+    trainer.learner.backend.zero_grad()
     return best
 
 

@@ -41,6 +41,11 @@ CHECKPOINTS = "checkpoints"
 FIXED_KEYS = ("backbone", "head.kind", "seed", "data.split", "data.order", "data.mix.labels", "mining")
 # the same of any set of a mix; where it stands is free, its digest says whether it is the same
 FIXED_KEY_OF_SET = re.compile(r"data\.mix\.sets\.\w+\.(split|weight)")
+KEYS_WITHOUT_EFFECT = (
+    *("data.path", "data.cache", "data.num_threads", "data.prefetch_steps", "data.max_bad_share"),
+    *("checkpoint", "monitor", "watchdog", "profile", "validation.sets", "init_from"),
+)
+PATH_OF_SET = re.compile(r"data\.mix\.sets\.\w+\.path")
 # P × K batches are planned anew over what the epoch has not seen
 FREE_KEYS_OF_BALANCE = tuple(f"data.order.{name}" for name in ("num_identities", "photos_per_identity", "min_photos"))
 # with mining, which samples were seen follows from the number of steps
@@ -260,7 +265,16 @@ def _check_resume(path: Path, info: checkpoint.CheckpointInfo, plan: RunPlan) ->
                 f"{digest[:12]}…",
                 "restore the data set, or start another run with output=DIR",
             )
-    return [f"{key}: {old.get(key)} → {new.get(key)}" for key in changed if key != "output"]
+    return [f"{key}: {old.get(key)} → {new.get(key)} ({_what_it_matters(key)})" for key in changed if key != "output"]
+
+
+def _what_it_matters(key: str) -> str:
+    """What another value of a key does to a run that is resumed."""
+    if any(key == one or key.startswith(one + ".") for one in KEYS_WITHOUT_EFFECT) or PATH_OF_SET.fullmatch(key):
+        return "no effect on what is learned"
+    if key in ("device", "training.local_batch") or key.startswith("engine."):
+        return "the same up to rounding and the groups of batch norm"
+    return "changes what is learned from here on"
 
 
 def _is_another_model(key: str, old: object, new: object) -> bool:

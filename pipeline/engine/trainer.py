@@ -8,44 +8,33 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline import checkpoint, dist
 from pipeline.checkpoint_writer import CheckpointWriter
 from pipeline.config.errors import DataError, UserError, report_status
 from pipeline.data.loader import StepBatch
 from pipeline.data.reader import WITHDRAWN, allowed_bad_samples
-from pipeline.engine import optim
-from pipeline.engine.backend import Backend
-from pipeline.engine.backends import build_backend, prepare_for_training
 from pipeline.engine.bad_samples import BAD_SAMPLES_FILE, trim_bad_samples, write_bad_samples
-from pipeline.engine.batch_norm import RunningStatistics
 from pipeline.engine.divergence import SpikeDetector, dump_step, find_culprits, non_finite_gradients
-from pipeline.engine.ema import Ema
-from pipeline.engine.freezing import Freezing
-from pipeline.engine.gradients import GradientPass
-from pipeline.engine.head_optim import HeadOptimizer
-from pipeline.engine.initial import open_initial
+from pipeline.engine.learner import Learner
 from pipeline.engine.lock import exclusive, leave_with_launcher
 from pipeline.engine.memory import keep_freed_memory
+from pipeline.engine.optim import schedule_factor
 from pipeline.engine.run import CONFIG_FILE, RunPlan, refresh_resume, write_config
 from pipeline.engine.seen_classes import SeenClasses
 from pipeline.engine.slow_ranks import SlowRanks
-from pipeline.engine.state import LOSS_SCALE_PREFIX, adopt_backbone_optimizer, head_tensors, training_tensors
 from pipeline.engine.stream import Stream
-from pipeline.engine.teacher import load_teacher
 from pipeline.engine.trace import StepTrace
 from pipeline.engine.validation import Validator
 from pipeline.engine.watchdog import Watchdog
 from pipeline.engine.window import Window
-from pipeline.model.backbones import build_backbone
-from pipeline.model.separate_heads import build_head_over
 from pipeline.monitor.monitor import Monitor
 from pipeline.progress import PROGRESS, Stage
 
@@ -94,37 +83,11 @@ class Trainer:
         self._writer: CheckpointWriter | None = None
         self._say: Callable[[str], None] = logger.warning
         self._spikes = SpikeDetector(config.divergence, [] if plan.resume is None else plan.resume.info.losses)
-        model = build_backbone(config.backbone, plan.crop_px, config.seed)
-        initial = None
-        self._origin = ""
-        if config.init_from is not None and plan.resume is None:
-            initial = open_initial(config.init_from, model, plan.label_map)
-            self._origin = initial.fill_backbone(model)
-        prepare_for_training(model, config.training)
-        self.backend: Backend = build_backend(config, model, device)
-        self._freezing = Freezing(config.freeze, config.thaw, model)
-        self._frozen: frozenset[str] = frozenset()
-        self.statistics = RunningStatistics(model)
-        self.head = build_head_over(config.head, plan.split.label_spaces, config.backbone.embedding_dim, config.seed)
-        self.mesh = checkpoint.rank_mesh(device)
-        teacher: nn.Module | None = None
-        if plan.teacher is not None:
-            loaded = load_teacher(plan.teacher, device, self.mesh)
-            self.head.attach_teacher(loaded.teacher)
-            teacher = loaded.module
-        self.head.to(device)
-        self.head_optimizer = HeadOptimizer(config.optim.head, self.head)
-        if initial is not None:
-            self._origin += initial.fill_head(head_tensors(self.head, self.mesh))
-        self._ema = Ema(config.ema, self.backend.model.state_dict()) if config.ema else None
-        self._stream = Stream(plan, self.backend, device)
-        self._pass = GradientPass(self.backend, self.statistics, self.head, teacher, config.seed)
-        if not self._follow_freezing(0 if plan.resume is None else plan.resume.info.samples):
-            self._settle()
-        # parameters that rest have no step that would lay it out, and yet stand in checkpoints
-        self.backend.prime_optimizer()
+        self.learner = Learner(plan, device)
+        self._stream = Stream(plan, self.learner.backend, device)
         if plan.resume is not None:
-            self._load()
+            info = plan.resume.info
+            self.step, self.samples, self._num_bad_samples = info.step, info.samples, info.num_bad_samples
         self._validator: Validator | None = None
         if config.validation is not None:
             found = None if plan.resume is None else plan.resume.info.validation
@@ -205,12 +168,14 @@ class Trainer:
     def _train_step(self, batch: StepBatch) -> tuple[dict[str, Tensor | float], bool]:
         """One optimizer update; gives what to report, and whether any rank was asked to stop."""
         config = self.config
-        self._follow_freezing(self.samples)
+        learner, plan, epoch = self.learner, self.plan, self.plan.epoch(self.samples)
+        learner.follow_freezing(self.samples)
         num_valid, is_stop_asked = self._exchange_counts(batch)
-        loss, metrics = self._pass.backward(batch, num_valid, self.step, self.plan.epoch(self.samples))
-        backbone_norm = self.backend.gradient_norm()
-        head_norm = self.head_optimizer.gradient_norm()
-        is_left_out = self.backend.loss_scale is not None and self.backend.loss_scale.leaves_out(backbone_norm)
+        loss, metrics = learner.gradients.backward(batch, num_valid, self.step, epoch)
+        backbone_norm = learner.backend.gradient_norm()
+        head_norm = learner.head_optimizer.gradient_norm()
+        loss_scale = learner.backend.loss_scale
+        is_left_out = loss_scale is not None and loss_scale.leaves_out(backbone_norm)
         if is_left_out:
             backbone_norm = torch.zeros_like(backbone_norm)
         # the three are the same on all ranks, so all of them do the same
@@ -221,32 +186,25 @@ class Trainer:
         if self._spikes.is_spike(float(loss)) and self._roll_back(float(loss)):
             self._advance(batch)
             return {"spike": loss}, is_stop_asked
-        self.statistics.finish_step(batch.num_micro_batches_global)
-        plan, epoch = self.plan, self.plan.epoch(self.samples)
-        total_epochs = plan.epoch(plan.total_samples)
-        factor = optim.schedule_factor(config.schedule, epoch, total_epochs, plan.order.epoch_samples)
-        lr, head_lr = factor * config.optim.backbone.lr, factor * config.optim.head.lr
-        if is_left_out:
-            self.backend.zero_grad()
-            self.head_optimizer.zero_grad()
-        else:
-            with PROGRESS.during(Stage.OPTIMIZER):
-                self.backend.step(lr, backbone_norm, config.optim.clip_backbone_norm)
-                self.head_optimizer.step(head_lr, head_norm, config.optim.clip_head_norm)
+        learner.statistics.finish_step(batch.num_micro_batches_global)
+        values: dict[str, Tensor | float] = {"loss": loss, **metrics}
         self._advance(batch)
-        if self._ema is not None:
-            self._ema.update(self.backend.model.state_dict(), self.step)
-        values: dict[str, Tensor | float] = {"loss": loss, **metrics, "lr": lr, "lr_head": head_lr}
+        if is_left_out:
+            learner.forget_gradients()
+        else:
+            total_epochs = plan.epoch(plan.total_samples)
+            factor = schedule_factor(config.schedule, epoch, total_epochs, plan.order.epoch_samples)
+            values |= learner.update(factor, backbone_norm, head_norm, self.step)
         values |= {"backbone_grad_norm": backbone_norm, "head_grad_norm": head_norm}
-        if self.backend.loss_scale is not None:
-            values |= {"loss_scale": self.backend.loss_scale.value, "left_out": float(is_left_out)}
+        if loss_scale is not None:
+            values |= {"loss_scale": loss_scale.value, "left_out": float(is_left_out)}
         values["bad_samples"] = self._num_bad_samples
-        if len(self.plan.split.withdrawn):
+        if len(plan.split.withdrawn):
             values["withdrawn"] = self._num_withdrawn
-        if self.plan.order_parts:
+        if plan.order_parts:
             values["top_ups"] = batch.num_top_ups
         if config.freeze or config.thaw:
-            values["trained_parameters"] = self._freezing.num_trained(epoch)
+            values["trained_parameters"] = learner.freezing.num_trained(epoch)
         return values, is_stop_asked
 
     def _advance(self, batch: StepBatch) -> None:
@@ -260,10 +218,10 @@ class Trainer:
             UserError: training is to stop; on all ranks.
         """
         config = self.config.divergence
-        gradients = non_finite_gradients((self.backend.model, self.head))
-        self._forget_step()
+        gradients = non_finite_gradients((self.learner.backend.model, self.learner.head))
+        self.learner.forget_step()
         self._num_skipped += 1
-        culprits = find_culprits(batch, self._pass.finite, self.plan.split)
+        culprits = find_culprits(batch, self.learner.gradients.finite, self.plan.split)
         found = f"loss {loss}, gradient norms {backbone_norm} (backbone) and {head_norm} (head)"
         if culprits:
             found += f"; embeddings not finite first on {culprits[0]}"
@@ -272,7 +230,7 @@ class Trainer:
             report |= {"backbone_grad_norm": backbone_norm, "head_grad_norm": head_norm}
             info = self._describe(is_milestone=False)
             mined = None if info.mined_list is None else Path(info.mined_list.file)
-            self._dump = dump_step(self.config.output, self.tensors(), info, batch, report, culprits, mined)
+            self._dump = dump_step(self.config.output, self.learner.tensors(), info, batch, report, culprits, mined)
         again = f"launch/train.py --config {self.config.output / CONFIG_FILE} output={self._dump}"
         if config.on_non_finite == "stop" or self._num_skipped >= config.max_skipped:
             raise UserError(
@@ -296,18 +254,12 @@ class Trainer:
         if path is None:
             self._say(f"{said}; there is no checkpoint to go back to")
             return False
-        self._forget_step()
-        self._load_tensors(path, checkpoint.read_info(path))
+        self.learner.forget_step()
+        self.learner.load(path, checkpoint.read_info(path))
         self._spikes.forget()
         self._num_roll_backs += 1
         self._say(f"{said}; weights taken back to {path.name}, the batches up to here are not done again")
         return True
-
-    def _forget_step(self) -> None:
-        """Leave no trace of a step's passes."""
-        self.statistics.discard_step()
-        self.backend.zero_grad()
-        self.head_optimizer.zero_grad()
 
     def _exchange_counts(self, batch: StepBatch) -> tuple[Tensor, bool]:
         """Sum over ranks: valid slots of each round, unreadable samples, wishes to stop."""
@@ -333,39 +285,6 @@ class Trainer:
         self._num_withdrawn = int(counts[2])
         return counts[3:].float(), stops > 0
 
-    def _follow_freezing(self, samples: int) -> bool:
-        """Let the right parameters rest at a position; whether they are others than before."""
-        epoch = self.plan.epoch(samples)
-        self._freezing.hold_statistics(epoch)
-        frozen = self._freezing.at(epoch)
-        if frozen == self._frozen:
-            return False
-        self.backend.freeze(frozen)
-        self._frozen = frozen
-        self._settle()
-        return True
-
-    def _settle(self) -> None:
-        """One dummy forward and backward. DDP lays its buckets out anew after the first backward pass, which changes
-        the order of sums; without this a resumed run would differ from the run that never stopped."""
-        model = self.backend.model
-        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-        crop_px = self.plan.crop_px
-        images = torch.zeros(
-            self.config.training.local_batch, crop_px, crop_px, 3, dtype=torch.uint8, device=self.device
-        )
-        with self.backend.accumulate(is_last=True):
-            embeddings = self.backend.forward(images.permute(0, 3, 1, 2))
-            self.backend.backward(embeddings, torch.zeros_like(embeddings))
-        self.backend.zero_grad()
-        for name, buffer in model.named_buffers():
-            buffer.copy_(buffers[name])
-
-    def tensors(self) -> dict[str, Tensor]:
-        """All that a checkpoint holds, live, by name."""
-        tensors = training_tensors(self.backend, self.head, self.head_optimizer, self.mesh)
-        return tensors if self._ema is None else tensors | self._ema.tensors()
-
     @property
     def _is_patience_over(self) -> bool:
         return self._validator is not None and self._validator.is_patience_over
@@ -377,10 +296,8 @@ class Trainer:
         is_over = self.samples >= self.plan.total_samples
         if not is_over and not self._is_due(self._validator.config.every_epochs, validated_at):
             return {}, False
-        model = self.backend.model
-        average = nullcontext() if self._ema is None else self._ema.in_place_of(model.state_dict())
-        with PROGRESS.during(Stage.VALIDATION), average:
-            return self._validator.run(model, self.device, self.step)
+        with PROGRESS.during(Stage.VALIDATION), self.learner.averaged():
+            return self._validator.run(self.learner.backend.model, self.device, self.step)
 
     def _save(self, writer: CheckpointWriter, saved_at: int, is_best: bool) -> float:
         """Begin to save; gives the seconds that training waited."""
@@ -390,7 +307,7 @@ class Trainer:
     def _begin_checkpoint(self, writer: CheckpointWriter, saved_at: int, is_best: bool) -> float:
         every = self.config.checkpoint.keep_every_epochs
         info = self._describe(is_milestone=every is not None and self._is_due(every, saved_at))
-        return writer.save(self.tensors(), info, is_best)
+        return writer.save(self.learner.tensors(), info, is_best)
 
     def _describe(self, is_milestone: bool) -> checkpoint.CheckpointInfo:
         """What a checkpoint of this moment belongs to."""
@@ -413,24 +330,6 @@ class Trainer:
             validation=None if self._validator is None else self._validator.state,
         )
 
-    def _load(self) -> None:
-        assert self.plan.resume is not None
-        info = self.plan.resume.info
-        self._load_tensors(self.plan.resume.path, info)
-        self.step, self.samples, self._num_bad_samples = info.step, info.samples, info.num_bad_samples
-
-    def _load_tensors(self, path: Path, info: checkpoint.CheckpointInfo) -> None:
-        tensors = self.tensors()
-        if info.config["training"]["precision"] != "fp16":  # this run's loss scale begins here
-            tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(LOSS_SCALE_PREFIX)}
-        begins_average = self._ema is not None and not checkpoint.has_ema(path)
-        if begins_average:
-            tensors = {name: t for name, t in tensors.items() if not name.startswith(checkpoint.EMA_PREFIX)}
-        checkpoint.load_into(path, tensors)
-        adopt_backbone_optimizer(self.backend, tensors)
-        if self._ema is not None and begins_average:
-            self._ema.restart(self.backend.model.state_dict())
-
     def _is_due(self, every_epochs: float, since: int) -> bool:
         """Whether an interval has ended since so many samples were consumed."""
         every = max(1, round(every_epochs * self.plan.order.epoch_samples))
@@ -439,7 +338,8 @@ class Trainer:
     def _opening_line(self) -> str:
         ranks = dist.world_size()
         resume = self.plan.resume
-        described = (self._origin, self.plan.order.describe(), self._freezing.describe(self.plan.epoch(self.samples)))
+        rests = self.learner.freezing.describe(self.plan.epoch(self.samples))
+        described = (self.learner.origin, self.plan.order.describe(), rests)
         order = "".join(f"\n  {line}" for line in described if line)
         if resume is None:
             return (

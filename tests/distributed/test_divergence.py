@@ -63,10 +63,10 @@ def train(recipe: Path, inject: Callable[[Trainer], None] | None) -> tuple[list[
         step = trainer._train_step
 
         def watched_step(batch: Any) -> Any:
-            state = {name: local(tensor).clone() for name, tensor in trainer._tensors().items()}
+            state = {name: local(tensor).clone() for name, tensor in trainer.learner.tensors().items()}
             values, stop = step(batch)
             if "skipped" in values:
-                after = trainer._tensors()
+                after = trainer.learner.tensors()
                 changed = [name for name, tensor in state.items() if not torch.equal(tensor, local(after[name]))]
                 assert changed == [], changed
             return values, stop
@@ -107,7 +107,7 @@ def spoil_embeddings(trainer: Trainer) -> None:
             return embeddings * factor
         return embeddings
 
-    trainer._pass._embed = spoiled.__get__(trainer._pass)  # type: ignore[method-assign]
+    trainer.learner.gradients._embed = spoiled.__get__(trainer.learner.gradients)  # type: ignore[method-assign]
 
 
 def spoil_embeddings_on(trainer: Trainer) -> None:
@@ -118,12 +118,12 @@ def spoil_embeddings_on(trainer: Trainer) -> None:
         embeddings = embed(self, micro, is_repeated)
         return embeddings * torch.inf if trainer.step >= BAD_STEP else embeddings
 
-    trainer._pass._embed = spoiled.__get__(trainer._pass)  # type: ignore[method-assign]
+    trainer.learner.gradients._embed = spoiled.__get__(trainer.learner.gradients)  # type: ignore[method-assign]
 
 
 def spoil_gradient(trainer: Trainer) -> None:
     """Rank 0's gradient of one micro-batch."""
-    backend = trainer.backend
+    backend = trainer.learner.backend
     assert isinstance(backend, DDPBackend)
     backward = backend.backward
 
@@ -205,15 +205,15 @@ def test_a_gradient_on_one_rank_stops_both(tmp_path: Path, data: Path) -> None:
 
 def turn_centres_round(trainer: Trainer) -> None:
     """At the bad step all photos are suddenly far from their own class centre."""
-    step = trainer._pass.backward
+    step = trainer.learner.gradients.backward
 
     def turned(*arguments: Any) -> Any:
         if trainer.step == 10:
             with torch.no_grad():
-                trainer.head.get_parameter("class_centres").neg_()
+                trainer.learner.head.get_parameter("class_centres").neg_()
         return step(*arguments)
 
-    trainer._pass.backward = turned  # type: ignore[method-assign]
+    trainer.learner.gradients.backward = turned  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize("policy", ["warn", "roll_back"])
