@@ -77,7 +77,7 @@ def disturb(process: subprocess.Popen[bytes], draw: random.Random) -> str | None
         if kind == "kill a rank":
             draw.choice(victims).kill()
         elif kind == "kill everything":
-            for child in [*tree(process), psutil.Process(process.pid)]:
+            for child in [psutil.Process(process.pid), *tree(process)]:  # it first, or it says that the rest crashed
                 with suppress(psutil.NoSuchProcess):
                     child.kill()
         elif kind == "SIGTERM":
