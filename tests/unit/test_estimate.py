@@ -54,6 +54,19 @@ def test_sizes_of_a_small_run_are_those_of_its_tensors(monkeypatch: pytest.Monke
     assert all(value > 0 for value in found.seconds.values())
 
 
+def test_an_average_of_the_weights_takes_as_much_as_the_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure_step, "keep_freed_memory", lambda: None)
+    monkeypatch.setattr(estimating, "_run", measure_step.measure)
+    with_average = estimating.estimate(config(ema={}), num_classes=200, num_ranks=1, crop_px=32)
+    assert with_average.memory["the average of its weights"] == with_average.memory["backbone"]
+    assert (
+        with_average.tensor_peak_bytes
+        > sum(with_average.memory.values()) - with_average.memory["the head's working memory"]
+    )
+    without = estimating.estimate(config(), num_classes=200, num_ranks=1, crop_px=32)
+    assert "the average of its weights" not in without.memory
+
+
 def test_what_grows_with_the_classes_is_scaled(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[StepRequest] = []
 
