@@ -194,12 +194,14 @@ def _initialise(
         c10d.init_process_group(backend, store=c10d.HashStore(), rank=0, world_size=1)
     import deepspeed
     from deepspeed.accelerator import get_accelerator
+    from deepspeed.utils import groups
 
     if (found := get_accelerator().device_name()) != device.type:
         raise UserError("device", f"DeepSpeed was set up for {found}", device.type, "start a new process")
     _keep_quiet()
     # an operation for inference, which a CPU would need a C++ compiler and half a minute for
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    groups._WORLD_GROUP = None  # of an earlier run in this process, gone with the process group it was made from
     deepspeed.init_distributed(dist_init_required=False, verbose=False)
     engine, *_ = deepspeed.initialize(model=network, optimizer=optimizer, config=settings, dist_init_required=False)
     return engine
