@@ -145,7 +145,7 @@ class DeepSpeedBackend:
                     continue
                 loaded = {name: optimizer_tensors[f"{name}/{slot}"] for name in parameters}
                 if _is_shared(slot, value):
-                    value.copy_(_only_value(loaded))
+                    value.copy_(only_value(loaded))
                     continue
                 for name, parameter in parameters.items():
                     safe_set_full_optimizer_state(parameter, loaded[name].to(parameter.device), slot)
@@ -212,13 +212,18 @@ def _is_shared(slot: str, value: Tensor) -> bool:
     return slot == _STEP_SLOT or value.ndim == 0
 
 
-def _only_value(loaded: dict[str, Tensor]) -> Tensor:
+def only_value(loaded: dict[str, Tensor]) -> Tensor:
+    """The value of the optimizer's state that all parameters share.
+
+    Raises:
+        UserError: they do not.
+    """
     values = {float(value) for value in loaded.values()}
     if len(values) > 1:
         raise UserError(
             "engine.stage",
             f"the checkpoint's parameters were updated {sorted(values)} times",
-            "as many updates of each, which ZeRO counts once",
+            "the same number for all, since ZeRO counts once for a group",
             "set engine.stage=0 or engine.kind=ddp",
         )
     return next(iter(loaded.values()))
