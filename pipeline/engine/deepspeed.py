@@ -55,7 +55,6 @@ class DeepSpeedBackend:
         # the usual layout, though the images have channels last: DeepSpeed sends parameters about as they lie in memory
         self.model = model.to(device).to(memory_format=torch.contiguous_format)
         self.loss_scale = LossScale() if precision == "fp16" else None
-        self._stage = engine.stage
         self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._optimizer = optim.build_optimizer(optimizer, self._parameters)
         self._network = Network(self.model, precision, device, compiles)
