@@ -3,9 +3,10 @@
     make demo                                  # or any data set: --data DIR
     python benchmarks/engines.py
 
-Four runs of the same recipe at a hundredth of its learning rate: DDP and DeepSpeed with ZeRO 1 and 2 on two ranks, and DDP in one process. The last is the
-yardstick: it differs from the first in nothing but the order in which float32 numbers are added up. Writes
-`engines.json` and the picture that docs/engines.md shows. A run that is finished is not repeated.
+Four runs of the same recipe at a hundredth of its learning rate: DDP and DeepSpeed with ZeRO 1 and 2 on two ranks, and
+DDP in one process. The last is the yardstick: it differs from the first in nothing but the order in which float32
+numbers are added up. Writes `engines.json` and the picture that docs/engines.md shows. A run that is finished is not
+repeated.
 """
 
 from __future__ import annotations
