@@ -31,7 +31,7 @@ from torch.nn import functional
 from pipeline import dist
 from pipeline.config.heads import MarginSoftmaxConfig
 from pipeline.config.margins import ArcFaceMargin
-from pipeline.config.schema import SGDConfig
+from pipeline.config.optim import SGDConfig
 from pipeline.engine.head_optim import HeadOptimizer
 from pipeline.engine.memory import keep_freed_memory
 from pipeline.model.block_size import block_rows

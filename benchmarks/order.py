@@ -25,7 +25,8 @@ import pyarrow as pa
 
 from pipeline.config.order import IdentityBalancedConfig, OrderConfig, PlainOrderConfig, StreamingOrderConfig
 from pipeline.data.dataset_format import INDEX_SCHEMA, CodecInfo, CropInfo, DatasetInfo, DetectorInfo, SplitInfo
-from pipeline.data.manifest import open_dataset, seal_index, write_index
+from pipeline.data.index_file import seal_index, write_index
+from pipeline.data.manifest import open_dataset
 from pipeline.data.orders import balanced_parts, build_order
 
 SAMPLES_PER_SHARD = 16384

@@ -40,6 +40,13 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
 
 
+class ModelWeights(StrEnum):
+    """Which of a checkpoint's weights to measure."""
+
+    ema = "ema"
+    raw = "raw"
+
+
 class Device(StrEnum):
     """Where the model runs."""
 
@@ -68,6 +75,9 @@ def main(
     batch: Annotated[int, typer.Option(min=1, help="photos a batch")] = 256,
     detector: Annotated[str | None, typer.Option(help="mtcnn, yunet or none; default: the training data's")] = None,
     weights: Annotated[Path | None, typer.Option(help="the detector's weight file, for yunet")] = None,
+    model_weights: Annotated[
+        ModelWeights | None, typer.Option(help="the weights' moving average or the weights; default: ema where it is")
+    ] = None,
     flip: Annotated[bool, typer.Option("--flip/--no-flip", help="add the mirror image's embedding")] = True,
 ) -> None:
     """Embed, measure, report."""
@@ -83,7 +93,7 @@ def main(
     if pairs is not None and split is not None:
         raise UserError("--split", "given with --pairs", "one of them: the split is where pairs are drawn from")
     torch_device = _choose_device(device)
-    loaded = load_backbone(checkpoint, torch_device)
+    loaded = load_backbone(checkpoint, torch_device, None if model_weights is None else model_weights.value)
     run_directory = _run_directory(checkpoint)
     tests = _open_data(data, loaded, detector, weights, pairs is None)
     pair_list = _choose_pairs(tests, data, pairs, split or "val")
@@ -277,9 +287,10 @@ def _numbering_notes(tests: TestSet, pairs: PairList) -> list[str]:
 
 def _overlap_notes(tests: TestSet, loaded: LoadedBackbone, pairs: PairList) -> list[str]:
     """Whether people of the pairs were trained on; knowable when the data set is the one trained on."""
-    if tests.dataset is None or tests.dataset.info.digest != loaded.dataset["digest"]:
+    if tests.dataset is None:
         return []
-    trained_on = set(tests.dataset.split(loaded.config["data"]["split"]).identities())
+    splits = [split for split, digest in loaded.trained_on if digest == tests.dataset.info.digest]
+    trained_on = {identity for split in splits for identity in tests.dataset.split(split).identities()}
     people = {photo.identity for photo in pairs.photos()}
     seen = len(people & trained_on)
     return [f"The model was trained on {seen:,} of the {len(people):,} people in the pairs."] if seen else []
@@ -297,6 +308,7 @@ def _describe(checkpoint: Path, loaded: LoadedBackbone) -> Model:
         num_parameters=sum(parameter.numel() for parameter in loaded.module.parameters()),
         config=loaded.config,
         dataset=loaded.dataset,
+        weights=loaded.weights,
     )
 
 

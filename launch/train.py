@@ -8,6 +8,8 @@ A run that stands in `output` is resumed, on any number of ranks. SIGTERM or Ctr
 
     python launch/train.py --config configs/demo_cpu.yaml --check      # only check configuration, data and checkpoint
 
+    torchrun --nproc-per-node 2 launch/train.py --config configs/demo_cpu.yaml --preflight   # machines, network, disk
+
     python launch/train.py --describe                                  # list all configuration keys
 
     python launch/train.py --config configs/demo_cpu.yaml --estimate --ranks 4 --num-classes 100000   # memory and time
@@ -21,7 +23,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.config.errors import EXIT_PREEMPTED, UserError, run_command
+from pipeline.config.errors import EXIT_PREEMPTED, EXIT_USER_ERROR, UserError, report_status, run_command
 
 if TYPE_CHECKING:
     from pipeline.config.schema import Config
@@ -34,6 +36,7 @@ def main(
     overrides: Annotated[list[str] | None, typer.Argument(help="key.path=value, over the file's values")] = None,
     config: Annotated[Path | None, typer.Option(help="a recipe, see configs/")] = None,
     check: Annotated[bool, typer.Option("--check", help="check configuration, data and checkpoint, then stop")] = False,
+    preflight: Annotated[bool, typer.Option("--preflight", help="look at what all ranks depend on, then stop")] = False,
     describe: Annotated[bool, typer.Option("--describe", help="list every configuration key")] = False,
     estimate: Annotated[bool, typer.Option("--estimate", help="measure what a rank will need, then stop")] = False,
     ranks: Annotated[int | None, typer.Option(min=1, help="estimate for so many ranks; default: 1")] = None,
@@ -56,6 +59,9 @@ def main(
         raise UserError(
             "--ranks, --num-classes", "given without --estimate", "torchrun --nproc-per-node says the ranks"
         )
+    if preflight and not check:
+        _preflight(loaded)
+        return
     from pipeline.engine.run import plan_run
 
     plan = plan_run(loaded)
@@ -69,15 +75,27 @@ def main(
         raise SystemExit(EXIT_PREEMPTED)  # under torchrun the supervisor says it: there it would count as a crash
 
 
+def _preflight(config: Config) -> None:
+    from pipeline.engine.preflight import Verdict, preflight, table
+
+    findings = preflight(config)
+    is_first = os.environ.get("RANK", "0") == "0"
+    if is_first:
+        typer.echo(table(findings))
+    failed = [finding.subject for finding in findings if finding.verdict is Verdict.FAILURE]
+    if failed:
+        report_status(UserError.state, failed=failed)
+        raise SystemExit(EXIT_USER_ERROR)
+
+
 def _estimate(config: Config, num_ranks: int, num_classes: int | None) -> str:
-    from pipeline.data.manifest import open_dataset
+    from pipeline.data.training_data import open_training_data
     from pipeline.engine.estimate import USUAL_CROP_PX, describe, estimate
 
     if num_classes is not None:
         return describe(estimate(config, num_classes, num_ranks, USUAL_CROP_PX))
-    dataset = open_dataset(config.data.path, config.data.cache)
-    num_labels = dataset.split(config.data.split).num_labels
-    return describe(estimate(config, num_labels, num_ranks, dataset.info.crop.size_px))
+    data = open_training_data(config.data)
+    return describe(estimate(config, data.split.num_labels, num_ranks, data.crop.size_px))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Checkpoints that do not depend on the number of ranks, and appear whole or not at all.
+"""Checkpoints that do not depend on the number of ranks: what they hold, where they stand, and how they are read.
 
 A checkpoint is a directory `step-00001234/` with the tensors, written by `torch.distributed.checkpoint`, and
-`checkpoint.json`, which says what they belong to. It is written under a temporary name, synced and renamed; then the
-file `latest` is replaced. Class centres and their optimizer state are DTensors cut by rows, so that a checkpoint of N
+`checkpoint.json`, which says what they belong to. `pipeline.checkpoint_writer` writes it, whole or not at all; then the
+file `latest` names it. Class centres and their optimizer state are DTensors cut by rows, so that a checkpoint of N
 ranks loads on M.
 
 The tensors' index file is a pickle: load only checkpoints you trust.
@@ -12,14 +12,11 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import shutil
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -41,7 +38,13 @@ logger = logging.getLogger(__name__)
 FORMAT_VERSION = 1
 DESCRIPTION = "checkpoint.json"
 LATEST = "latest"
+BEST = "best"
 BACKBONE_PREFIX = "backbone/"
+EMA_PREFIX = "ema/"
+HEAD_PREFIX = "head/"
+
+Weights = Literal["ema", "raw"]
+"""Which of a backbone's weights: their moving average, or those that the optimizer moved."""
 
 
 class MinedListInfo(BaseModel):
@@ -53,6 +56,27 @@ class MinedListInfo(BaseModel):
     """Path in the run's directory."""
     sha256: str
     """Of the file."""
+
+
+class MixedSetInfo(BaseModel):
+    """One data set of a mix."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    split: str
+    digest: str
+
+
+class ValidationState(BaseModel):
+    """What validation has found so far."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    best_score: float | None = None
+    best_step: int = 0
+    num_since_best: int = 0
+    """Validations after the best one."""
 
 
 class CheckpointInfo(BaseModel):
@@ -76,12 +100,25 @@ class CheckpointInfo(BaseModel):
     config: dict[str, Any]
     """The resolved configuration."""
     dataset: dict[str, Any]
-    """`dataset.json` of the training data."""
+    """`dataset.json` of the training data; of a mix, that of its first set."""
     versions: dict[str, str]
+    mixed: list[MixedSetInfo] = []
+    """The sets of a mix, in order; empty where there is none."""
     order_parts: list[BalancedPart] = []
     """How an identity-balanced order was cut so far."""
+    validation: ValidationState | None = None
+    """None without validation."""
+    losses: list[float] = []
+    """Of the last steps, where spikes are looked for."""
+    is_milestone: bool = False
+    """Whether it stays however many come after it."""
     mined_list: MinedListInfo | None = None
     """The list in use; None without mining, before the first round, and where the next step begins with a round."""
+
+    @property
+    def trained_on(self) -> list[tuple[str, str]]:
+        """Split and digest of each data set."""
+        return [(one.split, one.digest) for one in self.mixed] or [(self.split, self.dataset["digest"])]
 
 
 @dataclass(frozen=True)
@@ -96,6 +133,11 @@ class LoadedBackbone:
     num_samples: int
     config: dict[str, Any]
     dataset: dict[str, Any]
+    """See `CheckpointInfo`."""
+    trained_on: list[tuple[str, str]]
+    """Split and digest of each data set."""
+    weights: Weights = "raw"
+    """Which were loaded."""
 
 
 def latest_checkpoint(directory: Path) -> Path | None:
@@ -104,12 +146,24 @@ def latest_checkpoint(directory: Path) -> Path | None:
     Raises:
         UserError: `latest` names a checkpoint that is not there.
     """
-    pointer = directory / LATEST
+    return _named_by(directory / LATEST)
+
+
+def best_checkpoint(directory: Path) -> Path | None:
+    """The checkpoint with the best score in validation, or None where there is none.
+
+    Raises:
+        UserError: `best` names a checkpoint that is not there.
+    """
+    return _named_by(directory / BEST)
+
+
+def _named_by(pointer: Path) -> Path | None:
     if not pointer.is_file():
         return None
-    path = directory / pointer.read_text().strip()
+    path = pointer.parent / pointer.read_text().strip()
     if not (path / DESCRIPTION).is_file():
-        others = ", ".join(sorted(p.name for p in directory.glob("step-*"))) or "none"
+        others = ", ".join(sorted(p.name for p in pointer.parent.glob("step-*"))) or "none"
         raise UserError(pointer, f"names {path.name!r}, which is not there", f"one of: {others}", "mend or remove it")
     return path
 
@@ -120,13 +174,16 @@ def all_checkpoints(directory: Path) -> list[Path]:
 
 
 def find_checkpoint(path: Path) -> Path:
-    """The newest checkpoint of a run directory or a `checkpoints` directory; one checkpoint is given back as it is.
+    """The newest checkpoint of a run directory or a `checkpoints` directory, or what `checkpoints/best` names; one
+    checkpoint is given back as it is.
 
     Raises:
         UserError: none there.
     """
     if (path / DESCRIPTION).is_file():
         return path
+    if path.name in (LATEST, BEST) and (named := _named_by(path)) is not None:
+        return named
     for directory in (path, path / "checkpoints"):
         if directory.is_dir() and (found := latest_checkpoint(directory)) is not None:
             return found
@@ -162,41 +219,16 @@ def shard_rows(local: Tensor, num_rows: int, mesh: DeviceMesh | None) -> Tensor:
     return DTensor.from_local(local, mesh, [Shard(0)], run_check=False, shape=shape, stride=stride)
 
 
+def local_rows(tensor: Tensor) -> Tensor:
+    """What this rank holds of a tensor of a checkpoint: all of it, or its rows of one that `shard_rows` presents."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def rank_mesh(device: torch.device) -> DeviceMesh | None:
     """A one-dimensional mesh over all ranks, or None in a single process. Collective on all ranks."""
     if dist.world_size() == 1:
         return None
     return init_device_mesh(device.type, (dist.world_size(),))
-
-
-def save(directory: Path, tensors: Mapping[str, Tensor], info: CheckpointInfo, keep: int) -> Path:
-    """Write `step-N`, point `latest` at it, and remove all but the newest `keep`. Collective on all ranks.
-
-    `tensors` holds replicated tensors, of which one copy is written, and DTensors, of which each rank writes its part.
-    """
-    final = directory / f"step-{info.step:08d}"
-    temporary = final.with_name(final.name + ".tmp")
-    if dist.rank() == 0:
-        directory.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-    dist.barrier()
-    with _quiet():
-        dcp.save(dict(tensors), storage_writer=dcp.FileSystemWriter(temporary), no_dist=dist.world_size() == 1)
-    dist.barrier()
-    if dist.rank() == 0:
-        _write_synced(temporary / DESCRIPTION, json.dumps(info.model_dump(mode="json"), indent=1, sort_keys=True))
-        _sync_directory(temporary)
-        if final.exists():  # left by a run that went further than the checkpoint this one began from
-            os.rename(final, final.with_name(final.name + ".old.tmp"))
-        os.rename(temporary, final)
-        _sync_directory(directory)
-        _write_synced(directory / (LATEST + ".tmp"), final.name + "\n")
-        os.replace(directory / (LATEST + ".tmp"), directory / LATEST)
-        _sync_directory(directory)
-        _prune(directory, final, keep)
-    dist.barrier()
-    return final
 
 
 def load_into(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -216,32 +248,55 @@ def load_into(path: Path, tensors: Mapping[str, Tensor]) -> None:
     _read_into(path, dict(tensors), no_dist=dist.world_size() == 1)
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a checkpoint, whole, on the CPU. A single process's affair."""
+def stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor of a checkpoint, whole."""
+    metadata = _read_metadata(path)
+    return {name: tuple(stored.size) for name, stored in metadata.items() if isinstance(stored, TensorStorageMetadata)}
+
+
+def read_tensors(path: Path, names: Collection[str] | None = None) -> dict[str, Tensor]:
+    """Tensors of a checkpoint, all of them or the named ones, whole, on the CPU. Each process's own affair."""
     metadata = _read_metadata(path)
     tensors = {
         name: torch.empty(stored.size, dtype=stored.properties.dtype)
         for name, stored in metadata.items()
-        if isinstance(stored, TensorStorageMetadata)
+        if isinstance(stored, TensorStorageMetadata) and (names is None or name in names)
     }
     _read_into(path, tensors, no_dist=True)
     return tensors
 
 
-def load_backbone(path: Path, device: torch.device) -> LoadedBackbone:
+def has_ema(path: Path) -> bool:
+    """Whether a checkpoint holds a moving average of the backbone's weights."""
+    return any(name.startswith(EMA_PREFIX) for name in _read_metadata(path))
+
+
+def load_backbone(path: Path, device: torch.device, weights: Weights | None = None) -> LoadedBackbone:
     """Load a backbone for embedding from a run directory, a `checkpoints` directory or one checkpoint.
 
     A single process's affair: not collective, whatever the number of ranks that wrote the checkpoint.
+
+    Args:
+        path: see above.
+        device: where the backbone goes.
+        weights: which; None: the average where the checkpoint has one.
+
+    Raises:
+        UserError: no such checkpoint, a damaged one, or no average in it where one was asked for.
     """
     checkpoint = find_checkpoint(path)
     info = read_info(checkpoint)
     config = validate_config(info.config, where=str(checkpoint / DESCRIPTION))
     crop_px = int(info.dataset["crop"]["size_px"])
     model = build_backbone(config.backbone, crop_px, config.seed)
-    tensors = {BACKBONE_PREFIX + name: value for name, value in model.state_dict().items()}
-    _read_metadata(checkpoint)
+    is_averaged = has_ema(checkpoint)
+    if weights == "ema" and not is_averaged:
+        raise UserError(checkpoint, "holds no average of the weights", "a run with an `ema` section", "ask for raw")
+    weights = weights or ("ema" if is_averaged else "raw")
+    prefix = EMA_PREFIX if weights == "ema" else BACKBONE_PREFIX
+    tensors = {prefix + name: value for name, value in model.state_dict().items()}
     _read_into(checkpoint, tensors, no_dist=True)
-    model.load_state_dict({name.removeprefix(BACKBONE_PREFIX): value for name, value in tensors.items()})
+    model.load_state_dict({name.removeprefix(prefix): value for name, value in tensors.items()})
     return LoadedBackbone(
         module=model.to(device).eval(),
         crop_px=crop_px,
@@ -250,20 +305,14 @@ def load_backbone(path: Path, device: torch.device) -> LoadedBackbone:
         num_samples=info.samples,
         config=info.config,
         dataset=info.dataset,
+        trained_on=info.trained_on,
+        weights=weights,
     )
 
 
 def versions() -> dict[str, str]:
     """Versions that matter to who wants to repeat a run."""
     return {"torch": torch.__version__}
-
-
-def _prune(directory: Path, newest: Path, keep: int) -> None:
-    """Keep `newest` and the ones before it. Later steps are another run's future, left when this one began earlier."""
-    finished = sorted(p for p in directory.glob("step-*") if p.suffix != ".tmp")
-    kept = [path for path in finished if path.name <= newest.name][-keep:]
-    for path in {*finished, *directory.glob("step-*.tmp")} - set(kept):
-        shutil.rmtree(path, ignore_errors=True)
 
 
 def _read_metadata(path: Path) -> dict[str, Any]:
@@ -281,33 +330,18 @@ def _read_metadata(path: Path) -> dict[str, Any]:
 
 def _read_into(path: Path, tensors: dict[str, Tensor], no_dist: bool) -> None:
     try:
-        with _quiet():
-            dcp.load(tensors, storage_reader=dcp.FileSystemReader(path), no_dist=no_dist)
+        silence_dcp()
+        dcp.load(tensors, storage_reader=dcp.FileSystemReader(path), no_dist=no_dist)
     except (CheckpointException, OSError, RuntimeError, EOFError) as error:
         raise UserError(
             path, "its tensors cannot be read", "a whole checkpoint", "point `latest` at another one"
         ) from (error)
 
 
-def _write_synced(path: Path, text: str) -> None:
-    with open(path, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+def silence_dcp() -> None:
+    """Ignore what DCP warns of in every process of ours: that there is no group, and a storage class of its own.
 
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """DCP warns when there is no process group, which is what a single process wants."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*torch.distributed is .*", category=UserWarning)
-        warnings.filterwarnings("ignore", message=".*TypedStorage is deprecated.*", category=UserWarning)
-        yield
+    For good and not for a while: warning filters belong to the whole process, and a thread may be writing.
+    """
+    for message in (".*torch.distributed is .*", ".*TypedStorage is deprecated.*"):
+        warnings.filterwarnings("ignore", message=message, category=UserWarning)

@@ -1,20 +1,25 @@
 """Ranks, the process group and the collectives that the rest of the project uses.
 
 Everything here also works in a single process without a group, where each collective is the identity. All functions
-but `rank`, `world_size` and `partition` are collective: every rank must call them, in the same order.
+but `rank`, `world_size`, `partition` and `num_collectives` are collective: every rank must call them, in the same
+order. Their time counts as `Stage.COMMUNICATION`.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as c10d
 from torch import Tensor
 
 from pipeline.config.errors import UserError
+from pipeline.meet import meet
+from pipeline.progress import PROGRESS, Stage
+
+T = TypeVar("T")
 
 
 def rank() -> int:
@@ -52,10 +57,13 @@ def initialise(device: str) -> torch.device:
         chosen = torch.device("cuda", local_rank)
         torch.cuda.set_device(chosen)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        store, own_rank, num_ranks = next(c10d.rendezvous("env://"))
+        store = c10d.PrefixStore(meet(store, own_rank, num_ranks), store)
+        options: dict[str, Any] = {"store": store, "rank": own_rank, "world_size": num_ranks}
         if chosen.type == "cuda":
-            c10d.init_process_group("cpu:gloo,cuda:nccl", device_id=chosen)
+            c10d.init_process_group("cpu:gloo,cuda:nccl", device_id=chosen, **options)
         else:
-            c10d.init_process_group("gloo")
+            c10d.init_process_group("gloo", **options)
     return chosen
 
 
@@ -77,7 +85,21 @@ def shutdown() -> None:
 def barrier() -> None:
     """Wait until every rank is here."""
     if c10d.is_initialized():
-        c10d.barrier()
+        with PROGRESS.during(Stage.COMMUNICATION):
+            c10d.barrier()
+
+
+def num_collectives() -> int:
+    """How many collectives of the default group this rank has begun, DistributedDataParallel's among them.
+
+    All ranks begin the same ones in the same order, so a rank with fewer than another has not come as far. Not
+    collective; safe in any thread.
+    """
+    if not c10d.is_initialized():
+        return 0
+    group = cast(Any, c10d.group.WORLD)
+    backends = {id(backend): backend for backend in map(group._get_backend, group._device_types)}
+    return sum(backend._get_sequence_number_for_group() for backend in backends.values())
 
 
 def partition(num_rows: int, rank: int, world_size: int) -> tuple[int, int]:
@@ -136,6 +158,16 @@ def all_reduce_scalar_sum(value: float) -> float:
     return float(all_reduce_sum(torch.tensor(value, dtype=torch.float64)))
 
 
+def all_gather_objects(value: T) -> list[T]:
+    """What each rank holds, in order of ranks; anything that pickles, but not much of it: it goes through the CPU."""
+    if world_size() == 1:
+        return [value]
+    gathered: list[Any] = [None] * world_size()
+    with PROGRESS.during(Stage.COMMUNICATION):
+        c10d.all_gather_object(gathered, value)
+    return gathered
+
+
 def all_ranks_agree(flag: bool) -> bool:
     """Whether `flag` is true on every rank."""
     return all_reduce_scalar_sum(float(not flag)) == 0
@@ -143,7 +175,8 @@ def all_ranks_agree(flag: bool) -> bool:
 
 def _all_reduce(x: Tensor, operation: Any) -> Tensor:
     if world_size() > 1:
-        c10d.all_reduce(x.detach(), op=operation)
+        with PROGRESS.during(Stage.COMMUNICATION):
+            c10d.all_reduce(x.detach(), op=operation)
     return x
 
 
@@ -173,7 +206,8 @@ class _AllGatherRows(torch.autograd.Function):
         gathered = x.new_empty((world_size() * x.shape[0], *x.shape[1:]))
         # torch 2.14 renamed this collective and the one below and warns at the old names; older ones have only those
         gather = getattr(c10d, "all_gather_single", None) or c10d.all_gather_into_tensor
-        gather(gathered, x.contiguous())
+        with PROGRESS.during(Stage.COMMUNICATION):
+            gather(gathered, x.contiguous())
         return gathered
 
     @staticmethod
@@ -181,5 +215,6 @@ class _AllGatherRows(torch.autograd.Function):
         gradient = gradients[0].contiguous()
         own = gradient.new_empty((gradient.shape[0] // world_size(), *gradient.shape[1:]))
         reduce_scatter = getattr(c10d, "reduce_scatter_single", None) or c10d.reduce_scatter_tensor
-        reduce_scatter(own, gradient)
+        with PROGRESS.during(Stage.COMMUNICATION):
+            reduce_scatter(own, gradient)
         return own

@@ -4,7 +4,14 @@
 
 torchrun answers every failure with exit code 1 and a traceback of its own. This wrapper first checks the configuration
 in one process, so that a mistake is one line; then it runs the command, forwards SIGTERM and SIGINT, and leaves with
-0 (finished), 2 (the user can mend it), 75 (asked to stop, saved, repeat the command) or 1 (crashed).
+
+    0   finished
+    2   bad configuration: mend it, trying again does not help
+    3   bad data: mend them, trying again does not help
+    75  asked to stop: the same command goes on from the newest checkpoint
+    1   crashed
+
+It says how the ranks of its node ended that were started last, however often torchrun restarted them.
 """
 
 from __future__ import annotations
@@ -17,12 +24,21 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
+from types import FrameType, TracebackType
+from typing import Any
 
-from pipeline.config.errors import EXIT_PREEMPTED, EXIT_USER_ERROR, STATUS_FILE_VARIABLE, UserError, run_command
+from pipeline.config.errors import (
+    EXIT_BAD_DATA,
+    EXIT_PREEMPTED,
+    EXIT_USER_ERROR,
+    STATUS_VARIABLE,
+    DataError,
+    UserError,
+    run_command,
+)
 
 EXIT_CRASHED = 1
-EXIT_CODES = {"finished": 0, "preempted": EXIT_PREEMPTED, "user_error": EXIT_USER_ERROR}
+MISTAKES = {UserError.state: EXIT_USER_ERROR, DataError.state: EXIT_BAD_DATA}
 
 
 def supervise(command: Sequence[str]) -> int:
@@ -34,43 +50,71 @@ def supervise(command: Sequence[str]) -> int:
     script = next((i for i, word in enumerate(command) if word.endswith(".py")), None)
     if script is None:
         raise UserError("pipeline.supervise", "no script in the command", "-- torchrun … launch/train.py …")
-    check = subprocess.run([sys.executable, *command[script:], "--check"], check=False, stdout=subprocess.DEVNULL)
-    if check.returncode:
-        return check.returncode
-    process: subprocess.Popen[bytes] | None = None
-    is_asked_to_stop = False
+    with _Signals() as signals, tempfile.TemporaryDirectory() as directory:
+        check = signals.run([sys.executable, *command[script:], "--check"], stdout=subprocess.DEVNULL)
+        if signals.is_asked_to_stop:
+            return EXIT_PREEMPTED
+        if check:
+            return check if check in MISTAKES.values() else EXIT_CRASHED
+        code = signals.run(command, env={**os.environ, STATUS_VARIABLE: directory})
+        return _translate(Path(directory), code, signals.is_asked_to_stop)
 
-    def forward(signum: int, frame: FrameType | None) -> None:
-        nonlocal is_asked_to_stop
-        is_asked_to_stop = True
-        if process is not None:
-            process.send_signal(signum)
 
-    # before the process exists: a signal in between would leave it running alone
-    previous = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        with tempfile.TemporaryDirectory() as directory:
-            status_file = Path(directory) / "status.json"
-            try:
-                process = subprocess.Popen(command, env={**os.environ, STATUS_FILE_VARIABLE: str(status_file)})
-            except FileNotFoundError:
-                raise UserError(command[0], "no such program", remedy="is the virtual environment active?") from None
-            if is_asked_to_stop:
-                process.terminate()
-            process.wait()
-            return _translate(status_file, is_asked_to_stop)
-    finally:
-        for number, handler in previous.items():
+class _Signals:
+    """Forwards SIGTERM and SIGINT to the process that runs at the moment."""
+
+    def __init__(self) -> None:
+        self.is_asked_to_stop = False
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> _Signals:
+        self._previous = {number: signal.signal(number, self._forward) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
             signal.signal(number, handler)
 
+    def run(self, command: Sequence[str], **options: Any) -> int:
+        """Run a command to its end; gives its exit code, negative for a signal.
 
-def _translate(status_file: Path, is_asked_to_stop: bool) -> int:
-    try:
-        state = json.loads(status_file.read_text())["state"]
-    except (OSError, ValueError, KeyError):
-        # a run that is stopped before it has begun has nothing to save: repeating the command is right
-        return EXIT_PREEMPTED if is_asked_to_stop else EXIT_CRASHED
-    return EXIT_CODES.get(state, EXIT_CRASHED)
+        Raises:
+            UserError: there is no such program.
+        """
+        try:
+            self._process = subprocess.Popen(command, **options)
+        except FileNotFoundError:
+            raise UserError(command[0], "no such program", remedy="is the virtual environment active?") from None
+        if self.is_asked_to_stop:  # while it was started: nobody has told it
+            self._process.terminate()
+        return self._process.wait()
+
+    def _forward(self, signum: int, frame: FrameType | None) -> None:
+        self.is_asked_to_stop = True
+        if self._process is not None:
+            self._process.send_signal(signum)
+
+
+def _translate(directory: Path, code: int, is_asked_to_stop: bool) -> int:
+    """From what the ranks said last, and the launcher's exit code, to ours."""
+    states = {path.name: json.loads(path.read_text())["state"] for path in sorted(directory.glob("rank-*.json"))}
+    for state, answer in MISTAKES.items():
+        if state in states.values():
+            return answer
+    match states.get("rank-0.json"):  # the first rank of a node speaks for all of it
+        case "finished":
+            return 0
+        case "preempted":
+            return EXIT_PREEMPTED
+    if code == 0:  # a command that has nothing to save, such as --preflight
+        return 0
+    if is_asked_to_stop:
+        # stopped between two starts, or before it had begun: repeating the command is right
+        sys.stderr.write("stopped without a new checkpoint; the same command goes on from the newest one, if any\n")
+        return EXIT_PREEMPTED
+    return EXIT_CRASHED
 
 
 def main() -> None:

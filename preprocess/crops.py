@@ -11,7 +11,7 @@ came before it.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,11 +25,13 @@ from pipeline.data.dataset_format import DatasetInfo, DetectorInfo
 from preprocess.align import align, is_mirrored
 from preprocess.detect import Detector, Face, FaceChoice, choose_face, load_detector
 from preprocess.measure import sharpness
-from preprocess.photo import Reject, read_photo
+from preprocess.photo import Photo, Reject, read_photo
 from preprocess.work_times import ALIGN, DETECT, READ, WorkTimes
 
 NO_DETECTOR = "none"
 _MIN_EYES_PX = 2.0  # between the eyes of a list's landmarks
+_MAX_BATCH_BYTES = 256 * 2**20
+"""Of decoded photos, beyond which a batch is not waited for: photos of 100 megapixels must not pile up."""
 
 
 class CropOptions(BaseModel):
@@ -60,6 +62,18 @@ def describe_detector(options: CropOptions, weights_sha256: str) -> DetectorInfo
         weights_sha256=weights_sha256,
         options=chosen,
     )
+
+
+@dataclass(frozen=True)
+class PhotoRequest:
+    """A photo to crop, and what a list says of it."""
+
+    photo: str | os.PathLike[str] | Callable[[], bytes]
+    """Its path, or a function that gives its bytes (see `read_photo`)."""
+    bbox: npt.NDArray[np.float32] | None = None
+    """[4] x0, y0, x1, y1: which of the detected faces is meant."""
+    landmarks: npt.NDArray[np.float32] | None = None
+    """[5, 2]: used as they are, instead of detection, unless they cannot be a face's."""
 
 
 @dataclass(frozen=True)
@@ -134,53 +148,96 @@ class CropMaker:
         bbox: npt.NDArray[np.float32] | None = None,
         landmarks: npt.NDArray[np.float32] | None = None,
     ) -> CropResult:
-        """As `crop_photo`, with everything the manifest wants to know.
+        """As `crop_photo`, with everything the manifest wants to know; see `PhotoRequest` for the arguments."""
+        return next(self.make_all([PhotoRequest(photo, bbox, landmarks)]))
 
-        Args:
-            photo: its path, or a function that gives its bytes (see `read_photo`).
-            bbox: [4] x0, y0, x1, y1 from a list: which of the detected faces is meant.
-            landmarks: [5, 2] from a list: used as they are, instead of detection, unless they cannot be a face's.
+    def make_all(self, requests: Iterable[PhotoRequest]) -> Iterator[CropResult]:
+        """Give the result of each photo, in order: that of `make`, whatever the others are.
+
+        As many photos are read ahead as the detector wants at once, fewer where they are large.
         """
+        batch_size = self.detector.batch_size if self.detector else 1
+        batch: list[_Opened] = []
+        num_bytes = 0
+        for request in requests:
+            batch.append(self._open(request))
+            num_bytes += batch[-1].num_bytes
+            if len(batch) == batch_size or num_bytes >= _MAX_BATCH_BYTES:
+                yield from self._finish(batch)
+                batch, num_bytes = [], 0
+        yield from self._finish(batch)
+
+    def _open(self, request: PhotoRequest) -> _Opened:
         try:
             with self.times.stage(READ):
-                opened = read_photo(photo)
+                return _Opened(request, read_photo(request.photo))
         except Reject as reject:
-            return CropResult(None, reject.reason, None, reject.source_sha256, reject.width, reject.height, None)
-        pixels = opened.pixels
-        height, width = pixels.shape[:2]
+            return _Opened(request, reject)
 
+    def _finish(self, batch: Sequence[_Opened]) -> Iterator[CropResult]:
+        """Results of photos that were read, with one call of the detector."""
+        searched = [
+            opened.photo.pixels
+            for opened in batch
+            if isinstance(opened.photo, Photo) and opened.request.landmarks is None
+        ]
+        found: Iterator[list[Face]] = iter(())
+        if self.detector is not None and searched:
+            with self.times.stage(DETECT):
+                found = iter(self.detector.detect(searched))
+        for opened in batch:
+            if isinstance(opened.photo, Reject):
+                reject = opened.photo
+                yield CropResult(None, reject.reason, None, reject.source_sha256, reject.width, reject.height, None)
+            else:
+                is_searched = self.detector is not None and opened.request.landmarks is None
+                yield self._crop(opened.photo, opened.request, next(found) if is_searched else [])
+
+    def _crop(self, photo: Photo, request: PhotoRequest, faces: Sequence[Face]) -> CropResult:
+        """A decoded photo's result; `faces` are the detected ones."""
+        options, pixels = self.options, photo.pixels
+        height, width = pixels.shape[:2]
         num_faces = 0
 
         def outcome(crop: npt.NDArray[np.uint8] | None, reason: str, face: Face | None = None) -> CropResult:
-            if crop is not None and sharpness(crop) < self.options.min_sharpness:
+            if crop is not None and sharpness(crop) < options.min_sharpness:
                 crop, reason = None, "blurred"
-            return CropResult(crop, reason, face, opened.source_sha256, width, height, pixels, num_faces)
+            return CropResult(crop, reason, face, photo.source_sha256, width, height, pixels, num_faces)
 
         if self.detector is None:
             if height != width:
                 return outcome(None, "not_square")
             with self.times.stage(ALIGN):
-                return outcome(_resize(pixels, self.options.size_px), "")
+                return outcome(_resize(pixels, options.size_px), "")
         face: Face | None
-        if landmarks is not None:
-            face, reason = _given_face(bbox, landmarks, (width, height), self.options.min_face_px)
+        if request.landmarks is not None:
+            face, reason = _given_face(request.bbox, request.landmarks, (width, height), options.min_face_px)
         else:
-            options = self.options
-            with self.times.stage(DETECT):
-                faces = self.detector.detect([pixels])[0]
             sure = [each for each in faces if each.score >= options.min_score]
             num_faces = sum(each.side_px >= options.min_face_px for each in sure)
             face, reason = choose_face(
-                faces, options.face, (width, height), options.min_score, options.min_face_px, bbox
+                faces, options.face, (width, height), options.min_score, options.min_face_px, request.bbox
             )
         if face is None:
             return outcome(None, reason)
         try:
             with self.times.stage(ALIGN):
-                crop = align(pixels, face.landmarks, self.options.size_px)
+                crop = align(pixels, face.landmarks, options.size_px)
             return outcome(crop, "", face)
         except ValueError:
             return outcome(None, "bad_landmarks")
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A photo that was read, or why it could not be."""
+
+    request: PhotoRequest
+    photo: Photo | Reject
+
+    @property
+    def num_bytes(self) -> int:
+        return self.photo.pixels.nbytes if isinstance(self.photo, Photo) else 0
 
 
 def _resize(pixels: npt.NDArray[np.uint8], size_px: int) -> npt.NDArray[np.uint8]:

@@ -14,7 +14,7 @@ import json
 import shutil
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.data.dataset_format import MANIFEST_SCHEMA, STATUS_KEPT, STATUS_REJECTED, ShardCommit, shard_paths
-from preprocess.crops import CropMaker, CropResult
+from preprocess.crops import CropMaker, CropResult, PhotoRequest
 from preprocess.ledger import write_ledger
 from preprocess.measure import head_pose, phash, sharpness
 from preprocess.photo import encode_jpeg, make_thumbnail
@@ -108,7 +108,8 @@ def process_slice(context: ShardContext, shard_name: str, index: int, rows: pa.T
     waiting = _read_slice(path, context.plan_hash, rows)
     if waiting is not None and waiting.select(list(_STAMP)).to_pylist() == stamps:
         return
-    made = [{**_process_row(context, row, maker), **stamp} for row, stamp in zip(rows.to_pylist(), stamps, strict=True)]
+    listed = rows.to_pylist()
+    made = [{**columns, **stamp} for columns, stamp in zip(_process_rows(context, listed, maker), stamps, strict=True)]
     context.photos.check_reachable(_missing(rows, made))
     write_slice(context, shard_name, index, pa.Table.from_pylist(made, schema=SLICE_SCHEMA))
     maker.times.leave(context.out, len(rows))
@@ -225,18 +226,29 @@ def key_of(sample_id: int) -> str:
     return f"{sample_id:09d}"
 
 
-def _process_row(context: ShardContext, row: dict[str, Any], maker: CropMaker) -> dict[str, Any]:
-    """Columns of `SLICE_SCHEMA` for one photo; what does not apply is left out and becomes null."""
-    if row["problem"]:
-        return {**_nothing(row), "reject_reason": row["problem"]}
+def _process_rows(context: ShardContext, rows: Sequence[dict[str, Any]], maker: CropMaker) -> Iterator[dict[str, Any]]:
+    """Columns of `SLICE_SCHEMA` for each photo; what does not apply is left out and becomes null."""
+    results = maker.make_all(_request(context, row) for row in rows if not row["problem"])
+    for row in rows:
+        if row["problem"]:
+            yield {**_nothing(row), "reject_reason": row["problem"]}
+            continue
+        try:
+            result = next(results)
+        except cv2.error as error:
+            if error.code == cv2.Error.StsNoMem:
+                raise MemoryError(str(error)) from None
+            raise
+        yield _describe(context, row, result, maker)
+
+
+def _request(context: ShardContext, row: dict[str, Any]) -> PhotoRequest:
     bbox = None if row["bbox"] is None else np.array(row["bbox"], np.float32)
     landmarks = None if row["landmarks"] is None else np.array(row["landmarks"], np.float32).reshape(5, 2)
-    try:
-        result = maker.make(partial(context.photos.read, _place(row)), bbox, landmarks)
-    except cv2.error as error:
-        if error.code == cv2.Error.StsNoMem:
-            raise MemoryError(str(error)) from None
-        raise
+    return PhotoRequest(partial(context.photos.read, _place(row)), bbox, landmarks)
+
+
+def _describe(context: ShardContext, row: dict[str, Any], result: CropResult, maker: CropMaker) -> dict[str, Any]:
     made = {
         **_nothing(row),
         "source_sha256": result.source_sha256,

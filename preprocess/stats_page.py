@@ -47,6 +47,9 @@ _TEMPLATE = """
 </div>
 {% for sheet in sheets %}
 <h2>{{ sheet.title }}</h2>
+{% if sheet.num_unreadable %}
+<p class="warn">{{ sheet.num_unreadable }} more cannot be read; <code>preprocess verify</code> names them.</p>
+{% endif %}
 <div class="sheet">
 {% for crop in sheet.crops %}
 <img src="{{ crop.image }}" alt="{{ crop.identity }}" title="{{ crop.identity }}: {{ crop.source }}">
@@ -86,9 +89,10 @@ def render_stats(data: Path, contents: Contents, counts: Sequence[tuple[str, Seq
         values = face_px(kept) if name == "face_px" else kept[name].drop_null().to_numpy()
         if len(values):
             charts.append(_chart(title, values.astype(np.float64)))
-    brightness = _brightness(data, kept)
+    brightness, num_unreadable = _brightness(data, kept)
     if len(brightness):
-        charts.append(_chart("brightness of crops, mean grey", brightness, f"of {len(brightness):,} crops"))
+        note = f"of {len(brightness):,} crops" + (f", {num_unreadable:,} more cannot be read" if num_unreadable else "")
+        charts.append(_chart("brightness of crops, mean grey", brightness, note))
     return render(
         _TEMPLATE,
         f"Statistics of {data.name}",
@@ -146,8 +150,8 @@ def _short(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 or value == round(value) else f"{value:.3g}"
 
 
-def _brightness(data: Path, kept: pa.Table) -> npt.NDArray[np.float64]:
-    """Mean grey level of evenly spread crops."""
+def _brightness(data: Path, kept: pa.Table) -> tuple[npt.NDArray[np.float64], int]:
+    """Mean grey level of evenly spread crops, and how many of them cannot be read."""
     rows = np.linspace(0, len(kept) - 1, min(len(kept), _BRIGHTNESS_SAMPLE)).astype(np.int64)
     means = []
     for photo in kept.take(pa.array(rows)).to_pylist():
@@ -155,7 +159,7 @@ def _brightness(data: Path, kept: pa.Table) -> npt.NDArray[np.float64]:
         grey = None if content is None else cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_GRAYSCALE)
         if grey is not None:
             means.append(float(grey.mean()))
-    return np.array(means)
+    return np.array(means), len(rows) - len(means)
 
 
 def _sheets(data: Path, kept: pa.Table) -> list[dict[str, object]]:
@@ -175,14 +179,12 @@ def _sheets(data: Path, kept: pa.Table) -> list[dict[str, object]]:
         if len(known):
             order = known[np.argsort(column[known] * (1 if rising else -1), kind="stable")]
             chosen.append((title, order[: _SHEET // 2]))
-    return [
-        {
-            "title": title,
-            "crops": [
-                {"image": image, "identity": photo["identity"], "source": photo["source"]}
-                for photo in kept.take(pa.array(rows)).to_pylist()
-                if (image := crop_address(data, photo))
-            ],
-        }
-        for title, rows in chosen
-    ]
+    sheets: list[dict[str, object]] = []
+    for title, rows in chosen:
+        crops = [
+            {"image": image, "identity": photo["identity"], "source": photo["source"]}
+            for photo in kept.take(pa.array(rows)).to_pylist()
+            if (image := crop_address(data, photo))
+        ]
+        sheets.append({"title": title, "crops": crops, "num_unreadable": len(rows) - len(crops)})
+    return sheets

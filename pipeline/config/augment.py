@@ -13,6 +13,9 @@ from pydantic import Field, model_validator
 from pipeline.config.section import Section
 
 Share = Annotated[float, Field(ge=0, le=1)]
+Weight = Annotated[float, Field(gt=0)]
+
+_LISTS = ("operations", "weights")  # every other tuple is a range
 
 
 class _Operation(Section):
@@ -22,7 +25,7 @@ class _Operation(Section):
     @model_validator(mode="after")
     def _ranges_rise(self) -> _Operation:
         for name, value in self:
-            if name != "operations" and isinstance(value, tuple) and value[0] > value[1]:
+            if name not in _LISTS and isinstance(value, tuple) and value[0] > value[1]:
                 raise ValueError(f"{name}: {value[0]} to {value[1]} is no range")
         return self
 
@@ -142,11 +145,19 @@ class Erase(_Operation):
 
 
 class OneOf(_Operation):
-    """One of several, drawn evenly."""
+    """One of several."""
 
     kind: Literal["one_of"] = "one_of"
     operations: tuple[Augmentation, ...] = Field(min_length=1)
     """What to choose from."""
+    weights: tuple[Weight, ...] | None = None
+    """How often each is chosen, relative to the others; all alike when left out."""
+
+    @model_validator(mode="after")
+    def _weights_fit(self) -> OneOf:
+        if self.weights is not None and len(self.weights) != len(self.operations):
+            raise ValueError(f"weights: {len(self.weights)} for {len(self.operations)} operations")
+        return self
 
 
 class AllOf(_Operation):

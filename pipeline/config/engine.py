@@ -41,6 +41,7 @@ def check_engine(
     batch_norm: BatchNormGroup,
     compiles: bool,
     optimizer: str,
+    freezes: bool,
 ) -> None:
     """Refuse what cannot be had together.
 
@@ -53,6 +54,8 @@ def check_engine(
         raise ValueError(
             "training.compile cannot compile what waits for other ranks: set training.batch_norm=micro_batch"
         )
+    if isinstance(engine, DeepSpeedConfig) and freezes:
+        raise ValueError("freeze and thaw need engine.kind: ddp, for DeepSpeed lays out once what it trains")
     if isinstance(engine, DeepSpeedConfig) and engine.stage > 0 and optimizer not in ELEMENTWISE_OPTIMIZERS:
         raise ValueError(
             f"optim.backbone.kind: {optimizer} needs whole tensors, which engine.stage {engine.stage} cuts up: "

@@ -10,9 +10,10 @@ from collections.abc import Callable
 from typing import NoReturn
 
 EXIT_USER_ERROR = 2
+EXIT_BAD_DATA = 3
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: asked to stop, saved; try again
-STATUS_FILE_VARIABLE = "FACEMILL_STATUS_FILE"
-"""Names the file through which a run tells `pipeline.supervise` how it ended: torchrun swallows exit codes."""
+STATUS_VARIABLE = "FACEMILL_STATUS_DIRECTORY"
+"""Names the directory in which a node's ranks say how they end: torchrun swallows exit codes."""
 
 
 class UserError(Exception):
@@ -24,6 +25,10 @@ class UserError(Exception):
         expected: what would have been right; may be empty where `found` says it all.
         remedy: what to do next, preferably a command or an option; may be empty.
     """
+
+    exit_code = EXIT_USER_ERROR
+    state = "bad_configuration"
+    """What the supervisor is told."""
 
     def __init__(self, where: object, found: str, expected: str = "", remedy: str = "") -> None:
         self.where, self.found, self.expected, self.remedy = str(where), found, expected, remedy
@@ -39,27 +44,45 @@ class UserError(Exception):
         return (type(self), (self.where, self.found, self.expected, self.remedy))
 
 
+class DataError(UserError):
+    """Data that were fit for use once and are not: damaged, incomplete, replaced. Exit code 3.
+
+    Another configuration does not help, and neither does trying again.
+    """
+
+    exit_code = EXIT_BAD_DATA
+    state = "bad_data"
+
+
 def exit_with_user_error(error: UserError) -> NoReturn:
-    """Print `error` as one line on standard error and leave with exit code 2."""
+    """Print `error` as one line on standard error and leave with its exit code."""
     rank = os.environ.get("RANK", "0")
     sys.stderr.write(f"error: {error}\n" if rank == "0" else f"error on rank {rank}: {error}\n")
-    report_status("user_error", error=str(error))
-    raise SystemExit(EXIT_USER_ERROR) from None
+    report_status(error.state, error=str(error))
+    raise SystemExit(error.exit_code) from None
 
 
 def report_status(state: str, **details: object) -> None:
-    """Tell the supervisor, if there is one, how this run ends: `finished`, `preempted` or `user_error`."""
-    if path := os.environ.get(STATUS_FILE_VARIABLE):
-        with open(path, "w") as file:
+    """Tell the supervisor, if there is one, how this rank fares; what it said before is replaced.
+
+    Args:
+        state: `running`, `finished`, `preempted`, or a `UserError.state`.
+        details: for people.
+    """
+    if directory := os.environ.get(STATUS_VARIABLE):
+        place = os.path.join(directory, f"rank-{os.environ.get('LOCAL_RANK', '0')}.json")
+        with open(place + ".tmp", "w") as file:
             json.dump({"state": state, **details}, file)
+        os.replace(place + ".tmp", place)  # a kill in between leaves no half of it
 
 
 def run_command(main: Callable[[], None]) -> None:
-    """Run a command line's `main`, turning `UserError` into one line and exit code 2, Ctrl-C into exit code 130.
+    """Run a command line's `main`, turning `UserError` into one line and its exit code, Ctrl-C into exit code 130.
 
     A rank of a distributed run that fails leaves at once, without exit handlers: a handler that drains collectives
     would wait for ranks that wait for this one.
     """
+    report_status("running")  # what an earlier process of this rank said, before a restart, does not count any more
     try:
         _run(main)
     except BaseException as error:

@@ -34,6 +34,9 @@ class MarginSoftmaxConfig(Section):
     """K centres a class, of which the most similar one counts; more than 1 bear label noise (sub-centre ArcFace)."""
     negative_filter: float | None = Field(None, gt=0, lt=1)
     """Leave negatives with a greater cosine out: likely the same person under two labels. 0.4 is Partial FC's value."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """Share of the target distribution that all classes of the softmax get alike (Szegedy et al. 2016,
+    arXiv:1512.00567, section 7); classes that a step does not draw get none."""
     frozen_classes: int = Field(0, ge=0)
     """The centres of the first so many labels do not move; for adding people to a trained head."""
     products: Literal["fp32", "bf16"] = "fp32"
@@ -52,6 +55,8 @@ class MarginSoftmaxConfig(Section):
         ):
             if is_used and not is_cosine:
                 raise ValueError(f"{key} compares cosines, which margin {self.margin.kind!r} does not have")
+        if self.label_smoothing and self.margin.kind == "unified":
+            raise ValueError("label_smoothing smooths a softmax, which margin 'unified' does not have")
         return self
 
 

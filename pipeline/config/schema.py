@@ -12,21 +12,30 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from pipeline.config.augment import Augmentation, Flip
+from pipeline.config.backbones import BackboneConfig, IResNetConfig
 from pipeline.config.cache import CacheConfig
 from pipeline.config.decoder import CpuDecoder, DaliDecoder
+from pipeline.config.divergence import DivergenceConfig
 from pipeline.config.engine import BatchNormGroup, DDPConfig, EngineConfig, Precision, check_engine
 from pipeline.config.heads import HeadConfig, MarginSoftmaxConfig
+from pipeline.config.initial import InitConfig
 from pipeline.config.location import DataLocation
 from pipeline.config.mining import MiningConfig
+from pipeline.config.mix import MixConfig
+from pipeline.config.optim import EmaConfig, FreezeRule, OptimConfig, PolynomialSchedule, ScheduleConfig, ThawConfig
 from pipeline.config.order import OrderConfig, PlainOrderConfig
 from pipeline.config.section import Section
+from pipeline.config.validation import ValidationConfig
+from pipeline.config.watching import MonitorConfig, ProfileConfig, WatchdogConfig
 
 
 class DataConfig(Section):
     """Where samples come from and how they are read."""
 
-    path: DataLocation
+    path: DataLocation | None = None
     """Data set written by `preprocess shard`: its directory, or a URL (`https://`, `s3://`, `gs://`)."""
+    mix: MixConfig | None = None
+    """Several data sets, in place of `path` and `split`."""
     cache: CacheConfig | None = None
     """Local copies of what is read from a remote data set; null for none."""
     split: str = "train"
@@ -44,102 +53,20 @@ class DataConfig(Section):
     max_bad_share: float = Field(0.001, ge=0, le=1)
     """Training stops when more than this share of the samples read so far was unreadable (never before 10 were)."""
 
-
-class IResNetConfig(Section):
-    """Residual network of ArcFace (Deng et al. 2019, arXiv:1801.07698, section 3.2.2): BN-Conv-BN-PReLU-Conv-BN."""
-
-    kind: Literal["iresnet"] = "iresnet"
-    depth: Literal[18, 34, 50, 100] = 50
-    """Number of layers."""
-    width: float = Field(1.0, gt=0)
-    """Factor on all channel counts; 0.25 trains on a laptop."""
-    embedding_dim: int = Field(512, ge=8)
-    """D, the length of an embedding."""
-    dropout: float = Field(0.0, ge=0, lt=1)
-    """Dropout before the embedding layer; masks are drawn by stream position, not by rank."""
-
-
-class MobileFaceNetConfig(Section):
-    """MobileFaceNet (Chen et al. 2018, arXiv:1804.07573)."""
-
-    kind: Literal["mobilefacenet"] = "mobilefacenet"
-    width: float = Field(1.0, gt=0)
-    """Factor on all channel counts."""
-    embedding_dim: int = Field(512, ge=8)
-    """D, the length of an embedding."""
-
-
-class TorchvisionConfig(Section):
-    """Any torchvision classifier, its last layer replaced by a linear embedding."""
-
-    kind: Literal["torchvision"] = "torchvision"
-    name: str = "resnet18"
-    """Name in `torchvision.models`, for example resnet50, convnext_tiny or vit_b_16."""
-    embedding_dim: int = Field(512, ge=8)
-    """D, the length of an embedding."""
-
-
-BackboneConfig = Annotated[IResNetConfig | MobileFaceNetConfig | TorchvisionConfig, Field(discriminator="kind")]
-
-
-class SGDConfig(Section):
-    """Stochastic gradient descent with momentum."""
-
-    kind: Literal["sgd"] = "sgd"
-    lr: float = Field(0.1, gt=0)
-    """Peak learning rate."""
-    momentum: float = Field(0.9, ge=0, lt=1)
-    """Momentum."""
-    weight_decay: float = Field(5e-4, ge=0)
-    """L2 decay; never on norms' parameters and biases."""
-
-
-class AdamWConfig(Section):
-    """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101)."""
-
-    kind: Literal["adamw"] = "adamw"
-    lr: float = Field(1e-3, gt=0)
-    """Peak learning rate."""
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
-    """Decay rates of the two moments."""
-    weight_decay: float = Field(0.05, ge=0)
-    """Decoupled decay; never on norms' parameters and biases."""
-
-
-OptimizerConfig = Annotated[SGDConfig | AdamWConfig, Field(discriminator="kind")]
-
-
-class OptimConfig(Section):
-    """Optimizers of the two parts; their gradients are clipped apart."""
-
-    backbone: OptimizerConfig = SGDConfig()
-    """Optimizer of the backbone."""
-    head: OptimizerConfig = SGDConfig()
-    """Optimizer of the class centres."""
-    clip_backbone_norm: float | None = Field(5.0, gt=0)
-    """Greatest L2 norm of the backbone's gradient; None for no clipping."""
-    clip_head_norm: float | None = Field(None, gt=0)
-    """Greatest L2 norm of the head's gradient over all ranks; None for no clipping."""
-
-
-class PolynomialSchedule(Section):
-    """Factor (1 − t)^power after a linear warm-up, t being the share of the samples after it."""
-
-    kind: Literal["polynomial"] = "polynomial"
-    power: float = Field(2.0, gt=0)
-    """Exponent."""
-    warmup_epochs: float = Field(0.0, ge=0)
-    """Length of the linear warm-up."""
-
-
-class CosineSchedule(Section):
-    """Half a cosine from 1 to `floor` after a linear warm-up."""
-
-    kind: Literal["cosine"] = "cosine"
-    floor: float = Field(0.0, ge=0, le=1)
-    """Factor at the end."""
-    warmup_epochs: float = Field(0.0, ge=0)
-    """Length of the linear warm-up."""
+    @model_validator(mode="after")
+    def _names_its_samples(self) -> DataConfig:
+        if (self.path is None) == (self.mix is None):
+            found = "neither" if self.mix is None else "both"
+            raise ValueError(f"name one data set (data.path) or several (data.mix.sets), not {found}")
+        if self.mix is not None and self.split != "train":
+            raise ValueError("data.split is for one data set: each set of a mix has a split of its own")
+        if self.mix is None or self.mix.weights is None:
+            return self
+        if self.order.kind == "identity_balanced":
+            raise ValueError("P × K batches take people of all sets alike: leave the weights of data.mix.sets out")
+        if self.order.kind == "weighted" and self.order.weights is not None:
+            raise ValueError("data.order.weights weighs people of all sets: leave the weights of data.mix.sets out")
+        return self
 
 
 class TrainingConfig(Section):
@@ -177,16 +104,12 @@ class CheckpointConfig(Section):
     every_epochs: float = Field(1.0, gt=0)
     """Distance between checkpoints; one more is written at the end and at SIGTERM."""
     keep: int = Field(2, ge=1)
-    """How many of the newest stay."""
-
-
-class MonitorConfig(Section):
-    """What a run writes about itself."""
-
-    every_steps: int = Field(10, ge=1)
-    """Distance between two lines of `metrics.jsonl`."""
-    tensorboard: bool = True
-    """Write TensorBoard events beside it."""
+    """How many of the newest stay; the best one of validation stays besides."""
+    keep_every_epochs: float | None = Field(None, gt=0)
+    """Checkpoints this far apart stay for good; None for none."""
+    max_failures: int = Field(3, ge=1)
+    """A save that fails (disk full, no permission) leaves the checkpoint before it, and training goes on; after so many
+    in a row it stops."""
 
 
 class Config(Section):
@@ -202,20 +125,36 @@ class Config(Section):
     """Where samples come from."""
     backbone: BackboneConfig = IResNetConfig()
     """The network that embeds a crop."""
+    init_from: InitConfig | None = None
+    """Weights of an earlier model to begin from; None to begin anew."""
     head: HeadConfig = MarginSoftmaxConfig()
     """The loss over embeddings."""
     optim: OptimConfig = OptimConfig()
     """Optimizers."""
-    schedule: Annotated[PolynomialSchedule | CosineSchedule, Field(discriminator="kind")] = PolynomialSchedule()
+    schedule: Annotated[ScheduleConfig, Field(discriminator="kind")] = PolynomialSchedule()
     """Learning rate over samples consumed, as a factor on both optimizers' rates."""
+    ema: EmaConfig | None = None
+    """Average the backbone's weights; None for no."""
+    freeze: tuple[FreezeRule, ...] = ()
+    """Parameters of the backbone that rest, for a while or for the whole run."""
+    thaw: ThawConfig | None = None
+    """Freeze stages of the backbone and let them go one after another; None for no."""
     training: TrainingConfig
     """How much and in which portions."""
     mining: MiningConfig | None = None
     """Give part of each batch to hard examples found ahead; None for no."""
+    validation: ValidationConfig | None = None
+    """Verification while training; None for none."""
+    divergence: DivergenceConfig = DivergenceConfig()
+    """What to do when numbers go wrong."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """When to save."""
     monitor: MonitorConfig = MonitorConfig()
     """What to write down."""
+    watchdog: WatchdogConfig = WatchdogConfig()
+    """What becomes of a rank that hangs or is slow."""
+    profile: ProfileConfig | None = None
+    """Trace some steps into `profile/`; null for none."""
     engine: EngineConfig = DDPConfig()
     """What replicates the backbone."""
 
@@ -228,6 +167,7 @@ class Config(Section):
             batch_norm=self.training.batch_norm,
             compiles=self.training.compile,
             optimizer=self.optim.backbone.kind,
+            freezes=bool(self.freeze) or self.thaw is not None,
         )
         return self
 
@@ -235,6 +175,8 @@ class Config(Section):
     def _mining_has_plain_order(self) -> Config:
         if self.mining is not None and self.data.order != PlainOrderConfig():
             raise ValueError("mining fills up batches of the plain order: leave data.order as it is, or mining out")
+        if self.mining is not None and self.data.mix is not None and self.data.mix.weights is not None:
+            raise ValueError("mining fills up batches of the plain order: leave the weights of data.mix.sets out")
         return self
 
     @model_validator(mode="after")

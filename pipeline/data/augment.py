@@ -85,12 +85,20 @@ def _add_steps(
         coin = uniform("horizontal flip", seed, positions) if is_first_flip else draw("coin")
         is_on = is_on & (coin < operation.probability)
     if isinstance(operation, OneOf | AllOf):
-        chosen = np.floor(draw("choice") * len(operation.operations))
+        chosen = _choices(operation, draw("choice")) if isinstance(operation, OneOf) else None
         for number, part in enumerate(operation.operations):
-            own = is_on & (chosen == number) if isinstance(operation, OneOf) else is_on
+            own = is_on if chosen is None else is_on & (chosen == number)
             _add_steps(steps, part, f"{place}.{number}", own, seed, positions, crop_px)
         return
     steps.append(Step(operation.kind, is_on, _values(operation, draw, crop_px)))
+
+
+def _choices(operation: OneOf, draws: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    """[B] which of the operations is chosen, from draws [B] in [0, 1)."""
+    num_parts = len(operation.operations)
+    ends = np.cumsum(operation.weights or (1.0,) * num_parts)
+    # the product may be rounded up to the last end
+    return np.minimum(np.searchsorted(ends, draws * ends[-1], "right"), num_parts - 1)
 
 
 def _values(operation: Augmentation, draw: _Draw, side: int) -> _Values:

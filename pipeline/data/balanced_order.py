@@ -236,7 +236,7 @@ class BalancedOrder:
         if num_eligible < part.num_identities:
             raise UserError(
                 "data.order.num_identities",
-                f"{part.num_identities}, but {split.root} ({split.split}) has {num_eligible} people with "
+                f"{part.num_identities}, but {split.name} has {num_eligible} people with "
                 f"{part.min_photos} photos or more",
                 f"at most {num_eligible}",
                 "take fewer people a batch, or a lower data.order.min_photos",

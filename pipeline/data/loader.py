@@ -264,7 +264,11 @@ class Loader:
     def _collect(self, plan: StepPlan, futures: _Pending) -> StepBatch:
         """Wait for a step's micro-batches and add the fillers."""
         began = time.perf_counter()
-        results = [future.result() for future in futures]
+        try:
+            results = [future.result() for future in futures]
+        except Exception as error:
+            error.add_note(f"in a loader thread of rank {self._rank}, for the step at stream position {plan.position}")
+            raise
         wait_s = time.perf_counter() - began
         micro_batches = [micro_batch for micro_batch, _ in results]
         for filler in plan.micro_batches[len(results) :]:

@@ -12,11 +12,9 @@ from __future__ import annotations
 
 import json
 import os
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +24,7 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from pipeline.config.cache import CacheConfig
-from pipeline.config.errors import UserError
+from pipeline.config.errors import DataError, UserError
 from pipeline.config.location import Location, RemotePath, parse_location
 from pipeline.data.dataset_format import (
     DESCRIPTION,
@@ -39,6 +37,7 @@ from pipeline.data.dataset_format import (
     dataset_digest,
     shard_paths,
 )
+from pipeline.data.index_file import index_columns, open_or_build, read_index_file, seal_index
 from pipeline.data.mirror import Mirror
 from pipeline.data.tombstones import withdrawn_rows
 
@@ -74,6 +73,16 @@ class SplitIndex:
     def __len__(self) -> int:
         return len(self.sample_id)
 
+    @property
+    def name(self) -> str:
+        """What a message calls it."""
+        return f"{self.root} ({self.split})"
+
+    @property
+    def label_spaces(self) -> tuple[int, ...]:
+        """Numbers of labels, in order, within which alone two labels say whether two photos show one person."""
+        return (self.num_labels,)
+
     def manifest(self, columns: Sequence[str] | None = None) -> pa.Table:
         """The manifest's kept rows of this split, row i being row i of the index; `columns` None for all."""
         wanted = None if columns is None else sorted({*columns, "status"})
@@ -82,6 +91,17 @@ class SplitIndex:
         table = pa.concat_tables(tables)
         table = table.filter(pa.compute.equal(table["status"], STATUS_KEPT))
         return table if columns is None else table.select(list(columns))
+
+    def keys(self, rows: npt.NDArray[np.int64]) -> list[str]:
+        """Keys of some rows, from the manifests of the shards that they are in."""
+        found: dict[int, str] = {}
+        for shard in np.unique(self.shard[rows]).tolist():
+            names = {self.split: [self.shards[shard].stem]}
+            table = read_manifest(local_manifests(self.root, self.mirror, names)[0], ["key", "status"])
+            kept = table.filter(pa.compute.equal(table["status"], STATUS_KEPT))["key"]
+            first = int(np.searchsorted(self.shard, shard))
+            found |= {row: kept[row - first].as_py() for row in rows[self.shard[rows] == shard].tolist()}
+        return [found[row] for row in rows.tolist()]
 
     def identities(self) -> list[str]:
         """Identity of each contiguous label: `identities()[label]`."""
@@ -94,7 +114,7 @@ class SplitIndex:
         """The commit record of a shard, by its position in `shards`.
 
         Raises:
-            UserError: it is missing or unreadable.
+            DataError: it is missing or unreadable.
         """
         place = shard_paths(self.root, self.split, self.shards[shard].stem)["commit"]
         return _read_commit(place if isinstance(place, Path) else _mirror(self.mirror).file(place))
@@ -126,7 +146,7 @@ class Dataset:
         """Split, shard and manifest of each shard of a local data set, in order: see `read_manifest`.
 
         Raises:
-            UserError: it is a remote one, or a manifest cannot be read.
+            UserError: it is a remote one; `DataError`: a manifest cannot be read.
         """
         for split, info in self.info.splits.items():
             for shard in info.shards:
@@ -137,15 +157,11 @@ class Dataset:
         """Map one split's index, building `index.arrow` first where it is missing or stale.
 
         Raises:
-            UserError: the data set has no such split, or a manifest is missing or unreadable.
+            UserError: the data set has no such split; `DataError`: a manifest is missing or unreadable.
         """
         if name not in self.info.splits:
             raise UserError(self.root, f"no split {name!r}", f"one of {', '.join(sorted(self.info.splits))}")
-        table = _open_index(self)
-        metadata = json.loads(table.schema.metadata[b"facemill"])
-        start, stop = metadata["ranges"][name]
-        rows = table.slice(start, stop - start)
-        columns = {column.name: _as_numpy(rows[column.name], column.type.to_pandas_dtype()) for column in INDEX_SCHEMA}
+        columns = index_columns(_open_index(self), name)
         return SplitIndex(
             root=self.root,
             split=name,
@@ -168,7 +184,7 @@ def open_dataset(path: str | os.PathLike[str] | RemotePath, cache: CacheConfig |
 
     Raises:
         UserError: no such directory, no `dataset.json` (an unfinished or foreign directory), a format this version
-            does not read, or a URL that is refused or does not answer.
+            does not read, or a URL that is refused or does not answer; `DataError`: a damaged `dataset.json`.
     """
     root = parse_location(path)
     if isinstance(root, RemotePath):
@@ -185,7 +201,7 @@ def open_dataset(path: str | os.PathLike[str] | RemotePath, cache: CacheConfig |
     try:
         return Dataset(root=root, info=_parse_info(description, description.read_bytes()))
     except OSError as error:
-        raise UserError(description, f"not a data set description ({error})") from error
+        raise DataError(description, f"not a data set description ({error})") from error
 
 
 def _parse_info(where: Location, text: bytes) -> DatasetInfo:
@@ -196,7 +212,7 @@ def _parse_info(where: Location, text: bytes) -> DatasetInfo:
             raise UserError(where, f"format version {version}", f"version {FORMAT_VERSION}")
         return DatasetInfo.model_validate(content)
     except (ValueError, ValidationError) as error:
-        raise UserError(where, f"not a data set description ({str(error).splitlines()[0]})") from error
+        raise DataError(where, f"not a data set description ({str(error).splitlines()[0]})") from error
 
 
 def local_manifests(root: Location, mirror: Mirror | None, shards: Mapping[str, Sequence[str]]) -> list[Path]:
@@ -234,7 +250,7 @@ def _check_commits(dataset: Dataset) -> None:
         return
     for path in files:  # the next attempt is to see what stands there by then
         path.unlink(missing_ok=True)
-    raise UserError(
+    raise DataError(
         root / "commits",
         "not the commit records that dataset.json was written for",
         "a whole copy of one version of a data set",
@@ -252,7 +268,7 @@ def _read_commit(path: Path) -> ShardCommit:
         return ShardCommit.model_validate_json(path.read_bytes())
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(path, f"unreadable commit record ({reason})", remedy="preprocess verify DATA") from error
+        raise DataError(path, f"unreadable commit record ({reason})", remedy="preprocess verify DATA") from error
 
 
 def read_manifest(path: Path, columns: Sequence[str] | None = None, data: Location | str = "DATA") -> pa.Table:
@@ -267,33 +283,12 @@ def read_manifest(path: Path, columns: Sequence[str] | None = None, data: Locati
         return pq.read_table(path, columns=None if columns is None else list(columns))
     except (OSError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(path, f"unreadable manifest ({reason})", remedy=f"preprocess verify {data}") from error
-
-
-def _as_numpy(column: pa.ChunkedArray, dtype: type) -> npt.NDArray[Any]:
-    """A zero-copy view of a column that the writer laid down as one chunk."""
-    if column.num_chunks == 0:
-        return np.empty(0, dtype)
-    return column.chunk(0).to_numpy(zero_copy_only=True)
+        raise DataError(path, f"unreadable manifest ({reason})", remedy=f"preprocess verify {data}") from error
 
 
 def read_index(dataset: Dataset) -> pa.Table | None:
-    """`index.arrow` as it stands, memory-mapped; None when it is missing, truncated, foreign or of another digest.
-
-    An older version's layout counts as foreign. It is derived data: with None, readers make it again.
-    Its content is not compared with the manifests here.
-    """
-    path = _index_path(dataset)
-    try:
-        table = pa.ipc.open_file(pa.memory_map(str(path), "r")).read_all()
-        metadata = json.loads((table.schema.metadata or {}).get(b"facemill", b"{}"))
-    except (pa.ArrowException, OSError, ValueError):
-        return None
-    if not isinstance(metadata, dict) or not table.schema.equals(INDEX_SCHEMA):
-        return None
-    if metadata.get("num_bytes") != f"{path.stat().st_size:020d}":  # Arrow maps a file that lost its middle
-        return None
-    return table if metadata.get("digest") == dataset.info.digest else None
+    """`index.arrow` as it stands: see `read_index_file`."""
+    return read_index_file(_index_path(dataset), dataset.info.digest)
 
 
 def _index_path(dataset: Dataset) -> Path:
@@ -301,27 +296,11 @@ def _index_path(dataset: Dataset) -> Path:
 
 
 def _open_index(dataset: Dataset) -> pa.Table:
+    path, digest = _index_path(dataset), dataset.info.digest
     if isinstance(dataset.root, Path):
-        return _open_or_build_index(dataset)
+        return open_or_build(path, digest, lambda: build_index(dataset))
     with _mirror(dataset.mirror).locked():  # one rank of a node builds it, the others wait
-        return _open_or_build_index(dataset)
-
-
-def _open_or_build_index(dataset: Dataset) -> pa.Table:
-    path = _index_path(dataset)
-    found = read_index(dataset)
-    if found is not None:
-        return found
-    table = build_index(dataset)
-    # ranks on several machines may build it at once, and their process numbers may be equal
-    temporary = path.with_name(f".index.arrow.{uuid.uuid4().hex}.tmp")
-    try:
-        with pa.OSFile(str(temporary), "wb") as sink:
-            write_index(table, sink)
-        os.replace(temporary, path)
-    except OSError:  # a read-only data set: this process keeps the table in memory
-        return table
-    return pa.ipc.open_file(pa.memory_map(str(path), "r")).read_all()
+        return open_or_build(path, digest, lambda: build_index(dataset))
 
 
 def build_index(dataset: Dataset) -> pa.Table:
@@ -351,7 +330,7 @@ def build_index(dataset: Dataset) -> pa.Table:
         unique, contiguous = np.unique(plan_label, return_inverse=True)
         expected = dataset.info.splits[split]
         if (len(merged), len(unique)) != (expected.num_samples, expected.num_identities):
-            raise UserError(
+            raise DataError(
                 dataset.root,
                 f"split {split!r}: the manifests hold {len(merged)} samples of {len(unique)} identities",
                 f"{expected.num_samples} of {expected.num_identities} as dataset.json says",
@@ -366,22 +345,3 @@ def build_index(dataset: Dataset) -> pa.Table:
         num_rows += len(merged)
     table = pa.concat_tables(parts) if parts else INDEX_SCHEMA.empty_table()
     return seal_index(table.combine_chunks(), dataset.info.digest, ranges)
-
-
-def seal_index(table: pa.Table, digest: str, ranges: dict[str, tuple[int, int]]) -> pa.Table:
-    """An index with what `read_index` checks: the digest, each split's first row and end, and the file's size."""
-
-    def described(num_bytes: int) -> pa.Table:
-        # always as many digits, for they count themselves
-        content = {"digest": digest, "ranges": ranges, "num_bytes": f"{num_bytes:020d}"}
-        return table.replace_schema_metadata({"facemill": json.dumps(content, sort_keys=True)})
-
-    counter = pa.MockOutputStream()
-    write_index(described(0), counter)
-    return described(counter.size())
-
-
-def write_index(table: pa.Table, sink: pa.NativeFile) -> None:
-    """Lay an index down as one stretch a column, as it will be mapped."""
-    with pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table)

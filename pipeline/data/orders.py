@@ -13,6 +13,8 @@ from pipeline.config.order import (
 )
 from pipeline.data.balanced_order import BalancedOrder, BalancedPart
 from pipeline.data.manifest import SplitIndex
+from pipeline.data.mix import MixedSplit
+from pipeline.data.mixed_order import MixedOrder
 from pipeline.data.order import PlainOrder
 from pipeline.data.selected_order import SelectedOrder
 from pipeline.data.step_plan import EpochOrder
@@ -32,6 +34,9 @@ def build_order(config: OrderConfig, split: SplitIndex, seed: int, parts: Sequen
     Raises:
         UserError: the split has too few people or photos for it, or its list of weights cannot be read.
     """
+    if isinstance(split, MixedSplit) and split.weights is not None:
+        orders = [build_order(config, part, seed) for part in split.parts]
+        return MixedOrder(split.names, orders, split.first_rows.tolist(), split.weights)
     if isinstance(config, IdentityBalancedConfig):
         return BalancedOrder(split, seed, parts)
     if isinstance(config, StreamingOrderConfig):

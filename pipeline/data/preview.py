@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -24,9 +25,19 @@ _TEXT_PX = 11
 _LINES = 3
 
 
+@dataclass(frozen=True)
+class Sheet:
+    """A contact sheet."""
+
+    pixels: npt.NDArray[np.uint8]
+    """[height, width, 3] RGB."""
+    num_unreadable: int
+    """Photos that cannot be read, and are left out."""
+
+
 def contact_sheet(
     split: SplitIndex, operations: Sequence[Augmentation], *, crop_px: int, seed: int, rows: int, columns: int
-) -> npt.NDArray[np.uint8]:
+) -> Sheet:
     """Photos as they are in the first column, and as later epochs will see them beside it, with what was done.
 
     Args:
@@ -37,8 +48,8 @@ def contact_sheet(
         rows: photos.
         columns: variants of each.
 
-    Returns:
-        [height, width, 3] uint8 RGB. Photos that cannot be read are left out.
+    Raises:
+        UserError: none of the photos can be read.
     """
     order = PlainOrder.create(split.digest, len(split), seed)
     shown = order.rows(0, min(rows, len(split)))
@@ -52,25 +63,33 @@ def contact_sheet(
                 continue
             steps = draw_steps(operations, seed, of_row, crop_px)
             cells.append([(photo, "as stored"), *(_variant(photo, steps, slot) for slot in range(columns))])
-    return _lay_out(cells)
+    if not cells:
+        raise _none_readable()
+    return Sheet(_lay_out(cells), len(shown) - len(cells))
 
 
 def sheet_of_each(
     split: SplitIndex, operations: Sequence[Augmentation], *, crop_px: int, seed: int, columns: int
-) -> npt.NDArray[np.uint8]:
-    """A row for each operation, applied alone and always, on one photo; see `contact_sheet`."""
+) -> Sheet:
+    """A row for each operation, applied alone and always, on the first photo that can be read; see `contact_sheet`."""
     order = PlainOrder.create(split.digest, len(split), seed)
     with Reader(split) as reader:
         tried = (_stored_photo(reader, int(order.rows(position, 1)[0]), crop_px) for position in range(len(split)))
-        photo = next((photo for photo in tried if photo is not None), None)
+        num_unreadable, photo = next(
+            ((number, photo) for number, photo in enumerate(tried) if photo is not None), (0, None)
+        )
     if photo is None:
-        raise UserError("DATA", "no photo can be read", "a sound data set", "run `preprocess verify`")
+        raise _none_readable()
     cells = []
     for operation in operations:
         always = operation.model_copy(update={"probability": 1.0})
         steps = draw_steps([always], seed, np.arange(columns), crop_px)
         cells.append([(photo, "as stored"), *(_variant(photo, steps, slot) for slot in range(columns))])
-    return _lay_out(cells)
+    return Sheet(_lay_out(cells), num_unreadable)
+
+
+def _none_readable() -> UserError:
+    return UserError("DATA", "no photo can be read", "a sound data set", "run `preprocess verify`")
 
 
 def _positions_of(rows: npt.NDArray[np.int64], order: PlainOrder, num_rows: int, epoch: int) -> npt.NDArray[np.int64]:

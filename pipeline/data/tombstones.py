@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.config.errors import UserError
+from pipeline.config.errors import DataError
 from pipeline.config.location import Location
 from pipeline.data.mirror import Mirror
 
@@ -34,7 +34,7 @@ def read_tombstones(root: Location) -> pa.Table:
     """The withdrawn samples of a data set, with `TOMBSTONES_SCHEMA`; none where there is no file.
 
     Raises:
-        UserError: the file cannot be read. Going on without it would show photos that were withdrawn.
+        DataError: the file cannot be read. Going on without it would show photos that were withdrawn.
     """
     path = root / TOMBSTONES_FILE
     try:
@@ -49,7 +49,7 @@ def read_tombstones(root: Location) -> pa.Table:
         return TOMBSTONES_SCHEMA.empty_table()
     except (OSError, ValueError, pa.ArrowException) as error:
         found = f"cannot be read ({str(error).splitlines()[0]})"
-        raise UserError(
+        raise DataError(
             path, found, "the list of withdrawn samples", "restore it: without it they would be read"
         ) from None
 

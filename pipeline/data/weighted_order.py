@@ -79,7 +79,7 @@ def read_factors(path: Path, split: SplitIndex) -> npt.NDArray[np.float64]:
     labels = {name: label for label, name in enumerate(split.identities())}
     known = [(labels[name], weight) for name, weight in zip(names, weights, strict=True) if name in labels]
     if not known:
-        raise UserError(path, "nobody of it is in the split", f"identities of {split.root} ({split.split})")
+        raise UserError(path, "nobody of it is in the split", f"identities of {split.name}")
     for label, weight in known:
         factors[label] = weight
     return factors

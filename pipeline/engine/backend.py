@@ -48,6 +48,13 @@ class Backend(Protocol):
         """Clear the gradients."""
         ...
 
+    def freeze(self, names: frozenset[str]) -> None:
+        """From now on train all parameters but these, whose optimizer's state stays too. Collective on all ranks.
+
+        `names` are those of `model.named_parameters()`; `model`'s modes (train, eval) are not touched.
+        """
+        ...
+
     def optimizer_tensors(self) -> dict[str, Tensor]:
         """The optimizer's state, whole, under `parameter-name/slot`: the same for all backends, live or copies."""
         ...

@@ -22,14 +22,16 @@ from pipeline.engine.synchronised_norm import SynchronisedBatchNorm
 class RunningStatistics:
     """Gathers the running statistics of all batch norms in a model over the micro-batches of a step.
 
+    Those in eval mode when a step begins, because they are frozen, keep theirs.
+
     All ranks make the same calls: `micro_batch` around each forward pass, then `finish_step`, which is collective.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-        self._buffers: list[Tensor] = [b for m in norms for b in (m.running_mean, m.running_var) if b is not None]
-        self._counters: list[Tensor] = [m.num_batches_tracked for m in norms if m.num_batches_tracked is not None]
-        self._synchronised = [m for m in norms if isinstance(m, SynchronisedBatchNorm)]
+        self._norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+        self._synchronised = [m for m in self._norms if isinstance(m, SynchronisedBatchNorm)]
+        self._buffers: list[Tensor] = []
+        self._counters: list[Tensor] = []
         self._before: list[Tensor] | None = None
         self._sums: list[Tensor] = []
         self._counts_before: list[Tensor] = []
@@ -43,6 +45,9 @@ class RunningStatistics:
         for norm in self._synchronised:
             norm.is_filler = is_filler
         if self._before is None:
+            norms = [m for m in self._norms if m.training]
+            self._buffers = [b for m in norms for b in (m.running_mean, m.running_var) if b is not None]
+            self._counters = [m.num_batches_tracked for m in norms if m.num_batches_tracked is not None]
             self._before = [b.clone() for b in self._buffers]
             self._counts_before = [c.clone() for c in self._counters]
             self._sums = [torch.zeros_like(b) for b in self._buffers]
@@ -55,7 +60,9 @@ class RunningStatistics:
     @torch.no_grad()
     def finish_step(self, num_micro_batches_global: int) -> None:
         """Set the statistics to the mean over the global batch's micro-batches. Collective on all ranks."""
-        if self._before is None or not self._buffers:
+        if not self._buffers:
+            self._before = None
+        if self._before is None:
             return
         flat = torch.cat([s.reshape(-1) for s in self._sums])
         dist.all_reduce_sum(flat)
@@ -65,6 +72,14 @@ class RunningStatistics:
         self._restore(means)
         for counter, before in zip(self._counters, self._counts_before, strict=True):
             counter.copy_(before + 1)
+        self._before = None
+
+    def discard_step(self) -> None:
+        """Leave the statistics as they were before the step. Not collective."""
+        if self._before is not None:
+            self._restore(self._before)
+            for counter, before in zip(self._counters, self._counts_before, strict=True):
+                counter.copy_(before)
         self._before = None
 
     @torch.no_grad()

@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipeline import dist
 from pipeline.config.engine import Precision
-from pipeline.config.schema import OptimizerConfig
+from pipeline.config.optim import OptimizerConfig
 from pipeline.engine import optim
 from pipeline.engine.loss_scale import LossScale
 from pipeline.engine.network import Network
@@ -39,9 +39,15 @@ class DDPBackend:
         self._optimizer = optim.build_optimizer(optimizer, self._parameters)
         self.loss_scale = LossScale() if precision == "fp16" else None
         self._network = Network(self.model, precision, device, compiles)
+        self._device = device
         self._wrapped: nn.Module = self._network
-        if dist.world_size() > 1:
-            device_ids = [device.index] if device.type == "cuda" else None
+        self._wrap()
+
+    def _wrap(self) -> None:
+        """Average the gradients of what is trained now. Collective on all ranks."""
+        self._wrapped = self._network  # the old wrapper takes its hooks along before the new one sets its own
+        if dist.world_size() > 1 and self._trains:
+            device_ids = [self._device.index] if self._device.type == "cuda" else None
             # torch 2.14 renamed the option and warns at the old name; older ones have only that
             known = inspect.signature(DistributedDataParallel.__init__).parameters
             name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
@@ -52,7 +58,8 @@ class DDPBackend:
 
     def forward(self, images: Tensor) -> Tensor:
         embeddings: Tensor = self._wrapped(images)
-        return embeddings
+        # the head differentiates by them even where nothing behind them is trained
+        return embeddings if self._trains or not torch.is_grad_enabled() else embeddings.requires_grad_()
 
     def backward(self, embeddings: Tensor, gradient: Tensor) -> None:
         if self.loss_scale is not None:
@@ -79,6 +86,16 @@ class DDPBackend:
 
     def zero_grad(self) -> None:
         self._optimizer.zero_grad(set_to_none=True)
+
+    def freeze(self, names: frozenset[str]) -> None:
+        for name, parameter in self._parameters.items():
+            parameter.requires_grad_(name not in names)
+            parameter.grad = None
+        self._wrap()
+
+    @property
+    def _trains(self) -> bool:
+        return any(p.requires_grad for p in self._parameters.values())
 
     def optimizer_tensors(self) -> dict[str, Tensor]:
         return optim.optimizer_tensors(self._optimizer, self._parameters)

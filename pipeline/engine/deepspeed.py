@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from pipeline.config.engine import DeepSpeedConfig, Precision
 from pipeline.config.errors import UserError
-from pipeline.config.schema import OptimizerConfig
+from pipeline.config.optim import OptimizerConfig
 from pipeline.engine import optim
 from pipeline.engine.loss_scale import LossScale
 from pipeline.engine.network import Network
@@ -103,6 +103,10 @@ class DeepSpeedBackend:
             for partitions in (self._zero.averaged_gradients, self._zero.all_grad_tensors):
                 for group in partitions:
                     partitions[group] = None
+
+    def freeze(self, names: frozenset[str]) -> None:
+        """Nothing rests under DeepSpeed, which the configuration sees to."""
+        assert not names
 
     def optimizer_tensors(self) -> dict[str, Tensor]:
         """From stage 1 on copies, put together one by one, on the CPU: no rank has room to spare for all of them."""

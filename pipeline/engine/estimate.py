@@ -20,6 +20,7 @@ from pipeline.config.schema import Config
 from pipeline.engine.measure_link import seconds_per_byte
 from pipeline.engine.measure_step import StepMeasurement, StepRequest
 from pipeline.engine.memory import MMAP_THRESHOLD_BYTES
+from pipeline.model.backbones.cost import BackboneCost, backbone_cost
 from pipeline.model.head import build_head
 from pipeline.model.partial_fc import KEEP_BYTES_CPU
 
@@ -51,6 +52,8 @@ class Estimate:
     shape: HeadShape
     num_micro_batches: int
     """Of a rank in a step."""
+    backbone: BackboneCost
+    """Counted, not measured."""
     memory: dict[str, int]
     """By what it is for; tensors only."""
     tensor_peak_bytes: int
@@ -83,13 +86,14 @@ def estimate(config: Config, num_classes: int, num_ranks: int, crop_px: int) -> 
         UserError: no CPU run, a head with a teacher, or a model that cannot be built.
     """
     if config.device != "cpu":
-        raise UserError("device", config.device, "cpu", "estimates are measured on this machine's CPU")
+        raise UserError("device", config.device, "cpu: estimates are measured on this machine", "add device=cpu")
     if isinstance(config.engine, DeepSpeedConfig) and config.engine.stage:
         raise UserError(
             "engine.stage",
             f"estimates do not divide what ZeRO {config.engine.stage} divides among ranks",
             remedy="with engine.kind=ddp they hold for what it does not divide",
         )
+    backbone = backbone_cost(config.backbone, crop_px)
     training = config.training
     num_micro_batches = -(-training.global_batch // (training.local_batch * num_ranks))
     whole = num_micro_batches > 1 and build_head(config.head, 2, config.backbone.embedding_dim, 0).needs_whole_batch
@@ -136,6 +140,7 @@ def estimate(config: Config, num_classes: int, num_ranks: int, crop_px: int) -> 
         crop_px=crop_px,
         shape=shape,
         num_micro_batches=num_micro_batches,
+        backbone=backbone,
         memory={
             "class centres": sizes["head"],
             "their gradient": sizes["head_gradient"],
@@ -188,6 +193,9 @@ def describe(found: Estimate) -> str:
     lines = [
         f"{found.num_classes:,} classes on {ranks}, {found.crop_px} px: {found.shape.num_rows:,} class centres, "
         f"{micro_batches} a rank and step",
+        f"backbone: {found.backbone.num_parameters:,} parameters; a photo takes "
+        f"{found.backbone.multiply_adds / 1e9:.3f} G multiply-adds forward "
+        f"and {found.backbone.activation_bytes / 2**20:,.2f} MiB of activations in fp32",
         "memory of a rank, MiB",
     ]
     lines += [f"  {name:<34}{size / 2**20:>12,.1f}" for name, size in found.memory.items()]

@@ -16,11 +16,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from pipeline import dist
 from pipeline.data.counter import derive_keys
 from pipeline.data.loader import MicroBatch, StepBatch
 from pipeline.engine.backend import Backend
 from pipeline.engine.batch_norm import RunningStatistics
+from pipeline.engine.gradient_marks import wait_for_ranks
 from pipeline.model.head import Head, HeadOutput
+from pipeline.progress import PROGRESS, Stage
 
 
 class GradientPass:
@@ -39,11 +42,16 @@ class GradientPass:
     ) -> None:
         self._backend, self._statistics, self._head, self._teacher = backend, statistics, head, teacher
         self._seed = seed
+        self.finite: list[Tensor] = []
+        """[B] bool for each micro-batch embedded in the step done last: whose embeddings are finite."""
 
     def backward(
         self, batch: StepBatch, num_valid: Tensor, step: int, epoch: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Leave the gradients of a step in the parameters. Collective on all ranks.
+
+        Batch norm's statistics are not set yet: `RunningStatistics.finish_step` or `discard_step` is due. Embeddings
+        that are not finite on any rank never reach the head: the step ends there, and its loss is NaN on all ranks.
 
         Args:
             batch: this rank's micro-batches, the same number on all ranks.
@@ -55,13 +63,13 @@ class GradientPass:
             The loss and the metrics, detached scalars, means over the valid slots of all ranks.
         """
         micros = batch.micro_batches
+        self.finite = []
         labels, valid = torch.cat([m.labels for m in micros]), torch.cat([m.valid for m in micros])
         self._head.begin_step(labels, valid, step, epoch)
         if self._head.needs_whole_batch and len(micros) > 1:
             output = self._whole_batch(micros, labels, valid, step)
         else:
             output = self._by_micro_batch(micros, num_valid, step)
-        self._statistics.finish_step(batch.num_micro_batches_global)
         return output.loss, output.metrics
 
     def _by_micro_batch(self, micros: list[MicroBatch], num_valid: Tensor, step: int) -> HeadOutput:
@@ -69,9 +77,15 @@ class GradientPass:
         loss = torch.zeros((), device=total.device)
         metrics: dict[str, Tensor] = {}
         for number, micro in enumerate(micros):
-            with self._backend.accumulate(is_last=number == len(micros) - 1):
+            is_last = number == len(micros) - 1
+            with self._backend.accumulate(is_last), wait_for_ranks(self._backend.model, is_last):
                 embeddings = self._embed(micro)
+                if not self._all_finite([embeddings]):
+                    # what waits for a backward pass, as DDP does, is to have one
+                    self._backend.backward(embeddings, torch.zeros_like(embeddings))
+                    return HeadOutput(torch.full_like(loss, torch.nan), {})
                 leaf = embeddings.detach().requires_grad_()
+                PROGRESS.enter(Stage.HEAD)
                 out = self._head(
                     leaf,
                     micro.labels,
@@ -83,7 +97,9 @@ class GradientPass:
                 )
                 out.loss.backward()
                 assert leaf.grad is not None
+                PROGRESS.enter(Stage.BACKWARD)
                 self._backend.backward(embeddings, leaf.grad)
+                PROGRESS.enter(Stage.OTHER)
             loss += out.loss.detach()
             share = num_valid[number] / total.clamp(min=1)
             for name, value in out.metrics.items():
@@ -93,8 +109,11 @@ class GradientPass:
     def _whole_batch(self, micros: list[MicroBatch], labels: Tensor, valid: Tensor, step: int) -> HeadOutput:
         with torch.no_grad():
             embedded = [self._embed(micro) for micro in micros]
+        if not self._all_finite(embedded):
+            return HeadOutput(torch.full((), torch.nan, device=labels.device), {})
         taught = [t for t in map(self._teach, micros) if t is not None]
         leaf = torch.cat(embedded).requires_grad_()
+        PROGRESS.enter(Stage.HEAD)
         out = self._head(
             leaf,
             labels,
@@ -106,17 +125,28 @@ class GradientPass:
         out.loss.backward()
         assert leaf.grad is not None
         for number, (micro, gradient) in enumerate(zip(micros, leaf.grad.split(len(micros[0].labels)), strict=True)):
-            with self._backend.accumulate(is_last=number == len(micros) - 1):
+            is_last = number == len(micros) - 1
+            with self._backend.accumulate(is_last), wait_for_ranks(self._backend.model, is_last):
                 # the statistics have moved already
-                self._backend.backward(self._embed(micro, is_repeated=True), gradient)
+                embeddings = self._embed(micro, is_repeated=True)
+                PROGRESS.enter(Stage.BACKWARD)
+                self._backend.backward(embeddings, gradient)
+        PROGRESS.enter(Stage.OTHER)
         return HeadOutput(out.loss.detach(), out.metrics)
 
     def _embed(self, micro: MicroBatch, is_repeated: bool = False) -> Tensor:
+        PROGRESS.enter(Stage.FORWARD)
         # dropout belongs to the stream position, so it is the same for any number of ranks, after any resume, and in
         # both passes over a micro-batch
         torch.manual_seed(int(derive_keys(1, "dropout", self._seed, micro.position)[0]) >> 1)
         with self._statistics.micro_batch(micro.is_filler, is_repeated):
             return self._backend.forward(micro.images)
+
+    def _all_finite(self, embedded: list[Tensor]) -> bool:
+        """Whether these embeddings and those of all other ranks are finite. Collective on all ranks."""
+        finite = [embeddings.detach().isfinite().all(dim=1) for embeddings in embedded]
+        self.finite += finite
+        return dist.all_ranks_agree(bool(torch.cat(finite).all()))
 
     def _teach(self, micro: MicroBatch) -> Tensor | None:
         if self._teacher is None or not self._head.needs_teacher:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import dist
-from pipeline.config.schema import AdamWConfig, OptimizerConfig, SGDConfig
+from pipeline.config.optim import AdamConfig, AdamWConfig, HeadOptimizerConfig, SGDConfig
 from pipeline.engine import optim
 from pipeline.model.head import ActiveRows, Head
 
@@ -26,7 +26,7 @@ class HeadOptimizer:
     The state is laid out at construction: a checkpoint holds that of parameters which no step has trained yet, too.
     """
 
-    def __init__(self, config: OptimizerConfig, head: Head) -> None:
+    def __init__(self, config: HeadOptimizerConfig, head: Head) -> None:
         self.head = head
         self._config = config
         row_sparse = head.row_sparse()
@@ -101,12 +101,13 @@ class _RowSGD:
             self._parameter.index_copy_(0, rows, values.add_(update, alpha=-lr))
 
 
-class _RowAdamW:
-    """AdamW on some rows. Each row counts its own updates, so that its first one is corrected as a first one."""
+class _RowAdam:
+    """Adam or AdamW on some rows. Each row counts its own updates: its first one is corrected as a first one."""
 
-    def __init__(self, config: AdamWConfig, parameter: nn.Parameter) -> None:
+    def __init__(self, config: AdamConfig | AdamWConfig, parameter: nn.Parameter) -> None:
         self._parameter = parameter
         self._betas = config.betas
+        self._is_decoupled = isinstance(config, AdamWConfig)
         self._decay = config.weight_decay if parameter.ndim > 1 else 0.0
         self.state = {
             "exp_avg": torch.zeros_like(parameter.detach()),
@@ -118,6 +119,9 @@ class _RowAdamW:
     def step(self, active: ActiveRows, lr: float) -> None:
         first, second = self._betas
         for rows, gradient in _chunks(active):
+            values = self._parameter.index_select(0, rows)
+            if self._decay and not self._is_decoupled:
+                gradient.add_(values, alpha=self._decay)
             steps, mean, square = (
                 self.state[slot].index_select(0, rows) for slot in ("row_steps", "exp_avg", "exp_avg_sq")
             )
@@ -130,8 +134,9 @@ class _RowAdamW:
             per_row = steps.double().view(-1, *(1,) * (gradient.ndim - 1))
             denominator = square.div_((1 - second**per_row).to(square.dtype)).sqrt_().add_(ADAM_EPS)
             update = mean.div_((1 - first**per_row).to(mean.dtype)).div_(denominator)
-            values = self._parameter.index_select(0, rows).mul_(1 - lr * self._decay).add_(update, alpha=-lr)
-            self._parameter.index_copy_(0, rows, values)
+            if self._is_decoupled:
+                values.mul_(1 - lr * self._decay)
+            self._parameter.index_copy_(0, rows, values.add_(update, alpha=-lr))
 
 
 def _chunks(active: ActiveRows) -> Iterator[tuple[Tensor, Tensor]]:
@@ -141,5 +146,5 @@ def _chunks(active: ActiveRows) -> Iterator[tuple[Tensor, Tensor]]:
         yield from zip(active.rows.split(_ROWS_AT_ONCE), gradient.split(_ROWS_AT_ONCE), strict=True)
 
 
-def _row_optimizer(config: OptimizerConfig, parameter: nn.Parameter) -> _RowSGD | _RowAdamW:
-    return _RowAdamW(config, parameter) if isinstance(config, AdamWConfig) else _RowSGD(config, parameter)
+def _row_optimizer(config: HeadOptimizerConfig, parameter: nn.Parameter) -> _RowSGD | _RowAdam:
+    return _RowSGD(config, parameter) if isinstance(config, SGDConfig) else _RowAdam(config, parameter)

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline import dist
-from pipeline.config.errors import UserError
+from pipeline.config.errors import DataError, UserError
 from pipeline.config.mining import MiningConfig
 from pipeline.config.schema import Config
 from pipeline.data.loader import Loader
@@ -30,6 +30,7 @@ from pipeline.data.reader import allowed_bad_samples
 from pipeline.engine.backend import Backend
 from pipeline.model.metric.distances import distance
 from pipeline.model.metric.hardest import HardestExamples, hardest_examples
+from pipeline.progress import PROGRESS, Stage
 
 
 class Miner:
@@ -64,6 +65,10 @@ class Miner:
         Raises:
             UserError: too many photos could not be read, embeddings are not finite, or nobody has two photos.
         """
+        with PROGRESS.during(Stage.MINING):
+            return self._mine(number, say, is_stop_asked)
+
+    def _mine(self, number: int, say: Callable[[str], None], is_stop_asked: Callable[[], bool]) -> MinedList | None:
         began = time.monotonic()
         config = self._mining
         rows = draw_subset(
@@ -135,11 +140,11 @@ class Miner:
 
     def _check(self, unit: Tensor, valid: Tensor, num_bad: int) -> None:
         if num_bad > allowed_bad_samples(len(valid), self._config.data.max_bad_share):
-            raise UserError(
-                self._split.root,
+            raise DataError(
+                self._split.name,
                 f"{num_bad} of {len(valid)} samples of a mining round could not be read",
                 f"at most {self._config.data.max_bad_share:.2%} (data.max_bad_share)",
-                f"preprocess verify {self._split.root}",
+                "preprocess verify DATA",
             )
         if not unit[valid].isfinite().all():
             raise UserError("mining", "embeddings that are not finite", "finite ones", "lower optim.backbone.lr")

@@ -18,9 +18,10 @@ from torch import Tensor
 
 from pipeline import checkpoint
 from pipeline.config.errors import UserError
-from pipeline.config.location import parse_location
+from pipeline.config.load import validate_config
 from pipeline.data.dataset_format import label_map_sha256
 from pipeline.data.manifest import SplitIndex, open_dataset
+from pipeline.data.training_data import open_training_data
 from pipeline.engine.embed_rows import embed_rows
 from pipeline.engine.state import Start, row_sharded
 
@@ -59,10 +60,14 @@ def old_identities(info: checkpoint.CheckpointInfo, where: Path, data: Path | No
     Raises:
         UserError: the data set is gone, or has other identities by now.
     """
-    root = data or parse_location(info.config["data"]["path"])
+    trained = validate_config(info.config, where=str(where)).data
+    if trained.mix is not None and trained.mix.labels == "separate":
+        raise UserError(where, "a head for each of several label spaces", "one head", "nothing can be added to it")
+    root = data or trained.path or where
     remedy = "name the data set of that run with --old-data"
     try:
-        identities = open_dataset(root).split(info.split).identities()
+        split = open_training_data(trained).split if data is None else open_dataset(data).split(info.split)
+        identities = split.identities()
     except UserError as error:
         raise UserError(
             root, f"cannot tell the identities of {where} ({error.found})", "the data set it was trained on", remedy
@@ -143,7 +148,9 @@ def carry_over(start: Start, tensors: Mapping[str, Tensor], change: LabelChange)
     lost = sorted(start.tensors.keys() - tensors.keys())
     if lost:
         raise UserError(lost[0], "is not in the checkpoint", remedy="keep head and optimizers of the same kind")
-    start.fill({name: value for name, value in tensors.items() if name not in by_row})
+    # an average of the weights begins anew with the run
+    names = tensors.keys() - by_row - {name for name in tensors if name.startswith(checkpoint.EMA_PREFIX)}
+    start.fill({name: tensors[name] for name in sorted(names)})
     kept = torch.from_numpy(change.kept)
     labels = torch.from_numpy(change.old_labels[change.kept])
     with torch.no_grad():

@@ -4,12 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pipeline import dist
-from pipeline.config.schema import AdamWConfig, CosineSchedule, OptimizerConfig, PolynomialSchedule
+from pipeline.config.optim import (
+    AdamConfig,
+    AdamWConfig,
+    ConstantSchedule,
+    CosineRestartsSchedule,
+    CosineSchedule,
+    LAMBConfig,
+    LARSConfig,
+    OptimizerConfig,
+    PolynomialSchedule,
+    ScheduleConfig,
+    SGDConfig,
+    StepSchedule,
+)
+from pipeline.engine.layerwise import LAMB, LARS
 
 
 def build_optimizer(config: OptimizerConfig, parameters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
@@ -18,30 +33,71 @@ def build_optimizer(config: OptimizerConfig, parameters: Mapping[str, nn.Paramet
     Fused: one pass over parameter, gradient and state instead of one an operation, without a temporary copy of each.
     """
     trained = {name: p for name, p in parameters.items() if p.requires_grad}
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [p for p in trained.values() if p.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in trained.values() if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    groups = [group for group in groups if group["params"]]
-    if isinstance(config, AdamWConfig):
-        return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
-    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
+    is_layerwise = isinstance(config, LARSConfig | LAMBConfig)
+    groups = [
+        group | ({"is_adapted": is_adapted} if is_layerwise else {})
+        for group, is_adapted in zip(groups, (True, False), strict=True)
+        if group["params"]
+    ]
+    match config:
+        case AdamConfig():
+            return torch.optim.Adam(groups, lr=config.lr, betas=config.betas, fused=True)
+        case AdamWConfig():
+            return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
+        case LARSConfig():
+            return LARS(groups, lr=config.lr, momentum=config.momentum, trust=config.trust)
+        case LAMBConfig():
+            return LAMB(groups, lr=config.lr, betas=config.betas)
+        case SGDConfig():
+            return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
 
 
-def schedule_factor(
-    schedule: PolynomialSchedule | CosineSchedule, samples: int, total_samples: int, epoch_samples: int
-) -> float:
-    """Factor on the peak learning rate for the step that begins after `samples` were consumed.
+def schedule_factor(schedule: ScheduleConfig, epoch: float, total_epochs: float, epoch_samples: int) -> float:
+    """Factor on the peak learning rate for the step that begins after `epoch` epochs: a pure function of the position.
 
-    The warm-up rises linearly from (nearly) zero.
+    The warm-up rises linearly, from the share that one sample has in it: at the very first step it is not quite zero.
+
+    Args:
+        schedule: see there.
+        epoch: passes over the data done so far, as `RunPlan.epoch` counts them.
+        total_epochs: the whole run's.
+        epoch_samples: samples of an epoch.
     """
-    warmup = round(schedule.warmup_epochs * epoch_samples)
-    if samples < warmup:
-        return (samples + 1) / (warmup + 1)
-    done = min(1.0, (samples - warmup) / max(1, total_samples - warmup))
-    if isinstance(schedule, CosineSchedule):
-        return schedule.floor + (1 - schedule.floor) * 0.5 * (1 + math.cos(math.pi * done))
-    return (1 - done) ** schedule.power
+    warmup = schedule.warmup_epochs
+    if epoch < warmup:
+        sample = 1 / epoch_samples
+        return (epoch + sample) / (warmup + sample)
+    done = min(1.0, (epoch - warmup) / (total_epochs - warmup)) if total_epochs > warmup else 1.0
+    match schedule:
+        case PolynomialSchedule():
+            return (1 - done) ** schedule.power
+        case CosineSchedule():
+            return _half_cosine(done, schedule.floor)
+        case CosineRestartsSchedule():
+            return _half_cosine(_cycle_share(epoch - warmup, schedule), schedule.floor)
+        case StepSchedule():
+            return schedule.gamma ** sum(milestone <= epoch for milestone in schedule.milestones)
+        case ConstantSchedule():
+            return 1.0
+
+
+def _half_cosine(done: float, floor: float) -> float:
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def _cycle_share(epoch: float, schedule: CosineRestartsSchedule) -> float:
+    """How much of its cycle is over after `epoch` epochs of cycles: in [0, 1)."""
+    first, factor = schedule.cycle_epochs, schedule.cycle_factor
+    if factor == 1:
+        return epoch / first % 1.0
+    # n cycles last first · (factor^n − 1) / (factor − 1); rounding may name the cycle's neighbour at a border
+    number = math.floor(math.log1p(epoch / first * (factor - 1)) / math.log(factor))
+    start = first * (factor**number - 1) / (factor - 1)
+    return min(max((epoch - start) / (first * factor**number), 0.0), 1.0)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,23 +17,35 @@ from pipeline import checkpoint
 from pipeline.config.decoder import DaliDecoder
 from pipeline.config.errors import UserError
 from pipeline.config.heads import with_teacher
-from pipeline.config.order import IdentityBalancedConfig, PlainOrderConfig
+from pipeline.config.load import validate_config
+from pipeline.config.order import IdentityBalancedConfig
 from pipeline.config.schema import Config
 from pipeline.data.balanced_order import BalancedPart
 from pipeline.data.dataset_format import label_map_sha256
-from pipeline.data.manifest import Dataset, SplitIndex, open_dataset
+from pipeline.data.manifest import SplitIndex
 from pipeline.data.mined_list import MinedList, read_list
 from pipeline.data.mined_order import MiningLayout
 from pipeline.data.orders import balanced_parts, build_order
 from pipeline.data.step_plan import EpochOrder, check_batches
-from pipeline.data.store.opening import check_store
+from pipeline.data.training_data import TrainingSet, open_training_data
+from pipeline.engine.freezing import Freezing
+from pipeline.engine.initial import open_initial
 from pipeline.engine.teacher import TeacherPlan, plan_teacher
+from pipeline.engine.validation import ValidationPairs, open_validation
 from pipeline.model.backbones import build_backbone
+from pipeline.monitor.sinks import check_sinks
 
 CONFIG_FILE = "config.yaml"
 CHECKPOINTS = "checkpoints"
 # a resume with another value of these would train another model, or see samples twice
-FIXED_KEYS = ("backbone", "head.kind", "seed", "data.split", "data.order", "mining")
+FIXED_KEYS = ("backbone", "head.kind", "seed", "data.split", "data.order", "data.mix.labels", "mining")
+# the same of any set of a mix; where it stands is free, its digest says whether it is the same
+FIXED_KEY_OF_SET = re.compile(r"data\.mix\.sets\.\w+\.(split|weight)")
+KEYS_WITHOUT_EFFECT = (
+    *("data.path", "data.cache", "data.num_threads", "data.prefetch_steps", "data.max_bad_share"),
+    *("checkpoint", "monitor", "watchdog", "profile", "validation.sets", "init_from"),
+)
+PATH_OF_SET = re.compile(r"data\.mix\.sets\.\w+\.path")
 # P × K batches are planned anew over what the epoch has not seen
 FREE_KEYS_OF_BALANCE = tuple(f"data.order.{name}" for name in ("num_identities", "photos_per_identity", "min_photos"))
 # with mining, which samples were seen follows from the number of steps
@@ -56,8 +69,10 @@ class RunPlan:
     """Everything a rank needs to know before it starts."""
 
     config: Config
-    dataset: Dataset
+    sets: tuple[TrainingSet, ...]
+    """The data sets; one where there is no mix."""
     split: SplitIndex
+    """The samples of all of them."""
     label_map: str
     """sha256 of the identities in the order of their labels."""
     total_samples: int
@@ -67,8 +82,10 @@ class RunPlan:
     order_parts: tuple[BalancedPart, ...]
     """How an identity-balanced order is cut."""
     resume: Resume | None
-    teacher: TeacherPlan | None = None
+    teacher: TeacherPlan | None
     """Where the head learns from one."""
+    validation: Mapping[str, ValidationPairs]
+    """What is scored while training, by name; empty for nothing."""
 
     @property
     def checkpoints(self) -> Path:
@@ -76,7 +93,21 @@ class RunPlan:
 
     @property
     def crop_px(self) -> int:
-        return self.dataset.info.crop.size_px
+        return self.sets[0].dataset.info.crop.size_px
+
+    @property
+    def dataset_record(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the data: `dataset.json`; of a mix, that of its first set."""
+        return self.sets[0].dataset.info.model_dump(mode="json")
+
+    @property
+    def mixed_records(self) -> list[checkpoint.MixedSetInfo]:
+        """What a checkpoint keeps of the sets of a mix; empty where there is none."""
+        return [
+            checkpoint.MixedSetInfo(name=one.name, split=one.split.split, digest=one.split.digest)
+            for one in self.sets
+            if one.name
+        ]
 
     @property
     def mining(self) -> MiningLayout | None:
@@ -97,24 +128,31 @@ def plan_run(config: Config) -> RunPlan:
     """
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UserError("device", "cuda is not available here", "a GPU", "set device=cpu")
-    dataset = open_dataset(config.data.path, config.data.cache)
-    split = dataset.split(config.data.split)
-    check_store(split, dataset.info.splits[config.data.split].num_bytes, config.data.order)
+    data = open_training_data(config.data)
+    split = data.split
     _check_output(config.output)
     _check_decoder(config)
+    check_sinks(config.monitor)
     with torch.device("meta"):  # builds and checks the network without spending memory or time on it
-        build_backbone(config.backbone, dataset.info.crop.size_px, config.seed)
+        model = build_backbone(config.backbone, data.crop.size_px, config.seed)
+    Freezing(config.freeze, config.thaw, model)  # checks the patterns
     training = config.training
     check_batches(len(split), training.global_batch, training.local_batch)
     parts = balanced_parts(config.data.order, training.global_batch, (), 0)
     order = build_order(config.data.order, split, config.seed, parts)
     label_map = label_map_sha256(split.identities())
-    teacher = plan_teacher(config, dataset.info.crop, label_map)
+    teacher = plan_teacher(config, data.crop, label_map)
+    validation = open_validation(config.validation, data.crop)
     if teacher is not None:
         # a teacher that is trained further must not change what this run learns when it is resumed
         config = config.model_copy(update={"head": with_teacher(config.head, teacher.path)})
     total_samples = _total_samples(config, split, order, parts)
-    return refresh_resume(RunPlan(config, dataset, split, label_map, total_samples, order, parts, None, teacher))
+    plan = refresh_resume(
+        RunPlan(config, data.sets, split, label_map, total_samples, order, parts, None, teacher, validation)
+    )
+    if config.init_from is not None and plan.resume is None:
+        open_initial(config.init_from, model, label_map)  # checks that it fits
+    return plan
 
 
 def refresh_resume(plan: RunPlan) -> RunPlan:
@@ -128,7 +166,7 @@ def refresh_resume(plan: RunPlan) -> RunPlan:
         return replace(plan, resume=None)
     info = checkpoint.read_info(found)
     config, split = plan.config, plan.split
-    changes = _check_resume(found, info, config, plan.dataset, plan.label_map)
+    changes = _check_resume(found, info, plan)
     listed = info.mined_list
     mined = None if listed is None else read_list(plan.config.output / listed.file, listed.sha256)
     parts = balanced_parts(config.data.order, config.training.global_batch, info.order_parts, info.samples)
@@ -191,18 +229,16 @@ def _total_samples(config: Config, split: SplitIndex, order: EpochOrder, parts: 
     num_people = int((np.bincount(split.label) >= 2).sum())
     if num_people < 2:
         raise UserError(
-            config.data.path, f"{num_people} of its people have two photos or more", "two at least", "set mining=null"
+            split.name, f"{num_people} of its people have two photos or more", "two at least", "set mining=null"
         )
     return total
 
 
-def _check_resume(
-    path: Path, info: checkpoint.CheckpointInfo, config: Config, dataset: Dataset, label_map: str
-) -> list[str]:
+def _check_resume(path: Path, info: checkpoint.CheckpointInfo, plan: RunPlan) -> list[str]:
+    config = plan.config
     remedy = "start another run with output=DIR, or go back to the old value"
-    # a run from before there was a choice has the plain order
-    plain = flatten(PlainOrderConfig().model_dump(mode="json"), "data.order.")
-    old = ({} if "order" in info.config["data"] else dict(plain)) | dict(flatten(info.config))
+    # a run from before there was a choice has the default of what could not be chosen
+    old = dict(flatten(validate_config(info.config, where=str(path)).model_dump(mode="json")))
     new = dict(flatten(config.model_dump(mode="json")))
     changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
     fixed_keys = FIXED_KEYS if config.mining is None else FIXED_KEYS + FIXED_KEYS_OF_MINING
@@ -212,23 +248,33 @@ def _check_resume(
     free_keys = FREE_KEYS_OF_BALANCE if is_balanced else ()
     for key in sorted(changed, key=lambda key: (not key.endswith(".kind"), key)):
         is_fixed = any(key == fixed or key.startswith(fixed + ".") for fixed in fixed_keys) and key not in free_keys
-        if is_fixed or _is_another_model(key, old.get(key), new.get(key)):
+        if is_fixed or FIXED_KEY_OF_SET.fullmatch(key) or _is_another_model(key, old.get(key), new.get(key)):
             raise UserError(key, f"{new.get(key)!r}, but {path} was trained with {old.get(key)!r}", remedy=remedy)
-    if label_map != info.label_map_sha256:
+    if plan.label_map != info.label_map_sha256:
         raise UserError(
-            dataset.root,
+            plan.split.name,
             f"its label map does not match the checkpoint's ({path})",
             f"the {info.num_classes} identities it was trained on",
             "start another run with output=DIR",
         )
-    if dataset.info.digest != info.dataset["digest"]:
-        raise UserError(
-            dataset.root,
-            f"its digest changed since the checkpoint ({dataset.info.digest[:12]}…)",
-            f"{info.dataset['digest'][:12]}…",
-            "restore the data set, or start another run with output=DIR",
-        )
-    return [f"{key}: {old.get(key)} → {new.get(key)}" for key in changed if key != "output"]
+    for one, (_, digest) in zip(plan.sets, info.trained_on, strict=True):  # as many, or the label map were another
+        if one.split.digest != digest:
+            raise UserError(
+                one.dataset.root,
+                f"its digest changed since the checkpoint ({one.split.digest[:12]}…)",
+                f"{digest[:12]}…",
+                "restore the data set, or start another run with output=DIR",
+            )
+    return [f"{key}: {old.get(key)} → {new.get(key)} ({_what_it_matters(key)})" for key in changed if key != "output"]
+
+
+def _what_it_matters(key: str) -> str:
+    """What another value of a key does to a run that is resumed."""
+    if any(key == one or key.startswith(one + ".") for one in KEYS_WITHOUT_EFFECT) or PATH_OF_SET.fullmatch(key):
+        return "no effect on what is learned"
+    if key in ("device", "training.local_batch") or key.startswith("engine."):
+        return "the same up to rounding and the groups of batch norm"
+    return "changes what is learned from here on"
 
 
 def _is_another_model(key: str, old: object, new: object) -> bool:

@@ -11,15 +11,16 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from pipeline import checkpoint, dist
+from pipeline.checkpoint_writer import save as save_checkpoint
 from pipeline.config.errors import UserError
 from pipeline.engine.backend import Backend
 from pipeline.engine.ddp import DDPBackend
 from pipeline.engine.head_optim import HeadOptimizer
 from pipeline.engine.run import RunPlan
 from pipeline.model.backbones import build_backbone
-from pipeline.model.head import Head, build_head
+from pipeline.model.head import Head
+from pipeline.model.separate_heads import build_head_over
 
-HEAD_PREFIX = "head/"
 HEAD_OPTIMIZER_PREFIX = "head_optimizer/"
 BACKBONE_OPTIMIZER_PREFIX = "backbone_optimizer/"
 LOSS_SCALE_PREFIX = "loss_scale/"
@@ -37,11 +38,8 @@ def training_tensors(
     tensors |= {BACKBONE_OPTIMIZER_PREFIX + name: t for name, t in backend.optimizer_tensors().items()}
     if backend.loss_scale is not None:
         tensors |= {LOSS_SCALE_PREFIX + name: t for name, t in backend.loss_scale.tensors().items()}
+    tensors |= head_tensors(head, mesh)
     sharded = head.sharded_tensors()
-    head_tensors = dict(head.state_dict())
-    for name, (tensor, num_rows) in sharded.items():
-        head_tensors[name] = checkpoint.shard_rows(tensor.detach(), num_rows, mesh)
-    tensors |= {HEAD_PREFIX + name: t for name, t in head_tensors.items()}
     for name, tensor in head_optimizer.tensors().items():
         owner = name.rpartition("/")[0]
         if owner in sharded and tensor.ndim:
@@ -56,6 +54,14 @@ def adopt_backbone_optimizer(backend: Backend, tensors: Mapping[str, Tensor]) ->
     backend.adopt_loaded({name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)})
 
 
+def head_tensors(head: Head, mesh: DeviceMesh | None) -> dict[str, Tensor]:
+    """A head's tensors of a checkpoint, live: replicated ones, and the row-sharded ones as DTensors over `mesh`."""
+    tensors = dict(head.state_dict())
+    for name, (tensor, num_rows) in head.sharded_tensors().items():
+        tensors[name] = checkpoint.shard_rows(tensor.detach(), num_rows, mesh)
+    return {checkpoint.HEAD_PREFIX + name: t for name, t in tensors.items()}
+
+
 def row_sharded(tensors: Mapping[str, Tensor], head: Head) -> Iterator[tuple[str, str]]:
     """Of a checkpoint's tensors, those cut by rows: their names, each with the head's tensor that it belongs to."""
     sharded = head.sharded_tensors()
@@ -63,7 +69,7 @@ def row_sharded(tensors: Mapping[str, Tensor], head: Head) -> Iterator[tuple[str
         if name.startswith(HEAD_OPTIMIZER_PREFIX):
             owner = name.removeprefix(HEAD_OPTIMIZER_PREFIX).rpartition("/")[0]
         else:
-            owner = name.removeprefix(HEAD_PREFIX)
+            owner = name.removeprefix(checkpoint.HEAD_PREFIX)
         if owner in sharded and tensor.ndim:
             yield name, owner
 
@@ -109,10 +115,11 @@ class Start:
             label_map_sha256=plan.label_map,
             split=plan.split.split,
             config=plan.config.model_dump(mode="json"),
-            dataset=plan.dataset.info.model_dump(mode="json"),
+            dataset=plan.dataset_record,
+            mixed=plan.mixed_records,
             versions=checkpoint.versions() | dict(origin),
         )
-        return checkpoint.save(plan.checkpoints, self.tensors, info, plan.config.checkpoint.keep)
+        return save_checkpoint(plan.checkpoints, self.tensors, info, plan.config.checkpoint.keep)
 
 
 def prepare_start(plan: RunPlan) -> Start:
@@ -127,7 +134,7 @@ def prepare_start(plan: RunPlan) -> Start:
     config = plan.config
     model = build_backbone(config.backbone, plan.crop_px, config.seed)
     backend = DDPBackend(model, config.optim.backbone, config.training.precision, torch.device("cpu"))
-    head = build_head(config.head, plan.split.num_labels, config.backbone.embedding_dim, config.seed)
+    head = build_head_over(config.head, plan.split.label_spaces, config.backbone.embedding_dim, config.seed)
     head_optimizer = HeadOptimizer(config.optim.head, head)
     backend.prime_optimizer()
     tensors = training_tensors(backend, head, head_optimizer, mesh=None)

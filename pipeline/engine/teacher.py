@@ -23,7 +23,7 @@ from pipeline.config.load import validate_config
 from pipeline.config.schema import Config
 from pipeline.config.teacher_heads import LogitTarget
 from pipeline.data.dataset_format import CropInfo
-from pipeline.model.head_sum import PREFIX
+from pipeline.model.head_sum import SumHead
 from pipeline.model.margins.base import build_margin
 from pipeline.model.teacher import Teacher, TeacherClasses
 
@@ -94,6 +94,13 @@ def plan_teacher(config: Config, crop: CropInfo, label_map: str) -> TeacherPlan 
                     "those of data.path, with the same labels: its class centres are used",
                     "learn its embeddings instead: target.kind=cosine or l2",
                 )
+            if trained.data.mix is not None and trained.data.mix.labels == "separate":
+                raise UserError(
+                    path,
+                    "its label spaces are separate",
+                    "one set of class centres, which say what the teacher sees",
+                    "learn its embeddings instead: target.kind=cosine or l2",
+                )
             _softmax_of(trained.head, path)
     return plan
 
@@ -111,7 +118,7 @@ def load_teacher(plan: TeacherPlan, device: torch.device, mesh: DeviceMesh | Non
 
 def _load_classes(plan: TeacherPlan, device: torch.device, mesh: DeviceMesh | None) -> TeacherClasses:
     part, config = _softmax_of(plan.config.head, plan.path)
-    prefix = f"head/{PREFIX}{part}." if part else "head/"
+    prefix = f"head/{SumHead.PREFIX}{part}." if part else "head/"
     num_classes = plan.info.num_classes
     first, end = dist.partition(num_classes, dist.rank(), dist.world_size())
     margin = build_margin(config.margin, num_classes).to(device).eval().requires_grad_(False)

@@ -2,43 +2,43 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
 import signal
-import time
-from collections.abc import Iterator
+import socket
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline import checkpoint, dist
-from pipeline.config.errors import UserError, report_status
+from pipeline.checkpoint_writer import CheckpointWriter
+from pipeline.config.errors import DataError, UserError, report_status
 from pipeline.data.loader import StepBatch
-from pipeline.data.reader import WITHDRAWN, BadSample, allowed_bad_samples
-from pipeline.engine import optim
-from pipeline.engine.backend import Backend
-from pipeline.engine.backends import build_backend, prepare_for_training
-from pipeline.engine.batch_norm import RunningStatistics
-from pipeline.engine.gradients import GradientPass
-from pipeline.engine.head_optim import HeadOptimizer
+from pipeline.data.reader import WITHDRAWN, allowed_bad_samples
+from pipeline.engine.bad_samples import BAD_SAMPLES_FILE, trim_bad_samples, write_bad_samples
+from pipeline.engine.divergence import SpikeDetector, dump_step, find_culprits, non_finite_gradients
+from pipeline.engine.learner import Learner
 from pipeline.engine.lock import exclusive, leave_with_launcher
 from pipeline.engine.memory import keep_freed_memory
-from pipeline.engine.run import RunPlan, refresh_resume, write_config
-from pipeline.engine.state import LOSS_SCALE_PREFIX, adopt_backbone_optimizer, training_tensors
+from pipeline.engine.optim import schedule_factor
+from pipeline.engine.run import CONFIG_FILE, RunPlan, refresh_resume, write_config
+from pipeline.engine.seen_classes import SeenClasses
+from pipeline.engine.slow_ranks import SlowRanks
 from pipeline.engine.stream import Stream
-from pipeline.engine.teacher import load_teacher
-from pipeline.model.backbones import build_backbone
-from pipeline.model.head import build_head
-from pipeline.monitor import Monitor
+from pipeline.engine.trace import StepTrace
+from pipeline.engine.validation import Validator
+from pipeline.engine.watchdog import Watchdog
+from pipeline.engine.window import Window
+from pipeline.monitor.monitor import Monitor
+from pipeline.progress import PROGRESS, Stage
 
 logger = logging.getLogger(__name__)
-
-BAD_SAMPLES_FILE = "bad_samples.jsonl"
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,8 @@ def train(plan: RunPlan) -> TrainResult:
         keep_freed_memory()
     device = dist.initialise(plan.config.device)
     try:
-        with exclusive(plan.config.output):
+        PROGRESS.begin(device, step=0)
+        with exclusive(plan.config.output), Watchdog(plan.config.output, plan.config.watchdog):
             # the run that held the lock until now may have saved a later checkpoint than the one planned for
             return Trainer(refresh_resume(plan), device).run()
     finally:
@@ -76,24 +77,21 @@ class Trainer:
         self._num_bad_samples = 0
         self._num_withdrawn = 0  # in this step
         self._stop_asked = False
-        model = build_backbone(config.backbone, plan.crop_px, config.seed)
-        prepare_for_training(model, config.training)
-        self.backend: Backend = build_backend(config, model, device)
-        self.statistics = RunningStatistics(model)
-        self.head = build_head(config.head, plan.split.num_labels, config.backbone.embedding_dim, config.seed)
-        self.mesh = checkpoint.rank_mesh(device)
-        teacher: nn.Module | None = None
-        if plan.teacher is not None:
-            loaded = load_teacher(plan.teacher, device, self.mesh)
-            self.head.attach_teacher(loaded.teacher)
-            teacher = loaded.module
-        self.head.to(device)
-        self.head_optimizer = HeadOptimizer(config.optim.head, self.head)
-        self._stream = Stream(plan, self.backend, device)
-        self._pass = GradientPass(self.backend, self.statistics, self.head, teacher, config.seed)
-        self._settle()
+        self._num_skipped = 0  # in a row
+        self._num_roll_backs = 0
+        self._dump: Path | None = None
+        self._writer: CheckpointWriter | None = None
+        self._say: Callable[[str], None] = logger.warning
+        self._spikes = SpikeDetector(config.divergence, [] if plan.resume is None else plan.resume.info.losses)
+        self.learner = Learner(plan, device)
+        self._stream = Stream(plan, self.learner.backend, device)
         if plan.resume is not None:
-            self._load()
+            info = plan.resume.info
+            self.step, self.samples, self._num_bad_samples = info.step, info.samples, info.num_bad_samples
+        self._validator: Validator | None = None
+        if config.validation is not None:
+            found = None if plan.resume is None else plan.resume.info.validation
+            self._validator = Validator(config.validation, plan.validation, plan.crop_px, found)
 
     def run(self) -> TrainResult:
         """Train to the end of the plan or to the first SIGTERM or SIGINT, then save."""
@@ -101,33 +99,68 @@ class Trainer:
         is_writer = dist.rank() == 0
         if is_writer:
             write_config(config)
-            self._trim_bad_samples()
-        monitor = Monitor(
-            config.output, plan.total_samples, self.samples, self.step, is_writer, config.monitor.tensorboard
+            trim_bad_samples(config.output, self.samples)
+        monitor = Monitor(config, plan.total_samples, self.samples, self.step, is_writer)
+        writer = CheckpointWriter(
+            plan.checkpoints,
+            config.checkpoint.keep,
+            config.checkpoint.max_failures,
+            say=monitor.say,
+            on_saved=self._stream.prune,
         )
-        saved_at = self.samples
+        self._writer, self._say = writer, monitor.say
+        saved_at = validated_at = self.samples
         batches = self._stream.batches(self.samples, say=monitor.say, is_stop_asked=lambda: self._stop_asked)
-        with closing(batches), monitor, self._signals():
+        with closing(batches), monitor, self._signals(), writer:
             monitor.say(self._opening_line())
-            window = _Window()
-            for batch in batches:
+            window, stall_s = Window(self.device), 0.0
+            slow_ranks = SlowRanks(
+                config.watchdog.slow_rank_factor,
+                config.watchdog.slow_rank_after_s,
+                dist.all_gather_objects(socket.gethostname()),
+            )
+            seen = SeenClasses(plan.split.num_labels, plan.epoch(self.samples), self.device)
+            trace = StepTrace(config.profile, config.output, self.device, monitor.say)
+            trace.begin(self.step)
+            PROGRESS.enter(Stage.DATA)
+            for batch in () if self._is_patience_over else batches:
+                PROGRESS.enter(Stage.OTHER)
                 values, stop = self._train_step(batch)
                 window.add(batch.wait_s, config.training.global_batch)
+                seen.add(batch, plan.epoch(self.samples))
                 is_last = self.samples >= plan.total_samples or stop
-                if self.step % config.monitor.every_steps == 0 or is_last or self.step == 1:
-                    record = {name: _to_number(value) for name, value in values.items()} | window.close()
+                figures, is_best = self._validate(validated_at, stop)
+                if figures:
+                    validated_at = self.samples
+                    window.leave_out(figures["val/seconds"])
+                    is_last = is_last or self._is_patience_over
+                if self.step % config.monitor.every_steps == 0 or is_last or self.step == 1 or figures:
+                    cost = window.close()
+                    for line in slow_ranks.look(cost):
+                        monitor.say(line)
+                    record = {name: _to_number(value) for name, value in values.items()} | cost.metrics
                     record |= {"step": self.step, "samples": self.samples}
-                    record |= {"epoch": plan.epoch(self.samples), **self._stream.metrics}
+                    record |= {"epoch": plan.epoch(self.samples), **self._stream.metrics, **seen.metrics}
+                    record["save_wait_s"], stall_s = stall_s, 0.0
+                    record |= figures
                     monitor.record(record)
                     monitor.show(record)
-                if self._is_save_due(saved_at) or is_last:
-                    self._save()
+                if self._is_due(config.checkpoint.every_epochs, saved_at) or is_last or is_best:
+                    stall_s += self._save(writer, saved_at, is_best)
                     saved_at = self.samples
-                if stop:
+                PROGRESS.end_step(self.step)
+                trace.after_step(self.step)
+                if is_last:
                     break
+                PROGRESS.enter(Stage.DATA)
+            trace.end(self.step)
+            if self._validator is not None and self._validator.is_patience_over:
+                monitor.say(f"ended: no better validation among the last {self._validator.state.num_since_best}")
             if saved_at != self.samples:  # asked to stop in the middle of a mining round
-                self._save()
-        is_finished = self.samples >= plan.total_samples
+                self._save(writer, saved_at, is_best=False)
+            with PROGRESS.during(Stage.CHECKPOINT):
+                writer.finish()
+        is_finished = self.samples >= plan.total_samples or self._is_patience_over
         if int(os.environ.get("LOCAL_RANK", "0")) == 0:  # each node has a supervisor of its own
             report_status("finished" if is_finished else "preempted", step=self.step, samples=self.samples)
         return TrainResult(self.step, self.samples, is_finished)
@@ -135,42 +168,98 @@ class Trainer:
     def _train_step(self, batch: StepBatch) -> tuple[dict[str, Tensor | float], bool]:
         """One optimizer update; gives what to report, and whether any rank was asked to stop."""
         config = self.config
+        learner, plan, epoch = self.learner, self.plan, self.plan.epoch(self.samples)
+        learner.follow_freezing(self.samples)
         num_valid, is_stop_asked = self._exchange_counts(batch)
-        loss, metrics = self._pass.backward(batch, num_valid, self.step, self.plan.epoch(self.samples))
-        backbone_norm = self.backend.gradient_norm()
-        head_norm = self.head_optimizer.gradient_norm()
-        is_left_out = self.backend.loss_scale is not None and self.backend.loss_scale.leaves_out(backbone_norm)
+        loss, metrics = learner.gradients.backward(batch, num_valid, self.step, epoch)
+        backbone_norm = learner.backend.gradient_norm()
+        head_norm = learner.head_optimizer.gradient_norm()
+        loss_scale = learner.backend.loss_scale
+        is_left_out = loss_scale is not None and loss_scale.leaves_out(backbone_norm)
         if is_left_out:
             backbone_norm = torch.zeros_like(backbone_norm)
-        # the three are the same on all ranks, so all of them stop together
+        # the three are the same on all ranks, so all of them do the same
         if not math.isfinite(float(loss + backbone_norm + head_norm)):
+            self._leave_out(batch, float(loss), float(backbone_norm), float(head_norm))
+            return {"skipped": self._num_skipped}, is_stop_asked
+        self._num_skipped = 0
+        if self._spikes.is_spike(float(loss)) and self._roll_back(float(loss)):
+            self._advance(batch)
+            return {"spike": loss}, is_stop_asked
+        learner.statistics.finish_step(batch.num_micro_batches_global)
+        values: dict[str, Tensor | float] = {"loss": loss, **metrics}
+        self._advance(batch)
+        if is_left_out:
+            learner.forget_gradients()
+        else:
+            total_epochs = plan.epoch(plan.total_samples)
+            factor = schedule_factor(config.schedule, epoch, total_epochs, plan.order.epoch_samples)
+            values |= learner.update(factor, backbone_norm, head_norm, self.step)
+        values |= {"backbone_grad_norm": backbone_norm, "head_grad_norm": head_norm}
+        if loss_scale is not None:
+            values |= {"loss_scale": loss_scale.value, "left_out": float(is_left_out)}
+        values["bad_samples"] = self._num_bad_samples
+        if len(plan.split.withdrawn):
+            values["withdrawn"] = self._num_withdrawn
+        if plan.order_parts:
+            values["top_ups"] = batch.num_top_ups
+        if config.freeze or config.thaw:
+            values["trained_parameters"] = learner.freezing.num_trained(epoch)
+        return values, is_stop_asked
+
+    def _advance(self, batch: StepBatch) -> None:
+        self.step += 1
+        self.samples = batch.step_position + self.config.training.global_batch
+
+    def _leave_out(self, batch: StepBatch, loss: float, backbone_norm: float, head_norm: float) -> None:
+        """Forget a step whose numbers are not finite, after a dump of the first in a row.
+
+        Raises:
+            UserError: training is to stop; on all ranks.
+        """
+        config = self.config.divergence
+        gradients = non_finite_gradients((self.learner.backend.model, self.learner.head))
+        self.learner.forget_step()
+        self._num_skipped += 1
+        culprits = find_culprits(batch, self.learner.gradients.finite, self.plan.split)
+        found = f"loss {loss}, gradient norms {backbone_norm} (backbone) and {head_norm} (head)"
+        if culprits:
+            found += f"; embeddings not finite first on {culprits[0]}"
+        if self._num_skipped == 1:
+            report: dict[str, object] = {"loss": loss, "non_finite_gradients": gradients}
+            report |= {"backbone_grad_norm": backbone_norm, "head_grad_norm": head_norm}
+            info = self._describe(is_milestone=False)
+            mined = None if info.mined_list is None else Path(info.mined_list.file)
+            self._dump = dump_step(self.config.output, self.learner.tensors(), info, batch, report, culprits, mined)
+        again = f"launch/train.py --config {self.config.output / CONFIG_FILE} output={self._dump}"
+        if config.on_non_finite == "stop" or self._num_skipped >= config.max_skipped:
             raise UserError(
                 f"step {self.step + 1}",
-                f"loss {float(loss)}, gradient norms {float(backbone_norm)} (backbone) and {float(head_norm)} (head)",
+                found,
                 "finite numbers",
-                "lower optim.backbone.lr or the margin; the newest checkpoint is untouched",
+                f"lower optim.backbone.lr or the margin; weights are as before; to do the step again: {again}",
             )
-        epoch_samples = self.plan.order.epoch_samples
-        factor = optim.schedule_factor(config.schedule, self.samples, self.plan.total_samples, epoch_samples)
-        lr, head_lr = factor * config.optim.backbone.lr, factor * config.optim.head.lr
-        if is_left_out:
-            self.backend.zero_grad()
-            self.head_optimizer.zero_grad()
-        else:
-            self.backend.step(lr, backbone_norm, config.optim.clip_backbone_norm)
-            self.head_optimizer.step(head_lr, head_norm, config.optim.clip_head_norm)
-        self.step += 1
-        self.samples = batch.step_position + config.training.global_batch
-        values: dict[str, Tensor | float] = {"loss": loss, **metrics, "lr": lr, "lr_head": head_lr}
-        values |= {"backbone_grad_norm": backbone_norm, "head_grad_norm": head_norm}
-        if self.backend.loss_scale is not None:
-            values |= {"loss_scale": self.backend.loss_scale.value, "left_out": float(is_left_out)}
-        values["bad_samples"] = self._num_bad_samples
-        if len(self.plan.split.withdrawn):
-            values["withdrawn"] = self._num_withdrawn
-        if self.plan.order_parts:
-            values["top_ups"] = batch.num_top_ups
-        return values, is_stop_asked
+        self._say(f"warning: step {self.step + 1} skipped: {found}; to do it again: {again}")
+        self._advance(batch)
+
+    def _roll_back(self, loss: float) -> bool:
+        """Say that a loss jumped, and take up the newest checkpoint's weights where that is the policy; whether so."""
+        config = self.config.divergence
+        said = f"warning: step {self.step + 1}: loss {loss:.4g}, usually {self._spikes.usual():.4g}"
+        if config.on_spike == "warn" or self._num_roll_backs >= config.max_roll_backs or self._writer is None:
+            self._say(said)
+            return False
+        self._writer.wait()
+        path = checkpoint.latest_checkpoint(self.plan.checkpoints)
+        if path is None:
+            self._say(f"{said}; there is no checkpoint to go back to")
+            return False
+        self.learner.forget_step()
+        self.learner.load(path, checkpoint.read_info(path))
+        self._spikes.forget()
+        self._num_roll_backs += 1
+        self._say(f"{said}; weights taken back to {path.name}, the batches up to here are not done again")
+        return True
 
     def _exchange_counts(self, batch: StepBatch) -> tuple[Tensor, bool]:
         """Sum over ranks: valid slots of each round, unreadable samples, wishes to stop."""
@@ -180,56 +269,49 @@ class Trainer:
         counts[2] = len(batch.bad_samples) - len(unreadable)
         for number, micro in enumerate(batch.micro_batches):
             counts[3 + number] = micro.valid.sum()
-        self._write_bad_samples(batch, unreadable)
+        write_bad_samples(self.config.output, batch.step_position, unreadable)
         counts = dist.all_reduce_sum(counts.to(self.device))
         stops, num_bad = int(counts[0]), int(counts[1])
         self._num_bad_samples += num_bad
         if num_bad:
             read = self.samples + self.config.training.global_batch
             if self._num_bad_samples > allowed_bad_samples(read, self.config.data.max_bad_share):
-                raise UserError(
-                    self.plan.dataset.root,
+                raise DataError(
+                    self.plan.split.name,
                     f"{self._num_bad_samples} of {read} samples could not be read",
                     f"at most {self.config.data.max_bad_share:.2%} (data.max_bad_share)",
-                    f"see {self.config.output / BAD_SAMPLES_FILE}; preprocess verify {self.plan.dataset.root}",
+                    f"see {self.config.output / BAD_SAMPLES_FILE}; preprocess verify DATA",
                 )
         self._num_withdrawn = int(counts[2])
         return counts[3:].float(), stops > 0
 
-    def _write_bad_samples(self, batch: StepBatch, unreadable: list[BadSample]) -> None:
-        if unreadable:
-            with open(self.config.output / BAD_SAMPLES_FILE, "a") as file:
-                for sample in unreadable:
-                    file.write(json.dumps({"position": batch.step_position, **vars(sample)}, default=str) + "\n")
+    @property
+    def _is_patience_over(self) -> bool:
+        return self._validator is not None and self._validator.is_patience_over
 
-    def _trim_bad_samples(self) -> None:
-        """Drop the ledger's lines of steps that will be done again, so that none stands there twice."""
-        path = self.config.output / BAD_SAMPLES_FILE
-        if path.is_file():
-            lines = [line for line in path.read_text().splitlines() if json.loads(line)["position"] < self.samples]
-            path.write_text("".join(line + "\n" for line in lines))
+    def _validate(self, validated_at: int, is_stopped: bool) -> tuple[dict[str, float], bool]:
+        """Figures where a validation is due, else none; and whether the network is the best so far."""
+        if self._validator is None or is_stopped:
+            return {}, False
+        is_over = self.samples >= self.plan.total_samples
+        if not is_over and not self._is_due(self._validator.config.every_epochs, validated_at):
+            return {}, False
+        with PROGRESS.during(Stage.VALIDATION), self.learner.averaged():
+            return self._validator.run(self.learner.backend.model, self.device, self.step)
 
-    def _settle(self) -> None:
-        """One dummy forward and backward. DDP lays its buckets out anew after the first backward pass, which changes
-        the order of sums; without this a resumed run would differ from the run that never stopped."""
-        model = self.backend.model
-        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-        crop_px = self.plan.crop_px
-        images = torch.zeros(
-            self.config.training.local_batch, crop_px, crop_px, 3, dtype=torch.uint8, device=self.device
-        )
-        with self.backend.accumulate(is_last=True):
-            embeddings = self.backend.forward(images.permute(0, 3, 1, 2))
-            self.backend.backward(embeddings, torch.zeros_like(embeddings))
-        self.backend.zero_grad()
-        for name, buffer in model.named_buffers():
-            buffer.copy_(buffers[name])
+    def _save(self, writer: CheckpointWriter, saved_at: int, is_best: bool) -> float:
+        """Begin to save; gives the seconds that training waited."""
+        with PROGRESS.during(Stage.CHECKPOINT):
+            return self._begin_checkpoint(writer, saved_at, is_best)
 
-    def _tensors(self) -> dict[str, Tensor]:
-        return training_tensors(self.backend, self.head, self.head_optimizer, self.mesh)
+    def _begin_checkpoint(self, writer: CheckpointWriter, saved_at: int, is_best: bool) -> float:
+        every = self.config.checkpoint.keep_every_epochs
+        info = self._describe(is_milestone=every is not None and self._is_due(every, saved_at))
+        return writer.save(self.learner.tensors(), info, is_best)
 
-    def _save(self) -> None:
-        info = checkpoint.CheckpointInfo(
+    def _describe(self, is_milestone: bool) -> checkpoint.CheckpointInfo:
+        """What a checkpoint of this moment belongs to."""
+        return checkpoint.CheckpointInfo(
             step=self.step,
             samples=self.samples,
             num_bad_samples=self._num_bad_samples,
@@ -238,34 +320,27 @@ class Trainer:
             label_map_sha256=self.plan.label_map,
             split=self.plan.split.split,
             config=self.config.model_dump(mode="json"),
-            dataset=self.plan.dataset.info.model_dump(mode="json"),
+            dataset=self.plan.dataset_record,
+            mixed=self.plan.mixed_records,
             versions=checkpoint.versions(),
             order_parts=list(self.plan.order_parts),
+            losses=self._spikes.losses,
+            is_milestone=is_milestone,
             mined_list=self._stream.reference(self.samples),
+            validation=None if self._validator is None else self._validator.state,
         )
-        checkpoint.save(self.plan.checkpoints, self._tensors(), info, self.config.checkpoint.keep)
-        self._stream.prune()
 
-    def _load(self) -> None:
-        assert self.plan.resume is not None
-        info = self.plan.resume.info
-        self.backend.prime_optimizer()
-        tensors = self._tensors()
-        if info.config["training"]["precision"] != "fp16":  # this run's loss scale begins here
-            tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(LOSS_SCALE_PREFIX)}
-        checkpoint.load_into(self.plan.resume.path, tensors)
-        adopt_backbone_optimizer(self.backend, tensors)
-        self.step, self.samples, self._num_bad_samples = info.step, info.samples, info.num_bad_samples
-
-    def _is_save_due(self, saved_at: int) -> bool:
-        every = max(1, round(self.config.checkpoint.every_epochs * self.plan.order.epoch_samples))
-        return self.samples // every > saved_at // every
+    def _is_due(self, every_epochs: float, since: int) -> bool:
+        """Whether an interval has ended since so many samples were consumed."""
+        every = max(1, round(every_epochs * self.plan.order.epoch_samples))
+        return self.samples // every > since // every
 
     def _opening_line(self) -> str:
         ranks = dist.world_size()
         resume = self.plan.resume
-        described = self.plan.order.describe()
-        order = f"\n  {described}" if described else ""
+        rests = self.learner.freezing.describe(self.plan.epoch(self.samples))
+        described = (self.learner.origin, self.plan.order.describe(), rests)
+        order = "".join(f"\n  {line}" for line in described if line)
         if resume is None:
             return (
                 f"training {len(self.plan.split):,} samples of {self.plan.split.num_labels:,} identities, "
@@ -289,26 +364,6 @@ class Trainer:
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
-
-
-class _Window:
-    """Rates since the last report."""
-
-    def __init__(self) -> None:
-        self._reset()
-
-    def _reset(self) -> None:
-        self._started, self._wait_s, self._samples = time.monotonic(), 0.0, 0
-
-    def add(self, wait_s: float, samples: int) -> None:
-        self._wait_s += wait_s
-        self._samples += samples
-
-    def close(self) -> dict[str, float]:
-        elapsed_s = max(1e-9, time.monotonic() - self._started)
-        rates = {"samples_per_s": self._samples / elapsed_s, "data_wait": min(1.0, self._wait_s / elapsed_s)}
-        self._reset()
-        return rates
 
 
 def _to_number(value: Tensor | float) -> float:

@@ -64,5 +64,7 @@ def summary_table(evaluation: Evaluation) -> Table:
     threshold = figures.best_threshold
     table.add_row("best threshold (cosine)", f"{threshold.cosine:.3f}")
     table.add_row("pairs dropped, photos missing", f"{figures.num_pairs_dropped:,}, {len(figures.missing):,}")
-    table.add_row("model", escape(f"step {evaluation.model.step:,}, {evaluation.model.num_parameters:,} parameters"))
+    model = evaluation.model
+    weights = "moving average of the weights, " if model.weights == "ema" else ""
+    table.add_row("model", escape(f"{weights}step {model.step:,}, {model.num_parameters:,} parameters"))
     return table

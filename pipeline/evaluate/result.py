@@ -118,6 +118,8 @@ class Model(_Frozen):
     """The training configuration."""
     dataset: dict[str, Any]
     """The training data set's description, its digest included."""
+    weights: Literal["ema", "raw"] = "raw"
+    """Which were measured: the moving average of the weights, or the weights themselves."""
 
 
 class Data(_Frozen):

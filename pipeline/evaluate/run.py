@@ -52,7 +52,7 @@ def score_pairs(
     """
     photos = pairs.photos()
     found = extract_embeddings(embedder, source, photos, batch=batch, flip=flip, advance=advance)
-    return _score(found, pairs, len(photos))
+    return score_embeddings(found, pairs, len(photos))
 
 
 def measure(scored: ScoredPairs, flip: bool) -> result.Verification:
@@ -134,7 +134,12 @@ def environment(device: torch.device) -> result.Environment:
     )
 
 
-def _score(found: Embeddings, pairs: PairList, num_photos: int) -> ScoredPairs:
+def score_embeddings(found: Embeddings, pairs: PairList, num_photos: int) -> ScoredPairs:
+    """Measure each pair whose photos both have an embedding; `num_photos` is how many the pairs name.
+
+    Raises:
+        UserError: no pair has both.
+    """
     row = {photo: number for number, photo in enumerate(found.photos)}
     kept = [pair for pair in pairs.pairs if pair.left in row and pair.right in row]
     num_dropped = len(pairs.pairs) - len(kept)

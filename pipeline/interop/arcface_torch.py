@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline.config.backbones import IResNetConfig
 from pipeline.config.errors import UserError
-from pipeline.config.schema import IResNetConfig
 from pipeline.model.backbones import build_backbone
 from pipeline.model.backbones.iresnet import BLOCKS, CHANNELS
 
@@ -36,9 +36,9 @@ _STEM = {
     "conv1": "stem.0",
     "bn1": "stem.1",
     "prelu": "stem.2",
-    "bn2": "norm",
-    "fc": "embed",
-    "features": "embed_norm",
+    "bn2": "neck.norm",
+    "fc": "neck.embed",
+    "features": "neck.embed_norm",
 }
 _BLOCK = {
     "bn1": "residual.0",

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import checkpoint
+from pipeline.checkpoint_writer import save as save_checkpoint
 from pipeline.config.errors import UserError
 from pipeline.config.load import validate_config
 from pipeline.data.dataset_format import CodecInfo, CropInfo, DatasetInfo, DetectorInfo
@@ -88,7 +89,7 @@ def save_for_evaluation(
         versions=checkpoint.versions() | dict(origin),
     )
     tensors = {checkpoint.BACKBONE_PREFIX + name: value for name, value in backbone.tensors.items()}
-    return checkpoint.save(output / CHECKPOINTS, tensors, info, keep=1)
+    return save_checkpoint(output / CHECKPOINTS, tensors, info, keep=1)
 
 
 def put_backbone(start: Start, backbone: ImportedBackbone, where: Path) -> None:
@@ -105,7 +106,7 @@ def put_backbone(start: Start, backbone: ImportedBackbone, where: Path) -> None:
             raise UserError(f"backbone.{key}", f"{wanted.get(key)!r}, but {where} has {found[key]!r}", "", remedy)
     if start.plan.crop_px != backbone.crop_px:
         raise UserError(
-            start.plan.dataset.root,
+            start.plan.split.name,
             f"crops of {start.plan.crop_px} px",
             f"{backbone.crop_px} px, as {where} was trained on",
             f"preprocess shard … --size {backbone.crop_px}",

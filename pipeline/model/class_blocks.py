@@ -46,6 +46,8 @@ class WalkOptions:
     """Elementwise map of the logits; the target's own are not touched."""
     reduction: Reduction = "log_sum_exp"
     """See there."""
+    sums_logits: bool = False
+    """Add the logits up, too; with log_sum_exp."""
     is_bias_on_target: bool = True
     """Whether the target's logit has the bias too."""
     num_subcentres: int = 1
@@ -63,6 +65,10 @@ class Walked(NamedTuple):
     """[N], the reduction over all classes but the target; log-sum-exp of nothing is −inf."""
     greatest: Tensor
     """[N], the greatest logit but the target's, without a graph."""
+    logit_sum: Tensor | None
+    """[N], sum of all logits but the target's and those that a transform made −inf; None unless `sums_logits`."""
+    num_summed: Tensor | None
+    """[N], how many they are, of the logits' type, without a graph."""
 
 
 def target_product(
@@ -117,7 +123,7 @@ def target_length(centres: Tensor, columns: Tensor) -> Tensor:
 def walk_classes(
     queries: Tensor, centres: Tensor, bias: Tensor | None, columns: Tensor, target: Tensor, options: WalkOptions
 ) -> Walked:
-    """Reduce the logits of all ranks' classes to three numbers a query. Collective, forward only; differentiable once.
+    """Reduce the logits of all ranks' classes to a few numbers a query. Collective, forward only; differentiable once.
 
     Args:
         queries: [N, D], the same on all ranks, of the centres' type.
@@ -132,7 +138,10 @@ def walk_classes(
         this rank's part of it times the number of ranks: the parts' sum then agrees with the gradient of whatever all
         ranks compute in the same way.
     """
-    return Walked(*cast(tuple[Tensor, Tensor, Tensor], _Walk.apply(queries, centres, bias, columns, target, options)))
+    return Walked(*cast(_Numbers, _Walk.apply(queries, centres, bias, columns, target, options)))
+
+
+_Numbers = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]
 
 
 class _Walk(torch.autograd.Function):
@@ -145,15 +154,15 @@ class _Walk(torch.autograd.Function):
         columns: Tensor,
         target: Tensor,
         options: WalkOptions,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> _Numbers:
         blocks = _Blocks(queries, centres, bias, options)
         kept: list[_Kept] = []
         if is_fused(queries, options):
-            greatest, total = triton_blocks.reduce_classes(*blocks.fused_arguments(columns))
+            numbers: tuple[Tensor, ...] = triton_blocks.reduce_classes(*blocks.fused_arguments(columns))
         else:
-            greatest, total = _reduce_by_blocks(blocks, columns, options, kept)
-        # one collective for both: their sizes are nothing beside its latency
-        parts = dist.all_gather_rows(torch.stack([greatest, total])).view(-1, 2, len(queries))
+            numbers = _reduce_by_blocks(blocks, columns, options, kept)
+        # one collective for all: their sizes are nothing beside its latency
+        parts = dist.all_gather_rows(torch.stack(numbers)).view(-1, len(numbers), len(queries))
         global_greatest = parts[:, 0].amax(0)
         if options.reduction == "softplus_sum":
             reduced = parts[:, 1].sum(0)
@@ -162,12 +171,16 @@ class _Walk(torch.autograd.Function):
             reduced = floor + (parts[:, 1] * (parts[:, 0] - floor).exp_()).sum(0).log_()
         ctx.options, ctx.kept, ctx.inverse = options, kept, blocks.inverse
         ctx.save_for_backward(queries, centres, bias, columns, reduced)
-        ctx.mark_non_differentiable(global_greatest)
-        return target.clone(), reduced, global_greatest
+        if not options.sums_logits:
+            ctx.mark_non_differentiable(global_greatest)
+            return target.clone(), reduced, global_greatest, None, None
+        logit_sum, num_summed = parts[:, 2].sum(0), parts[:, 3].sum(0)
+        ctx.mark_non_differentiable(global_greatest, num_summed)
+        return target.clone(), reduced, global_greatest, logit_sum, num_summed
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        target_gradient, reduced_gradient = gradients[0], gradients[1]
+        target_gradient, reduced_gradient, sum_gradient = gradients[0], gradients[1], gradients[3]
         queries, centres, bias, columns, reduced = ctx.saved_tensors
         options: WalkOptions = ctx.options
         kept: list[_Kept] = ctx.kept
@@ -196,9 +209,13 @@ class _Walk(torch.autograd.Function):
                 chosen = None
                 if number < len(kept) and kept[number].floor is not None:
                     gradient = _gradient_of_exponentials(kept[number], reduced, reduced_gradient)
+                    if options.sums_logits:
+                        gradient.add_(sum_gradient[:, None])
                 else:
                     logits, chosen = (kept[number].block, None) if number < len(kept) else blocks.logits(start, stop)
-                    gradient = _logits_gradient(logits, reduced, reduced_gradient, columns - start, options)
+                    gradient = _logits_gradient(
+                        logits, reduced, reduced_gradient, sum_gradient, columns - start, options
+                    )
                 if bias_gradient is not None:
                     _set_targets(gradient, columns - start, target_gradient if options.is_bias_on_target else 0.0)
                     torch.sum(gradient, 0, out=bias_gradient[start:stop])
@@ -218,18 +235,19 @@ def is_fused(queries: Tensor, options: WalkOptions) -> bool:
         options.is_bf16
         and queries.dtype == torch.float32
         and options.transform is None
+        and not options.sums_logits
         and options.reduction == "log_sum_exp"
         and options.num_subcentres == 1
         and triton_blocks.is_available(queries.device)
     )
 
 
-def _reduce_by_blocks(
-    blocks: _Blocks, columns: Tensor, options: WalkOptions, kept: list[_Kept]
-) -> tuple[Tensor, Tensor]:
-    """Greatest logit [N] and, relative to it, the reduction [N] over this rank's classes; fills `kept`."""
+def _reduce_by_blocks(blocks: _Blocks, columns: Tensor, options: WalkOptions, kept: list[_Kept]) -> tuple[Tensor, ...]:
+    """Greatest logit [N] and, relative to it, the reduction [N] over this rank's classes; where asked for, the sum of
+    the logits and their number, [N] each. Fills `kept`."""
     total = blocks.queries.new_zeros(len(blocks.queries))
     greatest = torch.full_like(total, -torch.inf)
+    logit_sum, num_summed = torch.zeros_like(total), torch.zeros_like(total)
     keeps_exponentials = options.transform is None and options.reduction == "log_sum_exp"
     for start, stop in blocks.ranges():
         logits, _ = blocks.logits(start, stop)
@@ -239,6 +257,10 @@ def _reduce_by_blocks(
             kept.append(_Kept(logits, None))
             values = values.clone() if values is logits else values
         _set_targets(values, columns - start, -torch.inf)
+        if options.sums_logits:
+            is_summed = values > -torch.inf
+            logit_sum += torch.where(is_summed, values, 0).sum(1)
+            num_summed += is_summed.sum(1)
         block_greatest = torch.maximum(greatest, values.amax(1))
         if options.reduction == "softplus_sum":
             total += functional.softplus(values).sum(1)
@@ -249,7 +271,7 @@ def _reduce_by_blocks(
             if is_kept and keeps_exponentials:
                 kept.append(_Kept(values, floor))
         greatest = block_greatest
-    return greatest, total
+    return (greatest, total, logit_sum, num_summed) if options.sums_logits else (greatest, total)
 
 
 class _Kept(NamedTuple):
@@ -375,17 +397,25 @@ def _gradient_of_exponentials(kept: _Kept, reduced: Tensor, reduced_gradient: Te
 
 
 def _logits_gradient(
-    logits: Tensor, reduced: Tensor, reduced_gradient: Tensor, columns: Tensor, options: WalkOptions
+    logits: Tensor,
+    reduced: Tensor,
+    reduced_gradient: Tensor,
+    sum_gradient: Tensor | None,
+    columns: Tensor,
+    options: WalkOptions,
 ) -> Tensor:
     """Gradient [N, n] of a block's logits, wrong at the targets, in the logits' memory where there is no transform."""
     if options.transform is None:
-        return _reduction_gradient(logits, reduced, options).mul_(reduced_gradient[:, None])
+        gradient = _reduction_gradient(logits, reduced, options).mul_(reduced_gradient[:, None])
+        return gradient if sum_gradient is None else gradient.add_(sum_gradient[:, None])
     with torch.enable_grad():
         leaf = logits.detach().requires_grad_()
         transformed = options.transform(leaf)
     values = transformed.detach().clone()
     _set_targets(values, columns, -torch.inf)
     incoming = _reduction_gradient(values, reduced, options).mul_(reduced_gradient[:, None])
+    if sum_gradient is not None:
+        incoming.add_(sum_gradient[:, None])
     (gradient,) = torch.autograd.grad(transformed, leaf, incoming)
     return gradient
 

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import cast
 
 import torch
 from torch import Tensor
 
 from pipeline import dist
 from pipeline.config.heads import SumConfig, weight_at
-from pipeline.model.head import ActiveRows, Head, HeadOutput, build_head, register_head
-from pipeline.model.teacher import Teacher
-
-PREFIX = "part_"
-"""Before a part's name in the names of its parameters and buffers: a module cannot hold one called `type`."""
+from pipeline.model.head import Head, HeadOutput, build_head, register_head
+from pipeline.model.head_group import HeadGroup
 
 
-class SumHead(Head):
+class SumHead(HeadGroup):
     """Σ weight · loss over its parts. A part of weight 0 rests: it is not called, its parameters get no gradient, and
     so the optimizer leaves them and their momentum alone; its buffers stay as they are.
 
@@ -29,22 +25,12 @@ class SumHead(Head):
         parts: heads and their weights, as in the configuration, by name; names and order equal on all ranks.
     """
 
+    PREFIX = "part_"
+
     def __init__(self, parts: Mapping[str, tuple[Head, float | list[tuple[float, float]]]]) -> None:
-        super().__init__()
+        super().__init__({name: head for name, (head, _) in parts.items()})
         self._schedules = {name: weight for name, (_, weight) in parts.items()}
-        for name, (head, _) in parts.items():
-            self.add_module(PREFIX + name, head)
         self._weights = {name: weight_at(schedule, 0) for name, schedule in self._schedules.items()}
-        self._ask_for_needs(list(self._schedules))
-
-    def part(self, name: str) -> Head:
-        """The head of that name."""
-        return cast(Head, self.get_submodule(PREFIX + name))
-
-    def attach_teacher(self, teacher: Teacher) -> None:
-        for name in self._schedules:
-            if self.part(name).needs_teacher:
-                self.part(name).attach_teacher(teacher)
 
     def begin_step(self, labels: Tensor, valid: Tensor, step: int, epoch: float) -> None:
         self._weights = {name: weight_at(schedule, epoch) for name, schedule in self._schedules.items()}
@@ -84,29 +70,8 @@ class SumHead(Head):
             metrics[f"{name}/weight"] = losses[0].new_tensor(weight)
         return HeadOutput(torch.stack(losses).sum(), metrics)
 
-    def sharded_tensors(self) -> dict[str, tuple[Tensor, int]]:
-        return {
-            f"{PREFIX}{name}.{key}": value
-            for name in self._schedules
-            for key, value in self.part(name).sharded_tensors().items()
-        }
-
-    def row_sparse(self) -> frozenset[str]:
-        return frozenset(f"{PREFIX}{name}.{key}" for name in self._schedules for key in self.part(name).row_sparse())
-
-    def active_rows(self) -> dict[str, ActiveRows]:
-        return {
-            f"{PREFIX}{name}.{key}": rows
-            for name in self._working()
-            for key, rows in self.part(name).active_rows().items()
-        }
-
     def _working(self) -> list[str]:
         return [name for name, weight in self._weights.items() if weight > 0]
-
-    def _ask_for_needs(self, names: list[str]) -> None:
-        self.needs_whole_batch = any(self.part(name).needs_whole_batch for name in names)
-        self.needs_teacher = any(self.part(name).needs_teacher for name in names)
 
 
 @register_head("sum")

@@ -40,6 +40,7 @@ class HeadOptions:
     sample_rate: float = 1.0
     num_subcentres: int = 1
     negative_filter: float | None = None
+    label_smoothing: float = 0.0
     frozen_classes: int = 0
     products: Literal["fp32", "bf16"] = "fp32"
     block_bytes: int | None = None
@@ -167,6 +168,10 @@ class MarginSoftmaxHead(Head):
         walked = walk_classes(queries, centres, bias, columns, target, options)
         target_logit = margin.target_logit(walked.target / scale, batch)
         losses = margin.sample_loss(target_logit, walked.reduced, batch)
+        if walked.logit_sum is not None and walked.num_summed is not None:
+            # (1 − ε)·CE + ε·mean of −log p_j over the classes differs from CE by ε·(z_y − mean of z_j)
+            mean_logit = (walked.logit_sum + target_logit) / (walked.num_summed + 1)
+            losses = losses + self.options.label_smoothing * (target_logit - mean_logit)
         count = slots.num_valid.clamp(min=1)
         loss = torch.where(slots.valid, losses, 0).sum() / (count if num_valid is None else num_valid.clamp(min=1))
         greatest = walked.greatest if shift is None else walked.greatest - shift.detach()
@@ -204,7 +209,9 @@ class MarginSoftmaxHead(Head):
         """Let the margin move its statistics. Collective where that takes a pass over the classes."""
         self.margin.observe(target / scale, batch)
         if self.margin.needs_class_pass:
-            walked = walk_classes(queries, centres, None, columns, target, replace(options, keep_bytes=0))
+            walked = walk_classes(
+                queries, centres, None, columns, target, replace(options, keep_bytes=0, sums_logits=False)
+            )
             self.margin.observe_classes(target / scale, walked.reduced, self.options.sample_rate, batch)
 
     def _transform(self, similarity: Tensor, scale: Tensor | float, batch: GlobalBatch) -> NegativeTransform | None:
@@ -256,6 +263,7 @@ class MarginSoftmaxHead(Head):
             block_rows=block_rows(num_columns, queries, options.block_bytes),
             keep_bytes=keep_bytes,
             reduction="softplus_sum" if self.margin.sums_softplus else "log_sum_exp",
+            sums_logits=options.label_smoothing > 0,
             num_subcentres=options.num_subcentres,
             is_bf16=options.products == "bf16",
         )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ from pipeline.config.errors import UserError
 from pipeline.data.dataset_format import STATUS_KEPT
 from pipeline.data.manifest import open_dataset
 from pipeline.data.tombstones import read_tombstones
-from preprocess.clean.near import near_pairs, nearest_other
+from preprocess.clean.near import near_others, near_pairs
 from preprocess.clean.people import MIN_PHOTOS, look_alikes, nearest_strangers, robust_centres, stranger_quantiles
 
 DROP, REVIEW = "drop", "review"
@@ -32,6 +33,12 @@ NAME_IN_TEST_SET = "name_in_test_set"
 LIKE_OTHER = "like_other_person"
 FAR = "far_from_person"
 LOOK_ALIKE = "people_look_alike"
+
+MAX_OF_HASH = 16
+"""Photos of one hash that others are compared with: black crops, say, must not be compared all with all."""
+
+IsSame = Callable[[int, int], bool]
+"""Whether the crops at two places are versions of one picture, see `preprocess.clean.pixels`."""
 
 _DOUBTFUL_SHARE = 0.95
 _LOOK_ALIKE_SHARE = 0.25
@@ -73,12 +80,13 @@ def read_photos(data: Path) -> pa.Table:
     return photos.filter(pc.invert(pc.is_in(photos["sample_id"], withdrawn))).sort_by("sample_id").combine_chunks()
 
 
-def find_duplicates(photos: pa.Table, threshold: int) -> Iterator[Verdict]:
+def find_duplicates(photos: pa.Table, threshold: int, is_same: IsSame) -> Iterator[Verdict]:
     """Exact and near duplicates. Of a person's photos the first stays; of two people's, a label may be wrong.
 
     Args:
         photos: from `read_photos`.
         threshold: bits by which perceptual hashes of near duplicates may differ.
+        is_same: whether the crops at two places of `photos` are versions of one picture; asked of those near by hash.
     """
     keys, identities = photos["key"].to_pylist(), photos["identity"].to_pylist()
     # one photo may show two people: the crops must be the same too
@@ -97,53 +105,60 @@ def find_duplicates(photos: pa.Table, threshold: int) -> Iterator[Verdict]:
             elif same != place:
                 yield Verdict(keys[place], DROP, EXACT, 0.0, keys[same])
             is_dropped[place] = other >= 0 or same != place
-    unique, numbers = np.unique(photos["phash"].to_numpy(), return_inverse=True)
+    unique, numbers, counts = np.unique(photos["phash"].to_numpy(), return_inverse=True, return_counts=True)
     near: dict[int, list[tuple[int, int]]] = defaultdict(list)
     for i, j, bits in zip(*(column.tolist() for column in near_pairs(unique, threshold)), strict=True):
         near[i].append((bits, j))
         near[j].append((bits, i))
-    kept: dict[tuple[str, int], int] = {}
-    people_at: dict[int, list[int]] = defaultdict(list)  # the first photo of two people at most
-    for place in np.flatnonzero(~is_dropped).tolist():
+    own_at: dict[tuple[str, int], list[int]] = defaultdict(list)
+    all_at: dict[int, list[int]] = defaultdict(list)
+    has_near = counts > 1
+    has_near[list(near)] = True
+    for place in np.flatnonzero(~is_dropped & has_near[numbers]).tolist():
         number, name = int(numbers[place]), identities[place]
-        around = [(0, number), *sorted(near[number])] if number in near else [(0, number)]
-        own = next(((bits, kept[name, at]) for bits, at in around if (name, at) in kept), None)
-        if own is not None:
-            # beyond half of the bits, some are two photos of one moment
-            verdict = DROP if 2 * own[0] <= threshold else REVIEW
-            yield Verdict(keys[place], verdict, NEAR, float(own[0]), keys[own[1]])
-            if verdict == DROP:
-                continue
-        strangers = ((bits, p) for bits, at in around for p in people_at[at] if identities[p] != name)
-        if (stranger := next(strangers, None)) is not None:
-            yield Verdict(keys[place], REVIEW, NEAR_OF_OTHER, float(stranger[0]), keys[stranger[1]])
-        kept[name, number] = place
-        if len(people_at[number]) < 2:
-            people_at[number].append(place)
+        around = [(0, number), *sorted(near.get(number, ()))]
+        own = ((bits, p) for bits, at in around for p in own_at.get((name, at), ()))
+        if (found := _first_same(place, own, is_same)) is not None:
+            yield Verdict(keys[place], DROP, NEAR, float(found[0]), keys[found[1]])
+            continue
+        strangers = ((bits, p) for bits, at in around for p in all_at.get(at, ()) if identities[p] != name)
+        if (found := _first_same(place, strangers, is_same)) is not None:
+            yield Verdict(keys[place], REVIEW, NEAR_OF_OTHER, float(found[0]), keys[found[1]])
+        for places in (own_at[name, number], all_at[number]):
+            if len(places) < MAX_OF_HASH:
+                places.append(place)
 
 
-def find_overlap(photos: pa.Table, test: pa.Table, threshold: int) -> Iterator[Verdict]:
+def find_overlap(photos: pa.Table, test: pa.Table, threshold: int, is_same: IsSame) -> Iterator[Verdict]:
     """Photos that a test set has too: the same file, a near duplicate, or a person of the same name.
 
     Args:
         photos: from `read_photos`.
         test: the same of the test set.
         threshold: bits by which perceptual hashes of near duplicates may differ.
+        is_same: whether the crops at a place of `photos` and one of `test` are versions of one picture.
     """
     keys, test_keys = photos["key"].to_pylist(), test["key"].to_pylist()
     by_hash = dict(zip(test["source_sha256"].to_pylist(), test_keys, strict=True))
-    is_same = [text in by_hash for text in photos["source_sha256"].to_pylist()]
-    for place in np.flatnonzero(is_same).tolist():
+    is_test_file = [text in by_hash for text in photos["source_sha256"].to_pylist()]
+    for place in np.flatnonzero(is_test_file).tolist():
         yield Verdict(keys[place], DROP, IN_TEST_SET, 0.0, by_hash[photos["source_sha256"][place].as_py()])
-    found = nearest_other(photos["phash"].to_numpy(), test["phash"].to_numpy(), threshold)
-    for place, other, bits in zip(*(column.tolist() for column in found), strict=True):
-        if not is_same[place]:
-            yield Verdict(keys[place], REVIEW, NEAR_TEST_SET, float(bits), test_keys[other])
+    pairs = near_others(photos["phash"].to_numpy(), test["phash"].to_numpy(), threshold, MAX_OF_HASH)
+    columns = zip(*(column.tolist() for column in pairs), strict=True)
+    for place, group in groupby(columns, key=lambda pair: pair[0]):
+        others = ((bits, other) for _, other, bits in group)
+        if not is_test_file[place] and (found := _first_same(place, others, is_same)) is not None:
+            yield Verdict(keys[place], REVIEW, NEAR_TEST_SET, float(found[0]), test_keys[found[1]])
     by_name = {_plain(name): key for name, key in zip(test["identity"].to_pylist(), test_keys, strict=True)}
     for key, name in zip(keys, photos["identity"].to_pylist(), strict=True):
         # numbers are no names: person 7 of one set is not person 7 of another
         if not name.isdecimal() and _plain(name) in by_name:
             yield Verdict(key, REVIEW, NAME_IN_TEST_SET, 0.0, by_name[_plain(name)])
+
+
+def _first_same(place: int, candidates: Iterable[tuple[int, int]], is_same: IsSame) -> tuple[int, int] | None:
+    """The first of the candidates (bits, place) that shows the same picture."""
+    return next((candidate for candidate in candidates if is_same(place, candidate[1])), None)
 
 
 def find_wrong_labels(photos: pa.Table, vectors: npt.NDArray[np.float32]) -> Iterator[Verdict]:

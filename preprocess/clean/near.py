@@ -51,30 +51,42 @@ def near_pairs(hashes: Hashes, threshold: int) -> tuple[Places, Places, npt.NDAr
     return i, j, np.bitwise_count(hashes[i] ^ hashes[j])
 
 
-def nearest_other(hashes: Hashes, others: Hashes, threshold: int) -> tuple[Places, Places, npt.NDArray[np.uint8]]:
-    """For each hash that is within a distance of one of `others`: its place, the nearest other's, and the bits."""
-    unique, first = np.unique(others, return_index=True)
-    own, back = np.unique(hashes, return_inverse=True)
-    both, places = np.unique(np.concatenate([own, unique]), return_inverse=True)
+def near_others(
+    hashes: Hashes, others: Hashes, threshold: int, max_of_hash: int
+) -> tuple[Places, Places, npt.NDArray[np.uint8]]:
+    """All pairs of a hash and one of `others` within a Hamming distance.
+
+    Args:
+        hashes: [N].
+        others: [M].
+        threshold: bits, at most.
+        max_of_hash: how many of equal `others` are paired, the first of them.
+
+    Returns:
+        Places in `hashes` and in `others`, [P] each, and distances in bits; by place, distance and other.
+    """
+    both, places = np.unique(np.concatenate([hashes, others]), return_inverse=True)
+    own, their = places[: len(hashes)], places[len(hashes) :]
     i, j, bits = near_pairs(both, threshold)
     # each pair both ways, and each hash with itself: one may be on both sides
     all_places = np.arange(len(both))
     i, j = np.concatenate([i, j, all_places]), np.concatenate([j, i, all_places])
     bits = np.concatenate([bits, bits, np.zeros(len(both), np.uint8)])
-    place_of_own = np.full(len(both), -1, np.int64)
-    place_of_own[places[: len(own)]] = np.arange(len(own))
-    place_of_other = np.full(len(both), -1, np.int64)
-    place_of_other[places[len(own) :]] = first
-    is_across = (place_of_own[i] >= 0) & (place_of_other[j] >= 0)
-    i, j, bits = place_of_own[i[is_across]], place_of_other[j[is_across]], bits[is_across]
-    best = np.lexsort((j, bits, i))
-    i, j, bits = i[best], j[best], bits[best]
-    is_first = np.r_[True, i[1:] != i[:-1]] if len(i) else np.empty(0, bool)
-    match = np.full(len(own), -1, np.int64)
-    match[i[is_first]] = np.flatnonzero(is_first)
-    found = np.flatnonzero(match[back] >= 0)
-    chosen = match[back[found]]
-    return found, j[chosen], bits[chosen]
+    own_order, their_order = np.argsort(own, kind="stable"), np.argsort(their, kind="stable")
+    first, last = (np.searchsorted(own[own_order], all_places, side) for side in ("left", "right"))
+    their_first, their_last = (np.searchsorted(their[their_order], all_places, side) for side in ("left", "right"))
+    their_last = np.minimum(their_last, their_first + max_of_hash)
+    is_across = (first[i] < last[i]) & (their_first[j] < their_last[j])
+    i, j, bits = i[is_across], j[is_across], bits[is_across]
+    found: list[tuple[Places, Places, npt.NDArray[np.uint8]]] = [
+        (np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.uint8))
+    ]
+    for pair, of_own in _expand(first[i], last[i]):
+        for within, of_their in _expand(their_first[j[pair]], their_last[j[pair]]):
+            found.append((own_order[of_own[within]], their_order[of_their], bits[pair[within]]))
+    place, other, distance = (np.concatenate(column) for column in zip(*found, strict=True))
+    order = np.lexsort((other, distance, place))
+    return place[order], other[order], distance[order]
 
 
 def _patterns(width: int, num_bits: int) -> Iterator[np.uint64]:

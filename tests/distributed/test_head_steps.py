@@ -12,7 +12,7 @@ from torch import Tensor
 from pipeline import dist
 from pipeline.config.heads import MarginSoftmaxConfig
 from pipeline.config.margins import ArcFaceMargin, CosFaceMargin, MarginConfig, SoftmaxMargin
-from pipeline.config.schema import AdamWConfig, OptimizerConfig, SGDConfig
+from pipeline.config.optim import AdamConfig, AdamWConfig, HeadOptimizerConfig, SGDConfig
 from pipeline.engine.head_optim import HeadOptimizer
 from pipeline.model.head import Head, build_head
 from tests.distributed.processes import run_ranks
@@ -20,6 +20,7 @@ from tests.losses.reference import MARGINS
 
 NUM_CLASSES, DIM, BATCH, NUM_STEPS = 29, 12, 16, 3
 SGD = SGDConfig(lr=0.1, momentum=0.9, weight_decay=0.01)
+ADAM = AdamConfig(lr=0.01, weight_decay=0.1)
 ADAMW = AdamWConfig(lr=0.01, weight_decay=0.1)
 
 
@@ -29,7 +30,7 @@ class Case:
 
     name: str
     head: MarginSoftmaxConfig
-    optimizer: OptimizerConfig = SGD
+    optimizer: HeadOptimizerConfig = SGD
 
 
 def head_of(margin: MarginConfig, **changes: object) -> MarginSoftmaxConfig:
@@ -40,6 +41,7 @@ ARCFACE = ArcFaceMargin(scale=16, margin=0.3)
 CASES = [
     *(Case(name, head_of(margin)) for name, margin in MARGINS),
     *(Case(f"{name}-sampled", head_of(margin, sample_rate=0.4)) for name, margin in MARGINS),
+    Case("adam-sampled", head_of(ARCFACE, sample_rate=0.4), ADAM),
     Case("adamw", head_of(ARCFACE), ADAMW),
     Case("adamw-sampled", head_of(ARCFACE, sample_rate=0.4), ADAMW),
     Case("adamw-softmax-sampled", head_of(SoftmaxMargin(), sample_rate=0.4), ADAMW),
@@ -146,8 +148,8 @@ def test_going_on_from_saved_tensors_is_bit_equal(case: Case) -> None:
     assert [name for name, tensor in found.items() if not torch.equal(tensor, expected[name])] == []
 
 
-@pytest.mark.parametrize("optimizer", [SGD, ADAMW], ids=["sgd", "adamw"])
-def test_rows_that_are_not_drawn_do_not_move_at_all(optimizer: OptimizerConfig) -> None:
+@pytest.mark.parametrize("optimizer", [SGD, ADAM, ADAMW], ids=["sgd", "adam", "adamw"])
+def test_rows_that_are_not_drawn_do_not_move_at_all(optimizer: HeadOptimizerConfig) -> None:
     head, optim = built(Case("", head_of(ARCFACE, sample_rate=0.3), optimizer))
     num_still = 0
     for step in range(4):
@@ -168,8 +170,8 @@ def test_rows_that_are_not_drawn_do_not_move_at_all(optimizer: OptimizerConfig) 
     assert num_still > 20
 
 
-@pytest.mark.parametrize("optimizer", [SGD, ADAMW], ids=["sgd", "adamw"])
-def test_drawing_all_rows_equals_the_dense_optimizer(optimizer: OptimizerConfig) -> None:
+@pytest.mark.parametrize("optimizer", [SGD, ADAM, ADAMW], ids=["sgd", "adam", "adamw"])
+def test_drawing_all_rows_equals_the_dense_optimizer(optimizer: HeadOptimizerConfig) -> None:
     """A rate just below 1 goes the row-sparse way; with 29 classes it draws all of them."""
     outcomes = []
     for rate in (1.0, 1.0 - 1e-12):

@@ -9,7 +9,7 @@ from torch.func import functional_call
 
 from pipeline import dist
 from pipeline.config.metric_heads import MarginBasedConfig, TripletConfig
-from pipeline.config.schema import SGDConfig
+from pipeline.config.optim import SGDConfig
 from pipeline.data.counter import derive_keys
 from pipeline.data.loader import MicroBatch, StepBatch
 from pipeline.engine.batch_norm import RunningStatistics

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pipeline import dist
 from pipeline.config.errors import UserError
 from pipeline.config.metric_heads import TripletConfig
-from pipeline.config.schema import AdamWConfig, OptimizerConfig, SGDConfig
+from pipeline.config.optim import AdamWConfig, HeadOptimizerConfig, SGDConfig
 from pipeline.engine.head_optim import HeadOptimizer
 from pipeline.model.head import Head, HeadOutput, build_head
 from pipeline.model.metric.margin_based import MarginBasedHead
@@ -196,7 +196,7 @@ def test_a_label_out_of_range_names_the_sample_on_all_ranks(size: int) -> None:
         assert f"sample 4711 has label {NUM_CLASSES}; expected 0 to {NUM_CLASSES - 1}" in message
 
 
-def train(name: str, optimizer: OptimizerConfig, lr: float) -> dict[str, Tensor]:
+def train(name: str, optimizer: HeadOptimizerConfig, lr: float) -> dict[str, Tensor]:
     """Three steps of a linear backbone and the head's own optimizer; with memory, the later ones use it."""
     size = dist.world_size()
     generator = torch.Generator().manual_seed(3)
@@ -227,7 +227,7 @@ def train(name: str, optimizer: OptimizerConfig, lr: float) -> dict[str, Tensor]
     return state
 
 
-TRAINED: list[tuple[str, OptimizerConfig, float]] = [
+TRAINED: list[tuple[str, HeadOptimizerConfig, float]] = [
     ("semi_hard", SGDConfig(), 0.1),
     ("semi_hard-memory", SGDConfig(), 0.1),
     ("contrastive-memory", SGDConfig(), 0.1),

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pipeline import checkpoint, dist
+from pipeline.checkpoint_writer import save as save_checkpoint
 from pipeline.config.load import validate_config
 from pipeline.data.dataset_format import CropInfo
 from pipeline.engine.teacher import load_teacher, plan_teacher
@@ -58,7 +59,7 @@ def write_teacher(directory: Path, name: str) -> dict[str, Tensor]:
         dataset={"crop": CROP.model_dump()},
         versions={},
     )
-    checkpoint.save(directory, tensors, info, keep=1)
+    save_checkpoint(directory, tensors, info, keep=1)
     return tensors
 
 

@@ -55,11 +55,15 @@ def command(recipe: Path, ranks: int, overrides: Sequence[str] = ()) -> list[str
 
 def start(recipe: Path, ranks: int, overrides: Sequence[str] = (), supervised: bool = False) -> subprocess.Popen[str]:
     """Start a run in a process group of its own, its output captured."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     before = [sys.executable, "-m", "pipeline.supervise", "--"] if supervised else []
+    return start_command([*before, *command(recipe, ranks, overrides)])
+
+
+def start_command(words: Sequence[str]) -> subprocess.Popen[str]:
+    """Start a command in a process group of its own, its output captured."""
     return subprocess.Popen(
-        [*before, *command(recipe, ranks, overrides)],
-        env=environment,
+        words,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -88,11 +92,23 @@ def run(recipe: Path, ranks: int, overrides: Sequence[str] = ()) -> str:
 
 
 def kill_at_step(
-    recipe: Path, ranks: int, output: Path, step: int, signum: int, delay_s: float = 0.0, only_launcher: bool = False
+    recipe: Path,
+    ranks: int,
+    output: Path,
+    step: int,
+    signum: int,
+    delay_s: float = 0.0,
+    only_launcher: bool = False,
+    is_saved: bool = True,
 ) -> str:
-    """Start a run and signal it when its metrics reach a step: SIGKILL to all its processes, others to the launcher."""
+    """Start a run and signal it when its metrics reach a step: SIGKILL to all its processes, others to the launcher.
+
+    With `is_saved` not before there is a checkpoint, which is written while training goes on.
+    """
     process = start(recipe, ranks)
     wait_for_step(process, output, step)
+    while is_saved and process.poll() is None and not (output / "checkpoints" / "latest").exists():
+        time.sleep(0.002)
     time.sleep(delay_s)
     if signum == signal.SIGKILL and not only_launcher:
         _kill_tree(process.pid)
@@ -123,15 +139,28 @@ def losses(output: Path) -> dict[int, float]:
 
 
 def metric(output: Path, name: str) -> dict[int, float]:
-    """A metric at each recorded step; a line that a kill cut short does not count."""
+    """A metric at each recorded step, where every step has it."""
+    return {int(record["step"]): record[name] for record in _checked(_records(output))}
+
+
+def records(output: Path, name: str) -> dict[int, float]:
+    """A metric at the recorded steps that have it; a line that a kill cut short does not count."""
+    return {int(record["step"]): record[name] for record in _checked(_records(output)) if name in record}
+
+
+def _checked(found: list[dict[str, float]]) -> list[dict[str, float]]:
+    steps = [record["step"] for record in found]
+    assert len(set(steps)) == len(steps), "a step stands twice in the metrics"
+    return found
+
+
+def _records(output: Path) -> list[dict[str, float]]:
     path = output / "metrics.jsonl"
-    found: dict[int, float] = {}
+    found = []
     if path.is_file():
         for line in path.read_text().splitlines():
             try:
-                record = json.loads(line)
+                found.append(json.loads(line))
             except ValueError:
                 continue
-            assert record["step"] not in found, "a step stands twice in the metrics"
-            found[record["step"]] = record[name]
     return found

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipeline import checkpoint, dist
+from pipeline.checkpoint_writer import save as save_checkpoint
 from pipeline.config.heads import (
     CentreConfig,
     DistillationConfig,
@@ -25,7 +26,7 @@ from pipeline.config.heads import (
 )
 from pipeline.config.margins import CosFaceMargin, MarginConfig, SoftmaxMargin
 from pipeline.config.metric_heads import TripletConfig
-from pipeline.config.schema import SGDConfig
+from pipeline.config.optim import SGDConfig
 from pipeline.config.teacher_heads import LogitTarget, TeacherConfig
 from pipeline.engine.head_optim import HeadOptimizer
 from pipeline.model.head import Head, build_head
@@ -150,7 +151,7 @@ def train(case: Case, num_steps: int = NUM_STEPS, load: Path | None = None, save
         optimizer.step(LR, optimizer.gradient_norm(), None)
         live["embeddings"] -= EMBEDDINGS_LR * gradients[-1]
     if save is not None:
-        checkpoint.save(save, _as_saved(case, live), _info(num_steps), keep=1)
+        save_checkpoint(save, _as_saved(case, live), _info(num_steps), keep=1)
     return Trace(losses, gradients, {name: tensor.detach().clone() for name, tensor in live.items()}, metrics)
 
 

@@ -167,6 +167,25 @@ CASES = [
     Case("filter-airface", AirFaceMargin(), options=options(negative_filter=0.1)),
     Case("filter-unified", UnifiedMargin(scale=30), options=options(negative_filter=0.1)),
     Case("filter-sphereface", SphereFaceMargin(annealing_start=10), options=options(negative_filter=0.1)),
+    *(
+        Case(f"{name}-smoothed{suffix}", margin, options=options(label_smoothing=0.2, **changes), dtype=dtype)
+        for name, margin in MARGINS
+        if name != "unified"
+        for suffix, dtype, changes in (
+            ("", torch.float32, {}),
+            ("-float64-sampled", torch.float64, {"sample_rate": 0.3}),
+        )
+    ),
+    Case("smoothed-hooks", None, options=options(label_smoothing=0.2), dtype=torch.float64),
+    Case("smoothed-kept", ARCFACE, options=options(label_smoothing=0.2, keep_bytes=1 << 20), dtype=torch.float64),
+    Case("smoothed-one-block", SoftmaxMargin(), options=HeadOptions(label_smoothing=0.2), dtype=torch.float64),
+    Case("smoothed-filter", ARCFACE, options=options(label_smoothing=0.2, negative_filter=0.1), dtype=torch.float64),
+    Case("smoothed-subcentres", ARCFACE, options=options(label_smoothing=0.2, num_subcentres=3), dtype=torch.float64),
+    Case("smoothed-frozen-sampled", ARCFACE, options=options(label_smoothing=0.2, frozen_classes=20, sample_rate=0.3)),
+    Case("smoothed-two-rounds", ARCFACE, options=options(label_smoothing=0.2), rounds=2),
+    Case("smoothed-three-classes", ARCFACE, num_classes=3, options=options(label_smoothing=0.2)),
+    Case("smoothed-one-class", ARCFACE, num_classes=1, options=options(label_smoothing=0.2)),
+    Case("smoothed-all-masked", ARCFACE, bad_slots="all", options=options(label_smoothing=0.2)),
     Case("frozen", ARCFACE, options=options(frozen_classes=20)),
     Case("frozen-sampled", ARCFACE, options=options(frozen_classes=20, sample_rate=0.3)),
     Case("frozen-softmax", SoftmaxMargin(), options=options(frozen_classes=7)),
@@ -352,7 +371,17 @@ class _Dense:
             return positive + self.config.negative_weight * self.reduced, logits, plain_target
         target = phi * (scale.squeeze() if isinstance(scale, Tensor) else scale)
         self.reduced = logits.logsumexp(1)
-        return torch.logaddexp(target, self.reduced) - target + extra, logits, plain_target
+        epsilon = self.options.label_smoothing
+        if not epsilon:
+            return torch.logaddexp(target, self.reduced) - target + extra, logits, plain_target
+        # every class that takes part gets its share of epsilon, the target's among them
+        log_p = torch.log_softmax(torch.cat([target[:, None], logits], 1), 1)
+        takes_part = log_p > -torch.inf
+        share = epsilon * takes_part.double() / takes_part.sum(1, keepdim=True)
+        share[:, 0] += 1 - epsilon
+        # a product with −inf would be NaN in the gradient
+        losses = -(share * torch.where(takes_part, log_p, 0)).sum(1)
+        return losses + extra, logits, plain_target
 
     def _formula(self) -> tuple[Tensor | float, Tensor, Tensor, Tensor]:
         """Scale, a number or [N, 1]; φ of the target [N]; what the other classes' cosines become [N, C]; a penalty."""

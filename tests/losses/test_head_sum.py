@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from pipeline.config.errors import UserError
 from pipeline.config.heads import CentreConfig, HeadPart, MarginSoftmaxConfig, SumConfig, weight_at
 from pipeline.config.margins import CosFaceMargin, SoftmaxMargin
-from pipeline.config.schema import AdamWConfig, OptimizerConfig, SGDConfig
+from pipeline.config.optim import AdamWConfig, HeadOptimizerConfig, SGDConfig
 from pipeline.engine.head_optim import HeadOptimizer
 from pipeline.model.head import ActiveRows, Head, HeadOutput, build_head
 from pipeline.model.head_sum import SumHead
@@ -124,7 +124,7 @@ class Watched(Head):
 
 
 @pytest.mark.parametrize("config", [SGDConfig(lr=0.1), AdamWConfig(lr=0.1)], ids=["sgd", "adamw"])
-def test_a_part_that_rests_does_not_move_at_all(config: OptimizerConfig) -> None:
+def test_a_part_that_rests_does_not_move_at_all(config: HeadOptimizerConfig) -> None:
     """It rests, works, rests again: no decay, no momentum, no step counted; then it works as if nothing had been."""
     watched, always = Watched(), Watched()
     head = SumHead({"watched": (watched, [(0, 0), (0.5, 1), (2, 1), (2, 0), (4, 0), (4, 1)]), "always": (always, 1.0)})

@@ -16,14 +16,22 @@ REPOSITORY = Path(__file__).parents[2]
 # a layer may import itself, its own line's names and what stands in lines above it
 LAYERS = [
     ["pipeline.config"],
-    ["pipeline.dist", "pipeline.monitor", "pipeline.data.retry", "pipeline.data.remote", "pipeline.data.mirror"],
-    ["pipeline.data.dataset_format", "pipeline.data.manifest", "pipeline.data.tombstones"],
+    ["pipeline.meet", "pipeline.progress"],
+    [
+        "pipeline.dist",
+        "pipeline.monitor",
+        "pipeline.data.retry",
+        "pipeline.data.remote",
+        "pipeline.data.mirror",
+    ],
+    ["pipeline.data.dataset_format", "pipeline.data.index_file", "pipeline.data.manifest", "pipeline.data.tombstones"],
     ["pipeline.data"],
     ["pipeline.model"],
     ["pipeline.checkpoint"],
+    ["pipeline.checkpoint_writer", "pipeline.export"],
+    ["pipeline.evaluate"],
     ["pipeline.engine"],
     ["pipeline.interop"],
-    ["pipeline.evaluate"],
 ]
 FORBIDDEN = {
     ("pipeline.data", "pipeline.model"),
@@ -35,6 +43,7 @@ HOMES = {
     "nvidia": {"pipeline.data.decode_dali"},
     "deepspeed": {"pipeline.engine.deepspeed"},
     "ray": {"preprocess.drivers.ray_cluster"},
+    "timm": {"pipeline.model.backbones.timm_net"},
     "triton": {"pipeline.model.triton_kernels"},
 }
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline import checkpoint
+from pipeline import checkpoint, checkpoint_writer
 from pipeline.config.errors import UserError
 
 
@@ -27,7 +27,7 @@ def info(step: int) -> checkpoint.CheckpointInfo:
 
 
 def save(directory: Path, step: int, keep: int) -> Path:
-    return checkpoint.save(directory, {"value": torch.full((3,), float(step))}, info(step), keep)
+    return checkpoint_writer.save(directory, {"value": torch.full((3,), float(step))}, info(step), keep)
 
 
 def names(directory: Path) -> list[str]:
@@ -55,7 +55,7 @@ def test_a_run_that_goes_on_from_an_earlier_checkpoint_never_removes_what_it_jus
 
 def test_the_same_step_is_saved_again(tmp_path: Path) -> None:
     save(tmp_path, 5, keep=2)
-    checkpoint.save(tmp_path, {"value": torch.zeros(3)}, info(5), keep=2)
+    checkpoint_writer.save(tmp_path, {"value": torch.zeros(3)}, info(5), keep=2)
     assert names(tmp_path) == ["latest", "step-00000005"]
     assert checkpoint.read_tensors(tmp_path / "step-00000005")["value"].tolist() == [0.0] * 3
 
@@ -90,3 +90,13 @@ def test_tensors_that_do_not_fit_are_named(tmp_path: Path) -> None:
         checkpoint.load_into(path, {"value": torch.zeros(4)})
     with pytest.raises(UserError, match="holds no 'other'"):
         checkpoint.load_into(path, {"other": torch.zeros(3)})
+
+
+def test_milestones_and_the_best_stay(tmp_path: Path) -> None:
+    for step in range(1, 8):
+        described = info(step).model_copy(update={"is_milestone": step in (1, 5)})
+        checkpoint_writer.save(tmp_path, {"value": torch.zeros(3)}, described, keep=2, is_best=step in (2, 3))
+    assert names(tmp_path) == ["best", "latest", *(f"step-{step:08d}" for step in (1, 3, 5, 6, 7))]
+    assert checkpoint.best_checkpoint(tmp_path) == tmp_path / "step-00000003"
+    assert checkpoint.find_checkpoint(tmp_path / "best") == tmp_path / "step-00000003"
+    assert checkpoint.find_checkpoint(tmp_path) == tmp_path / "step-00000007"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,8 +21,9 @@ from typer.testing import CliRunner
 from pipeline.config.errors import UserError
 from pipeline.data.manifest import open_dataset
 from preprocess.clean import find
-from preprocess.clean.near import near_pairs, nearest_other
-from preprocess.clean.people import robust_centres
+from preprocess.clean.near import near_others, near_pairs
+from preprocess.clean.people import look_alikes, robust_centres
+from preprocess.clean.pixels import Crops, SamePicture
 from preprocess.cli import app
 from preprocess.crops import CropMaker, CropOptions
 from preprocess.dataset import finish_dataset
@@ -88,7 +90,9 @@ def by_source(data: Path, verdicts: Sequence[find.Verdict]) -> set[tuple[str, st
 
 
 def test_duplicates_are_named(data: Path) -> None:
-    found = by_source(data, list(find.find_duplicates(find.read_photos(data), 4)))
+    photos = find.read_photos(data)
+    crops = Crops(data, photos)
+    found = by_source(data, list(find.find_duplicates(photos, 4, SamePicture(crops, crops))))
     assert found == {
         ("p0/copy.jpg", "drop", "exact_duplicate", "p0/0.jpg"),
         ("p1/version.jpg", "drop", "near_duplicate", "p1/1.jpg"),
@@ -99,19 +103,61 @@ def test_duplicates_are_named(data: Path) -> None:
     }
 
 
-@pytest.mark.parametrize(("bits", "verdict"), [(0, "drop"), (2, "drop"), (3, "review"), (4, "review"), (5, None)])
-def test_a_near_duplicate_is_dropped_up_to_half_of_the_bits(bits: int, verdict: str | None) -> None:
+def hashed(hashes: Sequence[int], identities: Sequence[str]) -> pa.Table:
+    """Photos of which nothing is known but the hashes; the files differ. Keys are a, b, …."""
+    count = len(hashes)
     columns = {
-        "key": ["a", "b"],
-        "identity": ["one", "one"],
-        "source_sha256": ["x", "y"],
-        "jpg_crc32": [1, 2],
-        "jpg_size": [1, 1],
-        "phash": pa.array([0, 2**bits - 1], pa.uint64()),
+        "key": [chr(ord("a") + place) for place in range(count)],
+        "identity": list(identities),
+        "source_sha256": [str(place) for place in range(count)],
+        "jpg_crc32": list(range(count)),
+        "jpg_size": [1] * count,
+        "phash": pa.array(hashes, pa.uint64()),
     }
-    found = list(find.find_duplicates(pa.table(columns), 4))
-    expected = [] if verdict is None else [find.Verdict("b", verdict, find.NEAR, float(bits), "a")]
+    return pa.table(columns)
+
+
+@pytest.mark.parametrize("bits", [0, 2, 4, 5])
+@pytest.mark.parametrize("is_same", [True, False])
+def test_a_near_duplicate_is_near_by_hash_and_the_same_by_its_pixels(bits: int, is_same: bool) -> None:
+    asked = []
+
+    def ask(one: int, other: int) -> bool:
+        asked.append((one, other))
+        return is_same
+
+    found = list(find.find_duplicates(hashed([0, 2**bits - 1], ["one", "one"]), 4, ask))
+    expected = [find.Verdict("b", "drop", find.NEAR, float(bits), "a")] if is_same and bits <= 4 else []
     assert found == expected
+    assert asked == ([(1, 0)] if bits <= 4 else []), "only pairs that are near by hash are looked at"
+    found = list(find.find_duplicates(hashed([0, 2**bits - 1], ["one", "two"]), 4, lambda one, other: is_same))
+    expected = [find.Verdict("b", "review", find.NEAR_OF_OTHER, float(bits), "a")] if is_same and bits <= 4 else []
+    assert found == expected
+
+
+def test_a_photo_is_compared_with_all_that_are_near_until_one_is_the_same() -> None:
+    # c is near both; nearer to a by hash, but a version of b. d and e are further versions, of c and of another person
+    photos = hashed([0, 0b111, 0b1, 0b1, 0b11], ["one", "one", "one", "one", "two"])
+    groups = [0, 1, 1, 1, 1]
+    found = list(find.find_duplicates(photos, 4, lambda one, other: groups[one] == groups[other]))
+    assert found == [
+        find.Verdict("c", "drop", find.NEAR, 2.0, "b"),
+        find.Verdict("d", "drop", find.NEAR, 2.0, "b"),
+        find.Verdict("e", "review", find.NEAR_OF_OTHER, 1.0, "b"),
+    ]
+
+
+def test_many_photos_of_one_hash_are_not_compared_all_with_all() -> None:
+    asked = 0
+
+    def ask(one: int, other: int) -> bool:
+        nonlocal asked
+        asked += 1
+        return False
+
+    photos = hashed([7] * 1000, [f"person {place % 3}" for place in range(1000)])
+    assert list(find.find_duplicates(photos, 4, ask)) == []
+    assert asked <= 1000 * 2 * find.MAX_OF_HASH
 
 
 def test_the_command_writes_verdicts_a_page_and_a_version(data: Path, tmp_path: Path) -> None:
@@ -149,7 +195,9 @@ def test_overlap_with_a_test_set(data: Path, tmp_path: Path) -> None:
             "7/1.jpg": encode_jpeg(picture(91)),
         },
     )
-    found = list(find.find_overlap(find.read_photos(data), find.read_photos(other), 4))
+    photos, test = find.read_photos(data), find.read_photos(other)
+    is_same = SamePicture(Crops(data, photos), Crops(other, test))
+    found = list(find.find_overlap(photos, test, 4, is_same))
     named = by_source(data, found)
     assert {row[:3] for row in named if row[2] != "name_in_test_set"} == {
         ("p1/5.jpg", "drop", "in_test_set"),
@@ -206,6 +254,44 @@ def test_a_robust_centre_ignores_a_third_of_wrong_photos() -> None:
     assert found.own_cosine[:20].min() > found.own_cosine[20:].max()
 
 
+def test_look_alikes_are_those_of_a_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("preprocess.clean.people._TILE", 7)
+    vectors, labels = people(30, 5, np.random.default_rng(3))
+    vectors[labels == 29], labels[labels == 17] = vectors[labels == 11], 18  # one person twice, one of ten photos
+    labels = np.unique(labels, return_inverse=True)[1]
+    found = robust_centres(vectors, labels)
+    expected = {}
+    for one in range(29):
+        for other in range(one):
+            cosines = [float((vectors[labels == a] @ found.centres[b]).mean()) for a, b in ((one, other), (other, one))]
+            bars = [np.quantile(found.own_cosine[labels == b], 0.25) for b in (other, one)]
+            if cosines[0] >= bars[0] and cosines[1] >= bars[1]:
+                expected[other, one] = sum(cosines) / 2
+    pairs = look_alikes(vectors, labels, found, 0.25)
+    assert {(one, other): similar for one, other, similar in pairs} == pytest.approx(expected, abs=1e-5)
+    assert (11, 28) in expected
+    assert [similar for _, _, similar in pairs] == sorted((similar for _, _, similar in pairs), reverse=True)
+
+
+def test_look_alikes_among_20_000_people_take_less_than_200_mb() -> None:
+    num_people, num_photos, dim = 20_000, 4, 32  # all similarities would take 1.6 GB
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(num_people, 1, dim)).astype(np.float32)
+    vectors = (centres + 0.1 * rng.normal(size=(num_people, num_photos, dim)).astype(np.float32)).reshape(-1, dim)
+    vectors[-num_photos:] = vectors[3 * num_photos : 4 * num_photos]
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    labels = np.repeat(np.arange(num_people), num_photos)
+    found = robust_centres(vectors, labels)
+    tracemalloc.start()
+    try:
+        pairs = look_alikes(vectors, labels, found, 0.25)
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert [pair[:2] for pair in pairs] == [(3, 19_999)]
+    assert peak_bytes < 200e6
+
+
 def brute_force(hashes: np.ndarray, threshold: int) -> set[tuple[int, int]]:
     bits = np.bitwise_count(hashes[:, None] ^ hashes[None])
     return {(i, j) for i, j in zip(*np.nonzero(bits <= threshold), strict=True) if i < j}
@@ -227,18 +313,25 @@ def test_near_pairs_are_those_of_brute_force(seed: int, size: int, threshold: in
 
 
 @settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 2**32), threshold=st.integers(0, 8))
-def test_nearest_other_is_that_of_brute_force(seed: int, threshold: int) -> None:
+@given(seed=st.integers(0, 2**32), threshold=st.integers(0, 8), max_of_hash=st.integers(1, 3))
+def test_near_others_are_those_of_brute_force(seed: int, threshold: int, max_of_hash: int) -> None:
     rng = np.random.default_rng(seed)
     others = rng.integers(0, 2**64, 50, np.uint64)
+    others[40:] = others[rng.integers(0, 8, 10)]  # some twice or more
     hashes = np.concatenate([others[rng.integers(0, 50, 40)], rng.integers(0, 2**64, 20, np.uint64)])
     for place in range(30):
         for bit in rng.integers(0, 64, rng.integers(0, 10)):
             hashes[place] ^= np.uint64(1 << int(bit))
+    earlier = np.array([(others[:place] == others[place]).sum() for place in range(50)])
     distance = np.bitwise_count(hashes[:, None] ^ others[None])
-    found, _, bits = nearest_other(hashes, others, threshold)
-    assert found.tolist() == np.flatnonzero(distance.min(1) <= threshold).tolist()
-    assert bits.tolist() == distance.min(1)[found].tolist()
+    expected = [
+        (place, int(bits), other)
+        for place, row in enumerate(distance)
+        for other, bits in enumerate(row)
+        if bits <= threshold and earlier[other] < max_of_hash
+    ]
+    place, other, bits = near_others(hashes, others, threshold, max_of_hash)
+    assert list(zip(place.tolist(), bits.tolist(), other.tolist(), strict=True)) == sorted(expected)
 
 
 def test_a_bucket_of_equal_chunks_is_gone_through_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:

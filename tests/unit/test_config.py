@@ -15,7 +15,7 @@ from pipeline.config.heads import CentreConfig, HeadPart, MarginSoftmaxConfig, s
 from pipeline.config.load import config_fields, load_config, validate_config
 from pipeline.config.margins import ArcFaceMargin, CosFaceMargin
 from pipeline.config.metric_heads import TripletConfig
-from pipeline.config.schema import AdamWConfig
+from pipeline.config.optim import AdamWConfig
 
 REPOSITORY = Path(__file__).parents[2]
 MINIMAL = {"output": "run", "data": {"path": "data"}, "training": {"epochs": 1, "global_batch": 8, "local_batch": 4}}
@@ -182,6 +182,16 @@ def test_mistakes_in_named_sections_are_one_line(tmp_path: Path, override: str, 
             "less than or equal to 255",
         ),
         ("data.augment=[{kind: blur, sigma_px: [2, 1]}]", "data.augment.0", "sigma_px: 2.0 to 1.0 is no range"),
+        (
+            "data.augment=[{kind: one_of, operations: [{kind: grey}, {kind: flip}], weights: [1, 2, 3]}]",
+            "data.augment.0",
+            "weights: 3 for 2 operations",
+        ),
+        (
+            "data.augment=[{kind: one_of, operations: [{kind: grey}, {kind: flip}], weights: [1, 0]}]",
+            "data.augment.0.weights.1",
+            "greater than 0",
+        ),
         ("data.augment=flip", "data.augment", "valid tuple"),
     ],
 )

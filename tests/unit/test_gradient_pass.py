@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline.config.schema import SGDConfig
+from pipeline.config.optim import SGDConfig
 from pipeline.data.loader import MicroBatch, StepBatch
 from pipeline.engine.batch_norm import RunningStatistics
 from pipeline.engine.ddp import DDPBackend

@@ -267,9 +267,10 @@ def test_an_exception_in_a_thread_reaches_the_consumer(split: SplitIndex, monkey
         return prepare(self, memory, contents, steps)
 
     monkeypatch.setattr(CpuBatchDecoder, "prepare", fail)
-    with small_loader(split, stop=10_000) as loader, pytest.raises(MemoryError, match="no room"):
+    with small_loader(split, stop=10_000) as loader, pytest.raises(MemoryError, match="no room") as caught:
         for _ in loader:
             pass
+    assert caught.value.__notes__[0].startswith("in a loader thread of rank 0, for the step at stream position ")
     assert loader_threads() == []
 
 

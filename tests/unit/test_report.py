@@ -20,6 +20,7 @@ import torch
 from rich.console import Console
 
 from pipeline import checkpoint
+from pipeline.checkpoint_writer import save as save_checkpoint
 from pipeline.config.errors import UserError
 from pipeline.config.load import validate_config
 from pipeline.data.manifest import Dataset, open_dataset
@@ -71,7 +72,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, data: Dataset) -> Path:
         versions={},
     )
     tensors = {checkpoint.BACKBONE_PREFIX + name: value for name, value in model.state_dict().items()}
-    checkpoint.save(root / "checkpoints", tensors, info, keep=1)
+    save_checkpoint(root / "checkpoints", tensors, info, keep=1)
     records = [{"step": n, "samples": 4 * n, "loss": 9.0 / n, "lr": 0.1, "grad_norm": 1.0} for n in range(1, 8)]
     (root / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records) + '{"step": 8, "lo')
     return root

@@ -101,11 +101,13 @@ def test_faces_are_those_of_a_loop_over_anchors(tmp_path: Path, has_batch: bool)
 
 def test_a_photo_has_the_same_faces_whatever_stands_beside_it(tmp_path: Path) -> None:
     detector = Scrfd(write_model(tmp_path / "m.onnx", side=SIDE, has_batch=True))
-    images = pictures(37)  # more than two batches
+    images = pictures(37)
     alone = [detector.detect([image])[0] for image in images]
-    assert same(detector.detect(images), alone)
-    assert same(detector.detect(images[::-1])[::-1], alone)
-    assert detector.detect([]) == []
+    for batch_size in (16, 5):  # neither divides 37
+        detector.batch_size = batch_size
+        assert same(detector.detect(images), alone)
+        assert same(detector.detect(images[::-1])[::-1], alone)
+        assert detector.detect([]) == []
 
 
 def test_both_forms_and_any_size_agree(tmp_path: Path) -> None:

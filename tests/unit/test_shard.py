@@ -284,7 +284,7 @@ def test_lack_of_memory_stops_the_run(tmp_path: Path, monkeypatch: pytest.Monkey
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(CropMaker, "make", fail)
+    monkeypatch.setattr("preprocess.crops.read_photo", fail)
     with pytest.raises(MemoryError):
         make(tmp_path / "photos", tmp_path / "out")
 
@@ -315,5 +315,5 @@ def test_waiting_slices_are_not_made_twice(
     context = shard_module.ShardContext(PhotoFiles(photos, True), tmp_path, plan.options, plan.hash)
     rows = shard_module.slice_rows(plan.shard(2), 0)  # of person 0, who has files of every kind
     shard_module.process_slice(context, "val-000000", 0, rows, CropMaker(OPTIONS.crop))
-    monkeypatch.setattr(shard_module, "_process_row", None)  # calling it would fail
+    monkeypatch.setattr(shard_module, "_process_rows", None)  # calling it would fail
     shard_module.process_slice(context, "val-000000", 0, rows, CropMaker(OPTIONS.crop))

@@ -15,7 +15,7 @@ from pipeline.config.location import RemotePath
 from pipeline.config.order import IdentityBalancedConfig, OrderConfig, PlainOrderConfig, StreamingOrderConfig
 from pipeline.data.store.base import Range
 from pipeline.data.store.joining import MAX_GAP_BYTES, MAX_REQUEST_BYTES, join_ranges
-from pipeline.data.store.opening import check_store
+from pipeline.data.store.opening import check_stores
 from tests.splits import make_split
 
 SPLIT_BYTES = 100_000_000_000
@@ -65,7 +65,7 @@ STREAMING = StreamingOrderConfig(block_photos=10, window_blocks=2)
 def test_random_orders_need_a_cache_for_the_whole_split(order: OrderConfig) -> None:
     split = replace(make_split([1, 3] * 25), root=RemotePath("s3://bucket/data"))
     with pytest.raises(UserError) as raised:
-        check_store(split, SPLIT_BYTES, order)
+        check_stores([(split, SPLIT_BYTES)], order)
     assert str(raised.value) == (
         f"data.cache: null, while order {order.kind} over s3://bucket/data needs one request a photo (100 an epoch); "
         "expected a cache of 100,000,000,000 bytes, which holds the whole split; set data.cache.path=DIR "
@@ -75,19 +75,19 @@ def test_random_orders_need_a_cache_for_the_whole_split(order: OrderConfig) -> N
     with pytest.raises(
         UserError, match=r"data\.cache\.max_bytes: 99,999,999,999, while .* expected 100,000,000,000 or"
     ):
-        check_store(small, SPLIT_BYTES, order)
-    check_store(replace(split, cache=cache(SPLIT_BYTES)), SPLIT_BYTES, order)
+        check_stores([(small, SPLIT_BYTES)], order)
+    check_stores([(replace(split, cache=cache(SPLIT_BYTES)), SPLIT_BYTES)], order)
 
 
 def test_the_streaming_order_needs_two_windows() -> None:
     split = replace(make_split([1, 3] * 25), root=RemotePath("s3://bucket/data"))
     needed = 2 * 2 * (SPLIT_BYTES // 10 + (8 << 20))
     with pytest.raises(UserError, match=f"expected a cache of {needed:,} bytes, which holds two windows"):
-        check_store(split, SPLIT_BYTES, STREAMING)
-    check_store(replace(split, cache=cache(needed)), SPLIT_BYTES, STREAMING)
+        check_stores([(split, SPLIT_BYTES)], STREAMING)
+    check_stores([(replace(split, cache=cache(needed)), SPLIT_BYTES)], STREAMING)
     with pytest.raises(UserError, match="which holds two windows"):
-        check_store(replace(split, cache=cache(needed - 1)), SPLIT_BYTES, STREAMING)
+        check_stores([(replace(split, cache=cache(needed - 1)), SPLIT_BYTES)], STREAMING)
 
 
 def test_local_data_needs_no_cache() -> None:
-    check_store(replace(make_split([1, 2]), root=Path("data")), SPLIT_BYTES, PlainOrderConfig())
+    check_stores([(replace(make_split([1, 2]), root=Path("data")), SPLIT_BYTES)], PlainOrderConfig())

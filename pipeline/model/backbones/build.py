@@ -1,15 +1,29 @@
-"""From a configuration section to a network, and the normalisation in front of it."""
+"""From a configuration section to a network, with what stands in front of it."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from pipeline.config.errors import UserError
-from pipeline.config.schema import BackboneConfig, IResNetConfig, MobileFaceNetConfig, TorchvisionConfig
+from pipeline.config.backbones import (
+    BackboneConfig,
+    InceptionResNetV1Config,
+    IResNetConfig,
+    MobileFaceNetConfig,
+    SphereFaceConfig,
+    TimmConfig,
+    TorchvisionConfig,
+    ViTConfig,
+)
+from pipeline.model.backbones.crop_check import check_least, check_multiple
+from pipeline.model.backbones.inception_resnet_v1 import MIN_CROP_PX, InceptionResNetV1
 from pipeline.model.backbones.iresnet import IResNet
 from pipeline.model.backbones.mobilefacenet import MobileFaceNet
+from pipeline.model.backbones.spatial_transformer import SpatialTransformer
+from pipeline.model.backbones.sphereface import SphereFace20
+from pipeline.model.backbones.timm_net import TimmNetwork
 from pipeline.model.backbones.torchvision_net import torchvision_embedder
+from pipeline.model.backbones.vit import VisionTransformer
 
 
 class FaceModel(nn.Module):
@@ -18,15 +32,16 @@ class FaceModel(nn.Module):
     Input: images [B, 3, H, W] uint8 RGB. Output: embeddings [B, D] float32, not normalised.
     """
 
-    def __init__(self, backbone: nn.Module) -> None:
+    def __init__(self, backbone: nn.Module, alignment: SpatialTransformer | None = None) -> None:
         super().__init__()
+        self.alignment = alignment
         self.backbone = backbone
 
     def forward(self, images: Tensor) -> Tensor:
         # (x / 255 − 0.5) / 0.5, the normalisation of InsightFace's models
         pixels = images.to(torch.float32).sub(127.5).div(127.5)
-        # Not in channels-last: with it, the backward pass of a strided 1×1 convolution corrupts the heap on CPUs (torch
-        # 2.14, e.g. batch 3, 8 channels, 64 px), and such convolutions are the shortcuts of all residual networks.
+        if self.alignment is not None:
+            pixels = self.alignment(pixels)
         return self.backbone(pixels).float()
 
 
@@ -34,28 +49,34 @@ def build_backbone(config: BackboneConfig, crop_px: int, seed: int) -> FaceModel
     """Build a backbone for square crops; the initial weights are a function of `seed` alone, the same on every rank.
 
     Raises:
-        UserError: an unknown torchvision model, or a crop size that the network cannot take.
+        UserError: an unknown torchvision or timm model, or a crop size that the network cannot take.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if isinstance(config, IResNetConfig):
-            _check_multiple_of_16(crop_px, config.kind)
-            network: nn.Module = IResNet(config.depth, config.width, config.embedding_dim, crop_px, config.dropout)
-        elif isinstance(config, MobileFaceNetConfig):
-            _check_multiple_of_16(crop_px, config.kind)
-            network = MobileFaceNet(config.width, config.embedding_dim, crop_px)
-        elif isinstance(config, TorchvisionConfig):
-            network = torchvision_embedder(config.name, config.embedding_dim, crop_px)
-        else:
-            raise AssertionError(f"no builder for {type(config).__name__}")
-        return FaceModel(network)
+        network = _network(config, crop_px)
+        # last, so that the network begins the same with and without it
+        alignment = None if config.alignment is None else SpatialTransformer(config.alignment)
+        return FaceModel(network, alignment)
 
 
-def _check_multiple_of_16(crop_px: int, kind: str) -> None:
-    if crop_px % 16:
-        raise UserError(
-            "backbone.kind",
-            f"{kind} cannot take crops of {crop_px} px",
-            "a multiple of 16",
-            f"make the data set with --size {crop_px // 16 * 16 + 16}, or choose a torchvision backbone",
-        )
+def _network(config: BackboneConfig, crop_px: int) -> nn.Module:
+    if isinstance(config, IResNetConfig):
+        check_multiple(crop_px, 16, config.kind)
+        return IResNet(config, crop_px)
+    if isinstance(config, MobileFaceNetConfig):
+        check_multiple(crop_px, 16, config.kind)
+        return MobileFaceNet(config.width, config.embedding_dim, crop_px)
+    if isinstance(config, SphereFaceConfig):
+        check_multiple(crop_px, 16, config.kind)
+        return SphereFace20(config, crop_px)
+    if isinstance(config, InceptionResNetV1Config):
+        check_least(crop_px, MIN_CROP_PX, config.kind)
+        return InceptionResNetV1(config)
+    if isinstance(config, ViTConfig):
+        check_least(crop_px, config.patch_px, f"{config.kind} with patches of {config.patch_px} px")
+        return VisionTransformer(config, crop_px)
+    if isinstance(config, TorchvisionConfig):
+        return torchvision_embedder(config, crop_px)
+    if isinstance(config, TimmConfig):
+        return TimmNetwork(config, crop_px)
+    raise AssertionError(f"no builder for {type(config).__name__}")

@@ -1,23 +1,20 @@
-"""What a run writes about itself: `metrics.jsonl`, TensorBoard events and a progress line, all on rank 0."""
+"""What a run writes about itself: records for all its sinks and a progress line, on rank 0."""
 
 from __future__ import annotations
 
-import json
-import logging
-import os
+import math
 import sys
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-logger = logging.getLogger(__name__)
+from pipeline.config.schema import Config
+from pipeline.monitor.sink import RunStart, Sink
+from pipeline.monitor.sinks import open_sinks
 
-METRICS_FILE = "metrics.jsonl"
 PLAIN_LINE_EVERY_S = 10.0
 
 
@@ -25,29 +22,26 @@ class Monitor:
     """Rank 0's record of a run; on other ranks every method does nothing.
 
     Args:
-        output: the run's directory.
+        config: of the run.
         total_samples: length of the run, for the bar and the ETA.
         samples: samples consumed at the start; records of later steps, left by a run that was cut off after its last
             checkpoint, are dropped, so that a resumed run's curve has no seam.
+        step: optimizer updates done at the start.
         is_writer: whether this rank writes.
-        tensorboard: also write TensorBoard events.
+
+    Raises:
+        UserError: a sink cannot be opened.
     """
 
-    def __init__(self, output: Path, total_samples: int, samples: int, step: int, is_writer: bool, tensorboard: bool):
+    def __init__(self, config: Config, total_samples: int, samples: int, step: int, is_writer: bool) -> None:
         self._is_writer = is_writer
         self._total_samples = total_samples
-        self._writer: Any = None
         self._progress: Progress | None = None
+        self._sinks: list[Sink] = []
         if not is_writer:
             return
-        path = output / METRICS_FILE
-        _drop_later_records(path, samples)
-        self._file = open(path, "a", buffering=1)  # noqa: SIM115 closed in __exit__
-        if tensorboard:
-            # imported late: it costs a second, and only rank 0 needs it
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(str(output / "tensorboard"), purge_step=step + 1 if step else None)
+        start = RunStart(config.output, step, samples, config.model_dump(mode="json"))
+        self._sinks = open_sinks(config.monitor, start)
         self._console = Console(file=sys.stderr)
         self._plain_line_at = time.monotonic()
         if self._console.is_terminal:
@@ -64,6 +58,9 @@ class Monitor:
             self._progress.start()
             self._task = self._progress.add_task("train", total=total_samples, completed=samples, status="")
         self._first_samples, self._started = samples, time.monotonic()
+        for sink in self._sinks:
+            if sink.opening_line:
+                self.say(sink.opening_line)
 
     def __enter__(self) -> Monitor:
         return self
@@ -71,23 +68,21 @@ class Monitor:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not self._is_writer:
-            return
         if self._progress is not None:
             self._progress.stop()
-        if self._writer is not None:
-            self._writer.close()
-        self._file.close()
+        for sink in list(self._sinks):
+            try:
+                sink.close(is_failed=kind is not None)
+            except Exception as error:
+                self._give_up(sink, error)
 
     def record(self, values: Mapping[str, float | int]) -> None:
-        """Append one record; it holds at least `step` and `samples`."""
-        if not self._is_writer:
-            return
-        self._file.write(json.dumps(dict(values)) + "\n")
-        if self._writer is not None:
-            for name, value in values.items():
-                if name not in ("step", "samples"):
-                    self._writer.add_scalar(name, value, int(values["step"]))
+        """Hand a record to all sinks; it holds at least `step` and `samples`."""
+        for sink in list(self._sinks):
+            try:
+                sink.write(values)
+            except Exception as error:
+                self._give_up(sink, error)
 
     def show(self, values: Mapping[str, float | int]) -> None:
         """Move the progress line; without a terminal, a plain line every ten seconds and at the end."""
@@ -95,7 +90,7 @@ class Monitor:
             return
         samples = int(values["samples"])
         status = (
-            f"step {values['step']} loss {values['loss']:.3f} {values['samples_per_s']:.0f} samples/s "
+            f"step {values['step']} loss {values.get('loss', math.nan):.3f} {values['samples_per_s']:.0f} samples/s "
             f"data wait {100 * values['data_wait']:.0f} %"
         )
         if self._progress is not None:
@@ -114,18 +109,12 @@ class Monitor:
         if self._is_writer:
             self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
-
-def _drop_later_records(path: Path, samples: int) -> None:
-    if not path.is_file():
-        return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:  # the line that a kill cut short
-            continue
-        if record.get("samples", 0) <= samples:
-            kept.append(line)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(line + "\n" for line in kept))
-    os.replace(temporary, path)
+    def _give_up(self, sink: Sink, error: Exception) -> None:
+        """Go on without a remote sink: a server that is down must not end a training run."""
+        if not sink.is_remote:
+            raise error
+        self._sinks.remove(sink)
+        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        self.say(
+            f"no more metrics to {type(sink).__name__.removeprefix('To')} ({first_line}); metrics.jsonl has them all"
+        )

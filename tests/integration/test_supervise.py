@@ -1,0 +1,106 @@
+"""The supervisor around a launcher that restarts killed ranks."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pipeline.checkpoint import latest_checkpoint, read_info
+from pipeline.config.errors import DataError
+from pipeline.config.load import load_config
+from pipeline.engine.run import plan_run
+from tests.datasets import make_dataset
+from tests.integration import training
+
+pytestmark = pytest.mark.timeout(240)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_dataset(tmp_path_factory.mktemp("data"), num_samples=400, num_identities=13, crop_px=training.CROP_PX)
+
+
+def start_restarting(recipe: Path, max_restarts: int, *overrides: str) -> subprocess.Popen[str]:
+    """A supervised run of two ranks, which the launcher starts again when one dies."""
+    words = training.command(recipe, 2, overrides)
+    place = words.index("--standalone")
+    launcher = [*words[:place], "--max-restarts", str(max_restarts), *words[place:]]
+    return training.start_command([sys.executable, "-m", "pipeline.supervise", "--", *launcher])
+
+
+def kill_a_rank(supervisor: subprocess.Popen[str], rank: int) -> None:
+    for child in psutil.Process(supervisor.pid).children(recursive=True):
+        if child.environ().get("RANK") == str(rank):
+            child.kill()
+
+
+def test_a_killed_rank_is_started_again_and_the_run_finishes(tmp_path: Path, data: Path) -> None:
+    output = tmp_path / "run"
+    recipe = training.write_recipe(tmp_path / "recipe.yaml", data, output, epochs=4)
+    process = start_restarting(recipe, 1)
+    training.wait_for_step(process, output, 9)
+    kill_a_rank(process, 1)
+    text = training.finish(process)
+    assert process.returncode == 0, text
+    assert "resumed at step" in text
+    assert sorted(training.losses(output)) == list(range(1, 26))
+
+
+@pytest.mark.slow
+def test_a_kill_too_many_is_a_crash(tmp_path: Path, data: Path) -> None:
+    output = tmp_path / "run"
+    process = start_restarting(training.write_recipe(tmp_path / "recipe.yaml", data, output), 0)
+    training.wait_for_step(process, output, 3)
+    kill_a_rank(process, 0)
+    text = training.finish(process)
+    assert process.returncode == 1, text
+
+
+def test_asked_to_stop_while_ranks_are_started_again(tmp_path: Path, data: Path) -> None:
+    output = tmp_path / "run"
+    recipe = training.write_recipe(tmp_path / "recipe.yaml", data, output, epochs=1000)
+    process = start_restarting(recipe, 3)
+    training.wait_for_step(process, output, 9)
+    saved = latest_checkpoint(output / "checkpoints")
+    assert saved is not None
+    before = {child.pid for child in psutil.Process(process.pid).children(recursive=True)}
+    kill_a_rank(process, 1)
+    while process.poll() is None:  # until one of the next ranks is there, which has not begun to train
+        new = {child.pid for child in psutil.Process(process.pid).children(recursive=True)} - before
+        if any("RANK" in psutil.Process(pid).environ() for pid in new if psutil.pid_exists(pid)):
+            break
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    text = training.finish(process)
+    assert process.returncode == 75, text
+    newest = latest_checkpoint(output / "checkpoints")
+    assert newest is not None
+    assert read_info(newest).step >= read_info(saved).step
+
+
+def test_damaged_data_are_told_from_a_bad_configuration(tmp_path: Path, data: Path) -> None:
+    rotten = tmp_path / "data"
+    shutil.copytree(data, rotten)
+    shard = next((rotten / "train").glob("*.tar"))
+    content = bytearray(shard.read_bytes())
+    for offset in range(0, len(content), 97):
+        content[offset] ^= 0x10
+    shard.write_bytes(bytes(content))
+    recipe = training.write_recipe(tmp_path / "recipe.yaml", rotten, tmp_path / "run")
+    process = start_restarting(recipe, 0)
+    text = training.finish(process)
+    assert process.returncode == 3, text
+    assert "samples could not be read" in text
+    manifest = next((rotten / "manifest").glob("*.parquet"))
+    manifest.write_bytes(manifest.read_bytes()[: os.path.getsize(manifest) // 2])
+    (rotten / "index.arrow").unlink()
+    with pytest.raises(DataError, match="unreadable manifest"):
+        plan_run(load_config(recipe, []))

@@ -1,0 +1,78 @@
+"""The supervisor's exit code is that of the processes started last, whatever the launcher says."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.supervise import supervise
+
+# a launcher like torchrun: starts its script again when it fails, and has an exit code of its own
+LAUNCHER = """
+import os, subprocess, sys
+for attempt in range({restarts} + 1):
+    environment = dict(os.environ, RANK="0", LOCAL_RANK="0", ATTEMPT=str(attempt))
+    if subprocess.run([sys.executable, *sys.argv[1:]], env=environment).returncode == 0:
+        sys.exit(0)
+sys.exit(1)
+"""
+SCRIPT = """
+import os, signal, sys, time
+from pipeline.config.errors import DataError, UserError, report_status, run_command
+def crash(): os.kill(os.getpid(), signal.SIGKILL)
+def finish(): report_status("finished")
+def finish_but_fail(): report_status("finished"); crash()
+def preempted(): report_status("preempted")
+def configuration(): raise UserError("lr", "-1", "a positive number")
+def data(): raise DataError("shard", "damaged")
+def nothing(): pass
+def main():
+    if sys.argv[-1] != "--check":
+        globals()[sys.argv[1 + int(os.environ["ATTEMPT"])]]()
+run_command(main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("attempts", "code"),
+    [
+        (["finish"], 0),
+        (["nothing"], 0),
+        (["configuration"], 2),
+        (["data"], 3),
+        (["crash"], 1),
+        (["preempted"], 75),
+        (["crash", "finish"], 0),
+        (["finish_but_fail"], 0),
+        # what an earlier attempt said does not count any more
+        (["configuration", "crash"], 1),
+        (["data", "finish"], 0),
+        (["crash", "configuration"], 2),
+    ],
+)
+def test_exit_codes(tmp_path: Path, attempts: list[str], code: int) -> None:
+    (tmp_path / "launcher").write_text(LAUNCHER.format(restarts=len(attempts) - 1))
+    (tmp_path / "train.py").write_text(SCRIPT)
+    assert supervise([sys.executable, str(tmp_path / "launcher"), str(tmp_path / "train.py"), *attempts]) == code
+
+
+@pytest.mark.parametrize(("check", "code"), [("sys.exit(2)", 2), ("sys.exit(3)", 3), ("1 / 0", 1), ("os.abort()", 1)])
+def test_a_check_that_fails_starts_nothing(tmp_path: Path, check: str, code: int) -> None:
+    (tmp_path / "train.py").write_text(f"import os, sys\nif sys.argv[-1] == '--check': {check}\nopen('started', 'w')")
+    assert supervise([sys.executable, str(tmp_path / "train.py")]) == code
+    assert not Path("started").exists()
+
+
+def test_asked_to_stop_during_the_check(tmp_path: Path) -> None:
+    ready = tmp_path / "ready"
+    (tmp_path / "train.py").write_text(f"import time\nopen({str(ready)!r}, 'w')\ntime.sleep(1000)")
+    process = subprocess.Popen([sys.executable, "-m", "pipeline.supervise", "--", "torchrun", f"{tmp_path}/train.py"])
+    while not ready.exists() and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 75
