@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from pipeline import dist
+from pipeline.config.backbones import IResNetConfig
 from pipeline.config.engine import DeepSpeedConfig
-from pipeline.config.schema import IResNetConfig, SGDConfig
+from pipeline.config.optim import SGDConfig
 from pipeline.engine.deepspeed import DeepSpeedBackend
 from pipeline.model.backbones import build_backbone
 from tests.datasets import make_dataset

@@ -40,7 +40,13 @@ def test_what_cannot_be_had_is_refused_in_one_line(changes: dict[str, dict[str, 
 
 @pytest.mark.parametrize("optimizer", ["lars", "lamb"])
 def test_what_needs_whole_tensors_does_not_go_with_cut_ones(optimizer: str) -> None:
-    others: dict[str, Any] = {"device": "cpu", "precision": "fp32", "batch_norm": "micro_batch", "compiles": False}
+    others: dict[str, Any] = {
+        "device": "cpu",
+        "precision": "fp32",
+        "batch_norm": "micro_batch",
+        "compiles": False,
+        "freezes": False,
+    }
     for engine in (DDPConfig(), DeepSpeedConfig(stage=0)):
         check_engine(engine, optimizer=optimizer, **others)
     for stage in (1, 2):

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pipeline.config.backbones import BackboneConfig, IResNetConfig, MobileFaceNetConfig, TorchvisionConfig
 from pipeline.config.errors import UserError
 from pipeline.config.heads import MarginSoftmaxConfig
-from pipeline.config.schema import BackboneConfig, IResNetConfig, MobileFaceNetConfig, SGDConfig, TorchvisionConfig
+from pipeline.config.optim import SGDConfig
 from pipeline.data.loader import MicroBatch, StepBatch
 from pipeline.engine import network
 from pipeline.engine.batch_norm import RunningStatistics
