@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline import dist
+from pipeline.config.engine import DeepSpeedConfig
 from pipeline.config.errors import UserError
 from pipeline.config.schema import Config
 from pipeline.engine.measure_link import seconds_per_byte
@@ -86,6 +87,12 @@ def estimate(config: Config, num_classes: int, num_ranks: int, crop_px: int) -> 
     """
     if config.device != "cpu":
         raise UserError("device", config.device, "cpu: estimates are measured on this machine", "add device=cpu")
+    if isinstance(config.engine, DeepSpeedConfig) and config.engine.stage:
+        raise UserError(
+            "engine.stage",
+            f"estimates do not divide what ZeRO {config.engine.stage} divides among ranks",
+            remedy="with engine.kind=ddp they hold for what it does not divide",
+        )
     backbone = backbone_cost(config.backbone, crop_px)
     training = config.training
     num_micro_batches = -(-training.global_batch // (training.local_batch * num_ranks))

@@ -145,5 +145,7 @@ def test_the_command_prints_memory_and_time(tmp_path: Path) -> None:
 def test_mistakes_are_one_line() -> None:
     with pytest.raises(UserError, match="device: cuda; expected cpu"):
         estimating.estimate(config(device="cuda"), 100, 1, 32)
+    with pytest.raises(UserError, match=r"engine.stage: estimates do not divide what ZeRO 1 divides among ranks"):
+        estimating.estimate(config(engine={"kind": "deepspeed"}), 100, 1, 32)
     with pytest.raises(UserError, match="cannot take crops of 33 px"):
         estimating.estimate(config(), 100, 1, 33)

@@ -18,7 +18,6 @@ from pipeline.config.backbones import (
 )
 from pipeline.config.errors import UserError
 from pipeline.config.heads import MarginSoftmaxConfig
-from pipeline.config.load import validate_config
 from pipeline.config.optim import SGDConfig
 from pipeline.data.loader import MicroBatch, StepBatch
 from pipeline.engine import network
@@ -160,31 +159,6 @@ def test_a_compiled_backbone_trains_as_a_plain_one() -> None:
 def test_what_cannot_be_compiled_whole_is_an_error() -> None:
     with pytest.raises(UserError, match=r"training.compile: torch cannot compile the backbone .*; set it to false"):
         pass_over(Undecided(), compiles=True)
-
-
-LEAST = {"output": "run", "data": {"path": "data"}, "training": {"epochs": 1, "global_batch": 8, "local_batch": 4}}
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"training": {"precision": "tf32"}}, "training.precision: tf32 is a format of NVIDIA GPUs: set device=cuda"),
-        ({"training": {"precision": "fp8"}}, "training.precision: 'fp8': input should be 'fp32', 'tf32', 'bf16' or"),
-        ({"training": {"compile": True, "batch_norm": "synchronised"}}, "training.compile cannot compile what waits"),
-        ({"engine": {"kind": "deepspeed", "stage": 3}}, "engine.stage: 3: input should be 0, 1 or 2"),
-        ({"engine": {"kind": "ddp", "stage": 1}}, "engine.stage: unknown key"),
-        ({"engine": {"kind": "fsdp"}}, "engine.kind: 'fsdp'; expected one of ddp, deepspeed"),
-    ],
-)
-def test_what_cannot_be_had_is_refused_in_one_line(changes: dict[str, dict[str, object]], message: str) -> None:
-    tree = {
-        key: {**LEAST.get(key, {}), **changes.get(key, {})} if key != "output" else "run"
-        for key in {**LEAST, **changes}
-    }  # type: ignore[dict-item]
-    with pytest.raises(UserError) as error:
-        validate_config(tree)
-    assert message in str(error.value)
-    assert "\n" not in str(error.value)
 
 
 def test_tf32_is_for_the_backbone_alone(monkeypatch: pytest.MonkeyPatch) -> None:
