@@ -8,9 +8,11 @@ The agents then join with
         --rdzv-backend c10d --rdzv-endpoint HOST:29400 --rdzv-conf is_host=false --rdzv-id RUN launch/train.py …
 
 (A bare torchrun needs TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, which the supervisor sets: otherwise an agent that joins
-later waits in vain for an address that is written in the first round only.) Without this process the store lives in one of the agents, and all others end when that one is killed. SIGTERM or
-Ctrl-C ends it. A new run takes another `--rdzv-id`; the store may serve many. One that is started anew has forgotten
-all agents: they end, and so have to be started anew, too.
+later waits in vain for an address that is written in the first round only.)
+
+Without this process the store lives in one of the agents, and all others end when that one is killed. SIGTERM or Ctrl-C
+ends it. A new run takes another `--rdzv-id`; the store may serve many. One that is started anew has forgotten all
+agents: they end, and so have to be started anew, too.
 """
 
 from __future__ import annotations
