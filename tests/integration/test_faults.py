@@ -100,7 +100,9 @@ def test_a_rank_killed_at_any_instant(tmp_path: Path, data: Path, undisturbed: P
                     killed.add(victim.pid)
         assert process.wait(timeout=300) == 0, log.read_text()
     text = log.read_text()
-    assert "nothing lost, nothing repeated" in text
+    # a rank that is killed before the first checkpoint begins anew
+    num_starts = text.count("training 400 samples") + text.count("nothing lost, nothing repeated")
+    assert num_starts > len(killed) > 0, text
     assert training.losses(output) == training.losses(undisturbed), text
 
 
