@@ -74,6 +74,7 @@ def test_a_reading_thread_that_is_stuck_is_named(tmp_path: Path, data: Path) -> 
     assert "stuck_reader" in stacks
 
 
+@pytest.mark.slow
 def test_a_reading_thread_that_dies_ends_the_run(tmp_path: Path, data: Path) -> None:
     recipe = training.write_recipe(tmp_path / "recipe.yaml", data, tmp_path / "run")
     process = start_faulty(recipe, 2, "dying_reader:1:3")
@@ -95,7 +96,7 @@ def test_a_library_that_never_gives_the_interpreter_back(tmp_path: Path, data: P
 
 def test_a_slow_rank_is_named_with_its_stage(tmp_path: Path, data: Path) -> None:
     output = tmp_path / "run"
-    recipe = training.write_recipe(tmp_path / "recipe.yaml", data, output, epochs=2)
+    recipe = training.write_recipe(tmp_path / "recipe.yaml", data, output, epochs=1)
     process = start_faulty(recipe, 2, "be_slow:1:2", "watchdog.slow_rank_after_s=1", "watchdog.slow_rank_factor=2")
     text = training.finish(process)
     assert process.returncode == 0, text
