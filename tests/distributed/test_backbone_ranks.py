@@ -13,7 +13,7 @@ from torch import Tensor
 from pipeline import dist
 from pipeline.config.heads import MarginSoftmaxConfig
 from pipeline.config.margins import CosFaceMargin
-from pipeline.config.schema import SGDConfig
+from pipeline.config.optim import SGDConfig
 from pipeline.data.loader import MicroBatch, StepBatch
 from pipeline.engine.batch_norm import RunningStatistics
 from pipeline.engine.ddp import DDPBackend

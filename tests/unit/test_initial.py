@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pipeline import checkpoint
+from pipeline.config.backbones import BackboneConfig, IResNetConfig, TorchvisionConfig
 from pipeline.config.errors import UserError
 from pipeline.config.initial import InitConfig
-from pipeline.config.schema import BackboneConfig, IResNetConfig, TorchvisionConfig
 from pipeline.engine.initial import Initial, open_initial
 from pipeline.model.backbones import build_backbone
 

@@ -45,8 +45,10 @@ def pass_over(model: nn.Module, compiles: bool = False, precision: str = "fp32")
     """A step's loss; the backbone's gradients and buffers after it."""
     backend = DDPBackend(model, SGDConfig(), precision, torch.device("cpu"), compiles)  # type: ignore[arg-type]
     head = build_head(MarginSoftmaxConfig(), NUM_CLASSES, 16, seed=0)
-    step = GradientPass(backend, RunningStatistics(model), head, None, seed=3)
+    statistics = RunningStatistics(model)
+    step = GradientPass(backend, statistics, head, None, seed=3)
     loss, _ = step.backward(step_batch(), torch.full((2,), float(LOCAL_BATCH)), 0, 0.0)
+    statistics.finish_step(2)
     left = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     return loss, left | {name: buffer.clone() for name, buffer in model.named_buffers()}
 
