@@ -57,7 +57,21 @@ format: $(STAMP) ## Format and mend what the linter can
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
+k8s-render: ## Manifests to standard output: OVERLAY=gpu-8 IMAGE=registry/facemill:0.1.0 (or …@sha256:…)
+	@command -v kubectl >/dev/null || { echo "missing: kubectl 1.31 or newer" >&2; exit 1; }
+	@[ -n '$(OVERLAY)' ] && [ -f 'k8s/overlays/$(OVERLAY)/kustomization.yaml' ] || { \
+	  echo "OVERLAY='$(OVERLAY)': expected one of $(notdir $(wildcard k8s/overlays/*))" >&2; exit 2; }
+	@name='$(IMAGE)'; last="$${name##*/}"; case "$$last" in \
+	  *@sha256:*) pin="digest: $${name#*@}"; name="$${name%%@*}";; \
+	  *:latest|*:|*@*) pin=;; \
+	  *:*) pin="newTag: \"$${last#*:}\""; name="$${name%:*}";; \
+	  *) pin=;; esac; \
+	  [ -n "$$pin" ] || { echo "IMAGE='$(IMAGE)': expected NAME:TAG, not latest, or NAME@sha256:…" >&2; exit 2; }; \
+	  mkdir -p build/k8s/$(OVERLAY); printf '%s\n' 'resources: [../../../k8s/overlays/$(OVERLAY)]' 'images:' \
+	  '  - name: facemill' "    newName: $$name" "    $$pin" > build/k8s/$(OVERLAY)/kustomization.yaml; \
+	  kubectl kustomize build/k8s/$(OVERLAY)
+
 clean: ## Remove build outputs, keep .venv
 	@rm -rf build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help setup demo test test-all lint format clean
+.PHONY: help setup demo test test-all lint format k8s-render clean

@@ -63,7 +63,8 @@ def ranks(process: subprocess.Popen[bytes]) -> Iterator[psutil.Process]:
     for child in tree(process):
         with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
             words = child.cmdline()
-            if any(word.endswith("train.py") for word in words) and "torch.distributed.run" not in words:
+            is_rank = any(word.endswith("train.py") for word in words) and "--check" not in words
+            if is_rank and "torch.distributed.run" not in words:
                 yield child
 
 

@@ -71,8 +71,11 @@ def main(
     from pipeline.engine.trainer import train
 
     result = train(plan)
-    if not result.is_finished and "RANK" not in os.environ:
-        raise SystemExit(EXIT_PREEMPTED)  # under torchrun the supervisor says it: there it would count as a crash
+    # A launcher that was told to stop counts any code but 0 as a crash; the supervisor says 75 for it. On nodes that
+    # may stay it is the other way round: after a 0 they would wait for the one that left and then close their meeting
+    # place for good; after a failure they meet anew without it, where restarts are allowed.
+    if not result.is_finished and not (result.is_signalled and "RANK" in os.environ):
+        raise SystemExit(EXIT_PREEMPTED)
 
 
 def _preflight(config: Config) -> None:

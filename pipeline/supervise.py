@@ -11,7 +11,8 @@ in one process, so that a mistake is one line; then it runs the command, forward
     75  asked to stop: the same command goes on from the newest checkpoint
     1   crashed
 
-It says how the ranks of its node ended that were started last, however often torchrun restarted them.
+It says how the ranks of its node ended that were started last, however often torchrun restarted them. The command may
+be elastic, see `pipeline.rendezvous`.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ from pipeline.config.errors import (
 )
 
 EXIT_CRASHED = 1
+# torchrun's own store, where it serves the ranks too, leaves an agent that joins later waiting for an address in vain
+_TORCHRUN_SETTINGS = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 MISTAKES = {UserError.state: EXIT_USER_ERROR, DataError.state: EXIT_BAD_DATA}
 
 
@@ -56,7 +59,7 @@ def supervise(command: Sequence[str]) -> int:
             return EXIT_PREEMPTED
         if check:
             return check if check in MISTAKES.values() else EXIT_CRASHED
-        code = signals.run(command, env={**os.environ, STATUS_VARIABLE: directory})
+        code = signals.run(command, env={**_TORCHRUN_SETTINGS, **os.environ, STATUS_VARIABLE: directory})
         return _translate(Path(directory), code, signals.is_asked_to_stop)
 
 

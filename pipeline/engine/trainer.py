@@ -49,6 +49,8 @@ class TrainResult:
     samples: int
     is_finished: bool
     """False when a signal ended it early; its checkpoint is saved either way."""
+    is_signalled: bool
+    """Whether this rank was signalled; where it was not and the run ended early, another rank was."""
 
 
 def train(plan: RunPlan) -> TrainResult:
@@ -163,7 +165,7 @@ class Trainer:
         is_finished = self.samples >= plan.total_samples or self._is_patience_over
         if int(os.environ.get("LOCAL_RANK", "0")) == 0:  # each node has a supervisor of its own
             report_status("finished" if is_finished else "preempted", step=self.step, samples=self.samples)
-        return TrainResult(self.step, self.samples, is_finished)
+        return TrainResult(self.step, self.samples, is_finished, self._stop_asked)
 
     def _train_step(self, batch: StepBatch) -> tuple[dict[str, Tensor | float], bool]:
         """One optimizer update; gives what to report, and whether any rank was asked to stop."""

@@ -118,7 +118,7 @@ def test_nodes_leave_and_come_back_and_the_store_outlives_them(tmp_path: Path, d
             *("--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{port}", "--rdzv-id", "run"),
             *("--rdzv-conf", "is_host=false,last_call_timeout=1,keep_alive_interval=1,keep_alive_max_attempt=3"),
         )
-        command = [*torchrun(*options), "--config", str(recipe)]
+        command = [sys.executable, "-m", "pipeline.supervise", "--", *torchrun(*options), "--config", str(recipe)]
         logs = [tmp_path / f"agent{number}" for number in range(3)]
         with started(command, logs[0]) as first, started(command, logs[1]) as second:
             wait_until(lambda: is_saved_by(output, 2), logs[0])

@@ -8,7 +8,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline.config.backbones import BackboneConfig, IResNetConfig, MobileFaceNetConfig, TorchvisionConfig
+from pipeline.config.backbones import (
+    BackboneConfig,
+    IResNetConfig,
+    MobileFaceNetConfig,
+    SphereFaceConfig,
+    TorchvisionConfig,
+    ViTConfig,
+)
 from pipeline.config.errors import UserError
 from pipeline.config.heads import MarginSoftmaxConfig
 from pipeline.config.optim import SGDConfig
@@ -57,6 +64,8 @@ BACKBONES: list[tuple[BackboneConfig, int]] = [
     (IResNetConfig(depth=18, width=0.125, embedding_dim=16, dropout=0.4), 8),
     (MobileFaceNetConfig(width=0.125, embedding_dim=16), 15),
     (TorchvisionConfig(name="resnet18", embedding_dim=16), 8),
+    (SphereFaceConfig(width=0.125, embedding_dim=16, neck="bn_dropout_fc_bn"), 4),
+    (ViTConfig(size="tiny", width=0.125, embedding_dim=16, mask_share=0.3, drop_path=0.3), 12),
 ]
 
 
