@@ -41,6 +41,8 @@ def _complaints(command: list[str]) -> Iterator[str]:
             yield from _with_help(["-m", module], rest)
         case ["python", script, *rest]:
             yield from _script(script, rest)
+        case ["preprocess", "--help"]:
+            pass
         case ["preprocess", subcommand, *rest]:
             yield from _with_help(["-m", "preprocess.cli", subcommand], rest)
         case ["tensorboard", *rest]:

@@ -107,6 +107,13 @@ def test_pages_name_what_is_there(page: str) -> None:
         assert (REPOSITORY / page).parent.joinpath(link).exists(), link
 
 
+def test_the_readmes_commands_are_there() -> None:
+    text = (REPOSITORY / "k8s" / "README.md").read_text().replace("\\\n", " ")
+    found = re.findall(r"(?:\$IMAGE|exec copy --) +((?:python|preprocess) [^\n#]*)", text)
+    assert len(found) == 4
+    assert [line for command in found for line in commands.complaints(tuple(command.split()))] == []
+
+
 def test_the_readme_lists_every_overlay_and_applies_every_step() -> None:
     text = (REPOSITORY / "k8s" / "README.md").read_text()
     assert set(re.findall(r"^\| `([\w-]+)` \|", text, re.MULTILINE)) == set(OVERLAYS)
