@@ -63,7 +63,8 @@ def ranks(process: subprocess.Popen[bytes]) -> Iterator[psutil.Process]:
     for child in tree(process):
         with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
             words = child.cmdline()
-            if any(word.endswith("train.py") for word in words) and "torch.distributed.run" not in words:
+            is_rank = any(word.endswith("train.py") for word in words) and "--check" not in words
+            if is_rank and "torch.distributed.run" not in words:
                 yield child
 
 
@@ -77,7 +78,7 @@ def disturb(process: subprocess.Popen[bytes], draw: random.Random) -> str | None
         if kind == "kill a rank":
             draw.choice(victims).kill()
         elif kind == "kill everything":
-            for child in [*tree(process), psutil.Process(process.pid)]:
+            for child in [psutil.Process(process.pid), *tree(process)]:  # it first, or it says that the rest crashed
                 with suppress(psutil.NoSuchProcess):
                     child.kill()
         elif kind == "SIGTERM":

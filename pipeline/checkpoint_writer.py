@@ -26,6 +26,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 from pipeline import dist
+from pipeline.atomic_write import sync_folder, write_atomically
 from pipeline.checkpoint import (
     BEST,
     DESCRIPTION,
@@ -79,16 +80,14 @@ def save(
         temporary.mkdir()
 
     def publish() -> None:
-        _write_synced(temporary / DESCRIPTION, json.dumps(info.model_dump(mode="json"), indent=1, sort_keys=True))
-        _sync_directory(temporary)
+        description = json.dumps(info.model_dump(mode="json"), indent=1, sort_keys=True)
+        write_atomically(temporary / DESCRIPTION, description.encode())
         if final.exists():  # left by a run that went further than the checkpoint this one began from
             os.rename(final, final.with_name(final.name + ".old.tmp"))
         os.rename(temporary, final)
-        _sync_directory(directory)
+        sync_folder(directory)
         for name in (LATEST, BEST) if is_best else (LATEST,):
-            _write_synced(directory / (name + ".tmp"), final.name + "\n")
-            os.replace(directory / (name + ".tmp"), directory / name)
-        _sync_directory(directory)
+            write_atomically(directory / name, f"{final.name}\n".encode())
         _prune(directory, final, keep)
 
     try:
@@ -268,18 +267,3 @@ def _prune(directory: Path, newest: Path, keep: int) -> None:
     kept = {*finished[-keep:], *(path for path in finished if path == best or read_info(path).is_milestone)}
     for path in set(directory.glob("step-*")) - kept:
         shutil.rmtree(path, ignore_errors=True)
-
-
-def _write_synced(path: Path, text: str) -> None:
-    with open(path, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

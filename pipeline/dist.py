@@ -16,6 +16,7 @@ import torch.distributed as c10d
 from torch import Tensor
 
 from pipeline.config.errors import UserError
+from pipeline.meet import meet
 from pipeline.progress import PROGRESS, Stage
 
 T = TypeVar("T")
@@ -56,10 +57,13 @@ def initialise(device: str) -> torch.device:
         chosen = torch.device("cuda", local_rank)
         torch.cuda.set_device(chosen)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        store, own_rank, num_ranks = next(c10d.rendezvous("env://"))
+        store = c10d.PrefixStore(meet(store, own_rank, num_ranks), store)
+        options: dict[str, Any] = {"store": store, "rank": own_rank, "world_size": num_ranks}
         if chosen.type == "cuda":
-            c10d.init_process_group("cpu:gloo,cuda:nccl", device_id=chosen)
+            c10d.init_process_group("cpu:gloo,cuda:nccl", device_id=chosen, **options)
         else:
-            c10d.init_process_group("gloo")
+            c10d.init_process_group("gloo", **options)
     return chosen
 
 

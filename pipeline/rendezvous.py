@@ -4,12 +4,15 @@
 
 The agents then join with
 
-    python -m pipeline.supervise -- torchrun --nnodes 1:4 --max-restarts 100 --rdzv-backend c10d \\
-        --rdzv-endpoint HOST:29400 --rdzv-conf is_host=false --rdzv-id RUN --nproc-per-node 8 launch/train.py …
+    python -m pipeline.supervise -- torchrun --nnodes 1:4 --nproc-per-node 8 --max-restarts 100 \\
+        --rdzv-backend c10d --rdzv-endpoint HOST:29400 --rdzv-conf is_host=false --rdzv-id RUN launch/train.py …
 
-Without this process the store lives in one of the agents, and all others end when that one is killed. SIGTERM or
-Ctrl-C ends it. A new run takes another `--rdzv-id`; the store may serve many. One that is started anew has forgotten
-all agents: they end, and so have to be started anew, too.
+(A bare torchrun needs TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, which the supervisor sets: otherwise an agent that joins
+later waits in vain for an address that is written in the first round only.)
+
+Without this process the store lives in one of the agents, and all others end when that one is killed. SIGTERM or Ctrl-C
+ends it. A new run takes another `--rdzv-id`; the store may serve many. One that is started anew has forgotten all
+agents: they end, and so have to be started anew, too.
 """
 
 from __future__ import annotations

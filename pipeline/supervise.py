@@ -11,7 +11,8 @@ in one process, so that a mistake is one line; then it runs the command, forward
     75  asked to stop: the same command goes on from the newest checkpoint
     1   crashed
 
-It says how the ranks of its node ended that were started last, however often torchrun restarted them.
+It says how the ranks of its node ended that were started last, however often torchrun restarted them. The command may
+be elastic, see `pipeline.rendezvous`.
 """
 
 from __future__ import annotations
@@ -38,9 +39,9 @@ from pipeline.config.errors import (
 )
 
 EXIT_CRASHED = 1
-OWN_STORE_VARIABLE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
-"""Gives the ranks of each start a store of their own. In the one that torchrun shares they find the addresses of ranks
-that are dead, and a node that joins later finds none."""
+# Where torchrun's own store serves the ranks, too, those that it starts again may find the addresses of dead ones there,
+# and an agent that joins later waits for an address in vain.
+_TORCHRUN_SETTINGS = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 MISTAKES = {UserError.state: EXIT_USER_ERROR, DataError.state: EXIT_BAD_DATA}
 
 
@@ -59,7 +60,7 @@ def supervise(command: Sequence[str]) -> int:
             return EXIT_PREEMPTED
         if check:
             return check if check in MISTAKES.values() else EXIT_CRASHED
-        code = signals.run(command, env={**os.environ, STATUS_VARIABLE: directory, OWN_STORE_VARIABLE: "1"})
+        code = signals.run(command, env={**_TORCHRUN_SETTINGS, **os.environ, STATUS_VARIABLE: directory})
         return _translate(Path(directory), code, signals.is_asked_to_stop)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import yaml
 
+from pipeline.atomic_write import write_atomically
 from pipeline.config.errors import UserError
 from pipeline.data.dataset_format import (
     STATUS_KEPT,
@@ -27,7 +28,7 @@ from preprocess.align import template
 from preprocess.crops import describe_detector
 from preprocess.plan import INSTRUCTION_SET, Plan
 from preprocess.shard import read_commit
-from preprocess.storage import work_folder, write_atomically
+from preprocess.storage import work_folder
 
 
 def finish_dataset(plan: Plan, out: Path) -> DatasetInfo:
@@ -43,14 +44,14 @@ def finish_dataset(plan: Plan, out: Path) -> DatasetInfo:
         found = f"no usable photo in the split {commits[0].split!r} ({counts})"
         raise UserError(out, found, "photos with a face", f"look at {out / 'rejects'}")
     work = work_folder(out)
-    write_atomically(out / "README.md", work, _card(info).encode())
+    write_atomically(out / "README.md", _card(info).encode(), work)
     for leftover in out.glob(".index.arrow.*.tmp"):  # of a reader or a run that was killed while it wrote
         leftover.unlink(missing_ok=True)
     dataset = Dataset(root=out, info=info)
     for name in info.splits:
         dataset.split(name)  # builds index.arrow
     text = json.dumps(info.model_dump(), indent=1, ensure_ascii=False) + "\n"
-    write_atomically(out / "dataset.json", work, text.encode())
+    write_atomically(out / "dataset.json", text.encode(), work)
     shutil.rmtree(work, ignore_errors=True)  # the data set is finished; network file systems keep open files a while
     return info
 

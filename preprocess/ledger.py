@@ -15,8 +15,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline.atomic_write import write_atomically
 from pipeline.data.dataset_format import STATUS_REJECTED
-from preprocess.storage import work_folder, write_atomically
+from preprocess.storage import work_folder
 
 _STYLE = (
     "body{font:14px system-ui,sans-serif;margin:2em}table{border-collapse:collapse}"
@@ -84,7 +85,7 @@ def _write(path: Path, out: Path, what: str, shard_name: str, rows: Sequence[str
         f"<style>{_STYLE}</style>\n<h1>{len(rows):,} {what} of {shard_name}</h1>\n"
         f"<table><tr>{head}</tr>\n{''.join(rows)}</table></html>\n"
     )
-    write_atomically(path, work_folder(out), page.encode())
+    write_atomically(path, page.encode(), work_folder(out))
 
 
 def _remove(path: Path, out: Path, keys: set[str]) -> int:
@@ -96,5 +97,5 @@ def _remove(path: Path, out: Path, keys: set[str]) -> int:
     if num_removed:
         num_left = sum(line.startswith("<tr><td>") for line in kept)
         page = re.sub(r"<h1>[\d,]+ ", f"<h1>{num_left:,} ", "".join(kept))
-        write_atomically(path, work_folder(out), page.encode())
+        write_atomically(path, page.encode(), work_folder(out))
     return num_removed

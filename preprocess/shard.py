@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from pipeline.atomic_write import write_atomically
 from pipeline.data.dataset_format import MANIFEST_SCHEMA, STATUS_KEPT, STATUS_REJECTED, ShardCommit, shard_paths
 from preprocess.crops import CropMaker, CropResult, PhotoRequest
 from preprocess.ledger import write_ledger
@@ -33,7 +34,7 @@ from preprocess.photo import encode_jpeg, make_thumbnail
 from preprocess.plain_jpeg import is_plain_jpeg
 from preprocess.plan import Plan, ShardOptions, ShardPlan
 from preprocess.sources.store import PhotoStore, Place
-from preprocess.storage import work_folder, write_atomically, write_parquet
+from preprocess.storage import work_folder, write_parquet
 from preprocess.work_times import ENCODE
 
 SLICE_ROWS = 32
@@ -123,7 +124,7 @@ def write_slice(context: ShardContext, shard_name: str, index: int, made: pa.Tab
         with pa.ipc.new_file(file, table.schema) as writer:
             writer.write_table(table)
 
-    write_atomically(slice_path(context.out, shard_name, index), work_folder(context.out), write)
+    write_atomically(slice_path(context.out, shard_name, index), write, work_folder(context.out))
 
 
 def finish_shard(context: ShardContext, shard: ShardPlan) -> ShardCommit:
@@ -152,8 +153,8 @@ def finish_shard(context: ShardContext, shard: ShardPlan) -> ShardCommit:
         written["idx"] = build_idx(Path(file.name))
         written["sha256"], written["bytes"] = _check_tar(Path(file.name), members, offsets)
 
-    write_atomically(paths["tar"], work, write)
-    write_atomically(paths["idx"], work, written["idx"])
+    write_atomically(paths["tar"], write, work)
+    write_atomically(paths["idx"], written["idx"], work)
     manifest = _manifest(shard, made, written["offsets"])
     write_parquet(manifest, paths["manifest"], work)
     write_ledger(out, shard.name, manifest, made["thumbnail"].to_pylist(), made["num_faces"].to_pylist())
@@ -170,7 +171,7 @@ def finish_shard(context: ShardContext, shard: ShardPlan) -> ShardCommit:
         manifest_sha256=hashlib.sha256(paths["manifest"].read_bytes()).hexdigest(),
     )
     text = json.dumps(commit.model_dump(), indent=1) + "\n"
-    write_atomically(paths["commit"], work, text.encode())
+    write_atomically(paths["commit"], text.encode(), work)
     shutil.rmtree(work / shard.name, ignore_errors=True)
     return commit
 

@@ -7,8 +7,7 @@ name is complete, checked and on the disk. The folder is removed when the data s
 from __future__ import annotations
 
 import os
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -16,6 +15,7 @@ from typing import IO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.atomic_write import sync_folder, write_atomically
 from pipeline.config.errors import UserError
 
 WORK_FOLDER = ".work"
@@ -43,41 +43,6 @@ def one_line_errors(out: Path) -> Iterator[None]:
         raise UserError(where, f"cannot be used ({error.strerror or error})", remedy=remedy) from None
 
 
-def write_atomically(path: Path, work: Path, content: bytes | Callable[[IO[bytes]], None]) -> None:
-    """Write a file aside, put it on the disk, then give it its name.
-
-    Args:
-        path: the final name; its folder is made when missing.
-        work: the folder for the temporary file.
-        content: the bytes, or a function that writes them to the open temporary file.
-    """
-    work.mkdir(parents=True, exist_ok=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = work / f"{path.name}.{uuid.uuid4().hex}.tmp"  # several workers may make one file: the same bytes
-    try:
-        with open(temporary, "wb") as file:
-            if isinstance(content, bytes):
-                file.write(content)
-            else:
-                content(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Put a folder's entries on the disk: a rename is not durable before."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def write_parquet(table: pa.Table, path: Path, work: Path) -> None:
     """Write Parquet with fixed settings, so that equal tables give equal bytes."""
 
@@ -86,7 +51,7 @@ def write_parquet(table: pa.Table, path: Path, work: Path) -> None:
             table, file, compression="zstd", compression_level=3, row_group_size=65536, version="2.6", store_schema=True
         )
 
-    write_atomically(path, work, write)
+    write_atomically(path, write, work)
 
 
 def unfinished_folder(out: Path, what: str) -> Path:

@@ -120,7 +120,7 @@ class TorchvisionConfig(NeckSection):
 
 
 class TimmConfig(NeckSection):
-    """Any model of timm that gives features (`pip install timm`), the neck behind them."""
+    """Any model of timm that gives features, the neck behind them."""
 
     kind: Literal["timm"] = "timm"
     name: str = "resnet18"

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from rich.console import Console
 
 from pipeline.data.manifest import SplitIndex
+from pipeline.data.order import PlainOrder
 from pipeline.data.reader import WITHDRAWN, BadSample, Reader
 from pipeline.data.step_plan import EpochOrder, check_batches, plan_step
 
@@ -27,10 +29,59 @@ class Coverage:
     """Samples seen more than once."""
     bad_samples: list[BadSample]
     """Seen, but unreadable: training masks and counts them. Withdrawn ones are none of these."""
+    global_batch: int
+    ranks: int
+    """Of the epoch's first half; the second had one more."""
 
     @property
     def is_exact(self) -> bool:
         return not self.num_missing and not self.num_repeated
+
+    @property
+    def is_sound(self) -> bool:
+        """Each sample was seen exactly once, and could be read."""
+        return self.is_exact and not self.bad_samples
+
+
+def check_split(
+    split: SplitIndex, *, local_batch: int, ranks: int, workers: int, seed: int, advance: Callable[[int], None]
+) -> Coverage:
+    """`check_coverage` in plain order, with two micro-batches a rank and step where the split has as many.
+
+    Args:
+        split: the samples, one at least.
+        local_batch: slots of a micro-batch; a small split makes it smaller.
+        ranks: see there.
+        workers: see there.
+        seed: of the order.
+        advance: see there.
+    """
+    micro = min(local_batch, len(split))
+    return check_coverage(
+        split,
+        PlainOrder.create(split.digest, len(split), seed),
+        global_batch=micro * max(1, min(2 * ranks, len(split) // micro)),
+        local_batch=micro,
+        ranks=ranks,
+        workers=workers,
+        advance=advance,
+    )
+
+
+def show(found: Coverage, name: str, console: Console) -> None:
+    """Print a line for each unreadable sample, and the verdict on `name`."""
+
+    def say(text: str, style: str | None = None) -> None:
+        console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+
+    for bad in found.bad_samples:
+        say(f"sample {bad.sample_id} of {bad.shard}: {bad.reason}, {bad.detail}", "red")
+    verdict = "each exactly once" if found.is_exact else f"{found.num_missing:,} never, {found.num_repeated:,} twice"
+    unreadable = f", {len(found.bad_samples):,} unreadable" if found.bad_samples else ""
+    say(
+        f"{name}: an epoch of {found.num_samples:,} photos in batches of {found.global_batch}, {found.ranks} then "
+        f"{found.ranks + 1} ranks: {verdict}{unreadable}"
+    )
 
 
 def check_coverage(
@@ -88,4 +139,4 @@ def check_coverage(
             advance(len(own))
             position += global_batch
     num_repeated = int(np.count_nonzero(seen > 1))
-    return Coverage(len(split), int(np.count_nonzero(seen == 0)), num_repeated, bad_samples)
+    return Coverage(len(split), int(np.count_nonzero(seen == 0)), num_repeated, bad_samples, global_batch, ranks)

@@ -6,16 +6,15 @@ What it is derived from stands elsewhere, so a file that is missing, cut short o
 from __future__ import annotations
 
 import json
-import os
-import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from pipeline.atomic_write import write_atomically
 from pipeline.data.dataset_format import INDEX_SCHEMA
 
 
@@ -33,14 +32,9 @@ def open_or_build(path: Path, digest: str, build: Callable[[], pa.Table]) -> pa.
     if found is not None:
         return found
     table = build()
-    # ranks on several machines may build it at once, and their process numbers may be equal
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        with pa.OSFile(str(temporary), "wb") as sink:
-            write_index(table, sink)
-        os.replace(temporary, path)
+        write_atomically(path, lambda file: write_index(table, file))
     except OSError:
-        temporary.unlink(missing_ok=True)
         return table
     return pa.ipc.open_file(pa.memory_map(str(path), "r")).read_all()
 
@@ -75,7 +69,7 @@ def seal_index(table: pa.Table, digest: str, ranges: dict[str, tuple[int, int]])
     return described(counter.size())
 
 
-def write_index(table: pa.Table, sink: pa.NativeFile) -> None:
+def write_index(table: pa.Table, sink: pa.NativeFile | IO[bytes]) -> None:
     """Lay an index down as one stretch a column, as it will be mapped."""
     with pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from pipeline.atomic_write import write_atomically
 from pipeline.config.errors import UserError
 
 DIRECTORY = "mined"
@@ -77,19 +77,7 @@ def make_list(
 
 def write_list(output: Path, mined: MinedList) -> None:
     """Write the file into a run's directory: aside, synced, renamed."""
-    path = output / mined.file
-    path.parent.mkdir(exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "wb") as file:
-        file.write(mined.content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    descriptor = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    write_atomically(output / mined.file, mined.content)
 
 
 def read_list(path: Path, sha256: str) -> MinedList:
@@ -114,7 +102,7 @@ def read_list(path: Path, sha256: str) -> MinedList:
 
 
 def prune_lists(output: Path, kept: Collection[str]) -> None:
-    """Remove all lists of a run but those whose `file` is in `kept`."""
-    for path in (output / DIRECTORY).glob("round-*"):
+    """Remove all lists of a run but those whose `file` is in `kept`, and what a killed writer left."""
+    for path in (output / DIRECTORY).glob("*"):
         if f"{DIRECTORY}/{path.name}" not in kept:
             path.unlink(missing_ok=True)

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import os
-import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.atomic_write import write_atomically
 from pipeline.config.errors import UserError
 from pipeline.config.location import RemotePath, user_cache
 from pipeline.data.retry import FetchError, RetryPolicy, retry
@@ -103,16 +102,9 @@ class Mirror:
                     f"{sha256[:12]}…, as its commit record says",
                     "copy the data set there again",
                 )
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open(temporary, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
+            write_atomically(path, content)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
             remedy = "make room, or set data.cache.path=DIR"
             raise UserError(path, f"cannot be written ({error.strerror})", remedy=remedy) from None
         return path

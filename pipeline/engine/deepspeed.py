@@ -55,7 +55,6 @@ class DeepSpeedBackend:
         # the usual layout, though the images have channels last: DeepSpeed sends parameters about as they lie in memory
         self.model = model.to(device).to(memory_format=torch.contiguous_format)
         self.loss_scale = LossScale() if precision == "fp16" else None
-        self._stage = engine.stage
         self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._optimizer = optim.build_optimizer(optimizer, self._parameters)
         self._network = Network(self.model, precision, device, compiles)
@@ -149,7 +148,7 @@ class DeepSpeedBackend:
                     continue
                 loaded = {name: optimizer_tensors[f"{name}/{slot}"] for name in parameters}
                 if _is_shared(slot, value):
-                    value.copy_(_only_value(loaded))
+                    value.copy_(only_value(loaded))
                     continue
                 for name, parameter in parameters.items():
                     safe_set_full_optimizer_state(parameter, loaded[name].to(parameter.device), slot)
@@ -198,12 +197,14 @@ def _initialise(
         c10d.init_process_group(backend, store=c10d.HashStore(), rank=0, world_size=1)
     import deepspeed
     from deepspeed.accelerator import get_accelerator
+    from deepspeed.utils import groups
 
     if (found := get_accelerator().device_name()) != device.type:
         raise UserError("device", f"DeepSpeed was set up for {found}", device.type, "start a new process")
     _keep_quiet()
     # an operation for inference, which a CPU would need a C++ compiler and half a minute for
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    groups._WORLD_GROUP = None  # of an earlier run in this process, gone with the process group it was made from
     deepspeed.init_distributed(dist_init_required=False, verbose=False)
     engine, *_ = deepspeed.initialize(model=network, optimizer=optimizer, config=settings, dist_init_required=False)
     return engine
@@ -214,13 +215,18 @@ def _is_shared(slot: str, value: Tensor) -> bool:
     return slot == _STEP_SLOT or value.ndim == 0
 
 
-def _only_value(loaded: dict[str, Tensor]) -> Tensor:
+def only_value(loaded: dict[str, Tensor]) -> Tensor:
+    """The value of the optimizer's state that all parameters share.
+
+    Raises:
+        UserError: they do not.
+    """
     values = {float(value) for value in loaded.values()}
     if len(values) > 1:
         raise UserError(
             "engine.stage",
             f"the checkpoint's parameters were updated {sorted(values)} times",
-            "as many updates of each, which ZeRO counts once",
+            "the same number for all, since ZeRO counts once for a group",
             "set engine.stage=0 or engine.kind=ddp",
         )
     return next(iter(loaded.values()))

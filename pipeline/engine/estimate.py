@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline import dist
+from pipeline.config.engine import DeepSpeedConfig
 from pipeline.config.errors import UserError
 from pipeline.config.schema import Config
 from pipeline.engine.measure_link import seconds_per_byte
@@ -86,6 +87,12 @@ def estimate(config: Config, num_classes: int, num_ranks: int, crop_px: int) -> 
     """
     if config.device != "cpu":
         raise UserError("device", config.device, "cpu: estimates are measured on this machine", "add device=cpu")
+    if isinstance(config.engine, DeepSpeedConfig) and config.engine.stage:
+        raise UserError(
+            "engine.stage",
+            f"estimates do not divide what ZeRO {config.engine.stage} divides among ranks",
+            remedy="with engine.kind=ddp they hold for what it does not divide",
+        )
     backbone = backbone_cost(config.backbone, crop_px)
     training = config.training
     num_micro_batches = -(-training.global_batch // (training.local_batch * num_ranks))
@@ -127,6 +134,8 @@ def estimate(config: Config, num_classes: int, num_ranks: int, crop_px: int) -> 
     besides = sum(m.resident_bytes - m.greatest_heap_bytes - max(m.mapped_bytes.values()) for m in measured) // 2
     # DistributedDataParallel keeps its buckets, which are the gradients, between steps, and lays them out twice
     buckets = 2 * sizes["backbone_gradient"] if num_ranks > 1 else 0
+    # float32 like the weights it averages, and there all the time
+    average = 0 if config.ema is None else sizes["backbone"]
     return Estimate(
         num_classes=num_classes,
         num_ranks=num_ranks,
@@ -141,11 +150,12 @@ def estimate(config: Config, num_classes: int, num_ranks: int, crop_px: int) -> 
             "backbone": sizes["backbone"],
             "its gradient": sizes["backbone_gradient"],
             "its optimizer state": sizes["backbone_optimizer"],
+            **({"the average of its weights": average} if average else {}),
             "activations of a micro-batch": large.activation_bytes,
             "the head's working memory": _scaled_number(large.head_working_bytes, small.head_working_bytes, factor),
         },
-        tensor_peak_bytes=max(live.values()),
-        resident_peak_bytes=besides + heap + max(mapped.values()) + buckets,
+        tensor_peak_bytes=max(live.values()) + average,
+        resident_peak_bytes=besides + heap + max(mapped.values()) + buckets + average,
         process_bytes=large.process_bytes,
         seconds=_by_part(shape, num_micro_batches, whole, large.seconds, growth)
         | {"communication": _communication_s(config, shape, num_ranks, sizes["backbone_gradient"])},

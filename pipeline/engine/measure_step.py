@@ -30,6 +30,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from pipeline.config.errors import UserError
 from pipeline.config.load import validate_config
 from pipeline.engine import optim
+from pipeline.engine.backends import prepare_for_training
 from pipeline.engine.batch_norm import RunningStatistics
 from pipeline.engine.ddp import DDPBackend
 from pipeline.engine.head_optim import HeadOptimizer
@@ -105,7 +106,9 @@ def measure(request: StepRequest) -> StepMeasurement:
     _warm_up()
     base = resident_bytes()
     model = build_backbone(config.backbone, request.crop_px, config.seed)
-    backend = DDPBackend(model, config.optim.backbone, config.training.precision, torch.device("cpu"))
+    prepare_for_training(model, config.training)
+    training = config.training
+    backend = DDPBackend(model, config.optim.backbone, training.precision, torch.device("cpu"), training.compile)
     norms = RunningStatistics(model)
     head = build_head(config.head, request.num_rows, config.backbone.embedding_dim, config.seed)
     if head.needs_teacher:
@@ -138,7 +141,7 @@ def measure(request: StepRequest) -> StepMeasurement:
         if not request.holds_activations:
             embeddings = forward()
         with record("backward"):
-            embeddings.backward(gradient)
+            backend.backward(embeddings, gradient)
 
     def step(record: Callable[[str], AbstractContextManager[Any]]) -> dict[str, int]:
         head.begin_step(labels, valid, step=0, epoch=0.0)

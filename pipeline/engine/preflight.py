@@ -24,9 +24,9 @@ import torch
 from pipeline import dist
 from pipeline.config.errors import UserError
 from pipeline.config.schema import Config
+from pipeline.engine.learner import Learner
 from pipeline.engine.measure_link import neighbour_bytes_per_s, reduction_s_per_byte
-from pipeline.engine.run import CHECKPOINTS, RunPlan, plan_run
-from pipeline.engine.trainer import Trainer
+from pipeline.engine.run import RunPlan, plan_run
 
 SHARED_MEMORY = Path("/dev/shm")
 _NEEDED_SHARED_MEMORY_BYTES = 2**30  # what NCCL's manual asks for in containers
@@ -109,10 +109,10 @@ def inspect(config: Config, device: torch.device) -> list[Finding]:
     ]
     if not any(f.mistake for f in facts):
         assert plan is not None
-        trainer = Trainer(replace(plan, resume=None), device)
-        findings.append(_disk(trainer))
+        learner = Learner(replace(plan, resume=None), device)
+        findings.append(_disk(plan, learner))
         if dist.world_size() > 1:
-            findings += [_link(trainer), _neighbours(device)]
+            findings += [_link(plan, learner, device), _neighbours(device)]
     return findings
 
 
@@ -233,39 +233,38 @@ def _output(output: Path) -> Finding:
     return Finding("output", Verdict.OK, f"{output}, the same for {_count(dist.world_size())}")
 
 
-def _disk(trainer: Trainer) -> Finding:
-    size = sum(tensor.numel() * tensor.element_size() for tensor in trainer.learner.tensors().values())
-    config = trainer.config
-    keep, folder = _num_kept(trainer), config.output / CHECKPOINTS
+def _disk(plan: RunPlan, learner: Learner) -> Finding:
+    size = sum(tensor.numel() * tensor.element_size() for tensor in learner.tensors().values())
+    keep, folder = _num_kept(plan), plan.checkpoints
     there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0
     needed = max(size, size * (keep + 1) - there)
-    free = min(dist.all_gather_objects(shutil.disk_usage(_existing(config.output)).free))
+    free = min(dist.all_gather_objects(shutil.disk_usage(_existing(plan.config.output)).free))
     found = f"{_size(free)} free, {_size(needed)} needed: a checkpoint has {_size(size)}, {keep} stay, one is written"
     if free >= needed:
         return Finding("disk", Verdict.OK, found)
     return Finding("disk", Verdict.FAILURE, found, "make room, lower checkpoint.keep, or set output=DIR")
 
 
-def _num_kept(trainer: Trainer) -> int:
+def _num_kept(plan: RunPlan) -> int:
     """Checkpoints that stand there at the end: the newest, the best one, and those that stay for good."""
-    config, plan = trainer.config.checkpoint, trainer.plan
+    config = plan.config.checkpoint
     every = config.keep_every_epochs
     num_milestones = 0 if every is None else int(plan.epoch(plan.total_samples) / every)
-    return config.keep + (trainer.config.validation is not None) + num_milestones
+    return config.keep + (plan.config.validation is not None) + num_milestones
 
 
-def _link(trainer: Trainer) -> Finding:
+def _link(plan: RunPlan, learner: Learner, device: torch.device) -> Finding:
     """The time that a step's exchange takes by itself, beside that of the backbone's work."""
-    training, num_ranks = trainer.config.training, dist.world_size()
-    parameters = [parameter for parameter in trainer.learner.backend.model.parameters() if parameter.requires_grad]
+    training, num_ranks = plan.config.training, dist.world_size()
+    parameters = [parameter for parameter in learner.backend.model.parameters() if parameter.requires_grad]
     gradient_bytes = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
     num_micro_batches = -(-training.global_batch // (training.local_batch * num_ranks))
     # a reduction sends each byte around twice; of the embeddings' two exchanges each does so once
-    embedding_bytes = 4 * num_micro_batches * training.local_batch * num_ranks * trainer.config.backbone.embedding_dim
+    embedding_bytes = 4 * num_micro_batches * training.local_batch * num_ranks * plan.config.backbone.embedding_dim
     needed_bytes = gradient_bytes + embedding_bytes
-    s_per_byte = max(dist.all_gather_objects(reduction_s_per_byte(trainer.device)))
+    s_per_byte = max(dist.all_gather_objects(reduction_s_per_byte(device)))
     exchange_s = needed_bytes * s_per_byte
-    work_s = max(dist.all_gather_objects(num_micro_batches * _micro_batch_s(trainer)))
+    work_s = max(dist.all_gather_objects(num_micro_batches * _micro_batch_s(plan, learner, device)))
     sent = 2 * (num_ranks - 1) / num_ranks
     found = (
         f"{_size(sent / s_per_byte)}/s a rank; a step sends {_size(sent * needed_bytes)} in {exchange_s:.3f} s beside "
@@ -287,19 +286,20 @@ def _neighbours(device: torch.device) -> Finding:
     return Finding("neighbours", Verdict.WARNING, found, "look at the network between these two")
 
 
-def _micro_batch_s(trainer: Trainer) -> float:
+def _micro_batch_s(plan: RunPlan, learner: Learner, device: torch.device) -> float:
     """Time of the backbone's forward and backward pass over a micro-batch, without an exchange."""
-    shape = (trainer.config.training.local_batch, 3, trainer.plan.crop_px, trainer.plan.crop_px)
-    images = torch.zeros(shape, dtype=torch.uint8, device=trainer.device)
+    shape = (plan.config.training.local_batch, plan.crop_px, plan.crop_px, 3)
+    images = torch.zeros(shape, dtype=torch.uint8, device=device).permute(0, 3, 1, 2)
     best = float("inf")
     for _ in range(_NUM_PASSES):
         began = time.perf_counter()
-        with trainer.learner.backend.accumulate(is_last=False):
-            trainer.learner.backend.forward(images).sum().backward()
-        if trainer.device.type == "cuda":
-            torch.cuda.synchronize(trainer.device)
+        with learner.backend.accumulate(is_last=False):
+            embeddings = learner.backend.forward(images)
+            learner.backend.backward(embeddings, torch.zeros_like(embeddings))
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         best = min(best, time.perf_counter() - began)
-    trainer.learner.backend.zero_grad()
+    learner.forget_step()
     return best
 
 

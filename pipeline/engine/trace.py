@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -50,6 +51,9 @@ class StepTrace:
             activities = [ProfilerActivity.CPU]
             if self._device.type == "cuda":
                 activities.append(ProfilerActivity.CUDA)
+            else:
+                # the library under the profiler calls it an error that there is no GPU; where there is one it may speak
+                os.environ.setdefault("KINETO_LOG_LEVEL", "99")
             self._profile = profile(activities=activities)
             self._profile.start()
 

@@ -191,7 +191,7 @@ def diagnose(answers: Mapping[int, Answer], silent: Mapping[int, str], limit_s: 
     opening = f"step {first.step + 1} took longer than {limit_s:g} s"
     if silent:
         named = ", ".join(f"rank {rank} ({known})" for rank, known in sorted(silent.items()))
-        return f"{opening}: no answer from {named}; the other {len(answers)} wait or were told to stop"
+        return f"{opening}: no answer from {named}; {len(answers)} of {len(answers) + len(silent)} ranks answered"
     furthest = max(answer.num_collectives for answer in answers.values())
     behind = {rank: answer for rank, answer in answers.items() if answer.num_collectives < furthest}
     if not behind:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from pipeline.atomic_write import write_atomically
 from pipeline.config.errors import UserError
 
 SCHEMA_VERSION = 1
@@ -177,11 +176,7 @@ def write_text(path: Path, content: str) -> None:
     Raises:
         UserError: the system refuses, be it for want of space or of rights.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        temporary.write_text(content, encoding="utf-8")
-        os.replace(temporary, path)
+        write_atomically(path, content.encode())
     except OSError as error:
-        with contextlib.suppress(OSError):  # what could not be written can perhaps not be removed either
-            temporary.unlink()
         raise UserError(path, f"cannot be written ({error.strerror})", remedy="--output FOLDER") from None

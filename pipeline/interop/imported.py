@@ -100,9 +100,9 @@ def put_backbone(start: Start, backbone: ImportedBackbone, where: Path) -> None:
     """
     wanted, found = start.plan.config.backbone.model_dump(), backbone.config.model_dump()
     # dropout has no weights: the recipe decides
-    for key in found.keys() - {"dropout"}:
+    for key in sorted(found.keys() - {"dropout"}, key=lambda key: (key != "kind", key)):
         if wanted.get(key) != found[key]:
-            remedy = f"backbone.{key}={found[key]}"
+            remedy = f"backbone.{key}={'null' if found[key] is None else found[key]}"
             raise UserError(f"backbone.{key}", f"{wanted.get(key)!r}, but {where} has {found[key]!r}", "", remedy)
     if start.plan.crop_px != backbone.crop_px:
         raise UserError(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
+from pipeline.atomic_write import write_atomically
 from pipeline.monitor.sink import Record, RunStart
 
 METRICS_FILE = "metrics.jsonl"
@@ -40,6 +40,4 @@ def _drop_later_records(path: Path, samples: int) -> None:
             continue
         if record.get("samples", 0) <= samples:
             kept.append(line)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(line + "\n" for line in kept))
-    os.replace(temporary, path)
+    write_atomically(path, "".join(line + "\n" for line in kept).encode())

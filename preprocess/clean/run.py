@@ -9,13 +9,14 @@ import pyarrow.compute as pc
 from rich.console import Console
 from rich.table import Table
 
+from pipeline.atomic_write import write_atomically
 from pipeline.config.errors import UserError
 from pipeline.data.manifest import open_dataset
 from preprocess.clean import find
 from preprocess.clean.page import Source, render_page
 from preprocess.clean.pixels import Crops, SamePicture
 from preprocess.compact import write_version
-from preprocess.storage import write_atomically, write_parquet
+from preprocess.storage import write_parquet
 
 VERDICTS_FILE = "verdicts.parquet"
 PAGE_FILE = "doubtful.html"
@@ -71,7 +72,7 @@ def clean(
             console.print(text, highlight=False)
         verdicts += find.find_wrong_labels(chosen, vectors)
     write_parquet(find.verdict_table(verdicts), report / VERDICTS_FILE, report)
-    write_atomically(report / PAGE_FILE, report, render_page(Source(data, photos), test, verdicts, info.digest))
+    write_atomically(report / PAGE_FILE, render_page(Source(data, photos), test, verdicts, info.digest))
     console.print(_summary(verdicts))
     text = (
         f"{report / VERDICTS_FILE}: {len(verdicts):,} verdicts on {len(photos):,} photos; look at {report / PAGE_FILE}"

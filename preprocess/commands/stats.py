@@ -23,8 +23,9 @@ def stats(
     """
     from rich.console import Console
 
+    from pipeline.atomic_write import write_atomically
     from preprocess.stats import count_rows, print_stats, read_contents
-    from preprocess.storage import one_line_errors, write_atomically
+    from preprocess.storage import one_line_errors
 
     with one_line_errors(out):
         contents = read_contents(out)
@@ -33,5 +34,5 @@ def stats(
         from preprocess.stats_page import render_stats
 
         with one_line_errors(html):
-            write_atomically(html, html.parent, render_stats(out, contents, count_rows(contents)))
+            write_atomically(html, render_stats(out, contents, count_rows(contents)))
         typer.echo(f"page: {html}")

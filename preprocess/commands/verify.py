@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import typer
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 
 def verify(
@@ -37,50 +33,24 @@ def verify(
     from rich.console import Console
 
     from preprocess import run
+    from preprocess.progress import show_progress
     from preprocess.storage import one_line_errors
 
+    console = Console()
     with one_line_errors(out):
-        is_sound = run.verify(out, Console())
+        is_sound = run.verify(out, console)
         if coverage:
-            is_sound &= _covers(out, ranks, workers, local_batch, seed, Console())
+            from pipeline.data.coverage import check_split, show
+            from pipeline.data.manifest import open_dataset
+
+            dataset = open_dataset(out)
+            for name in (name for name, split in dataset.info.splits.items() if split.num_samples):
+                split = dataset.split(name)
+                with show_progress(console, f"covering {name}", len(split)) as advance:
+                    found = check_split(
+                        split, local_batch=local_batch, ranks=ranks, workers=workers, seed=seed, advance=advance
+                    )
+                show(found, f"{out} ({name})", console)
+                is_sound &= found.is_sound
     if not is_sound:
         raise typer.Exit(1)
-
-
-def _covers(out: Path, ranks: int, workers: int, local_batch: int, seed: int, console: Console) -> bool:
-    """Whether an epoch of each split sees each photo once; says so."""
-    from pipeline.data.coverage import check_coverage
-    from pipeline.data.manifest import open_dataset
-    from pipeline.data.order import PlainOrder
-    from preprocess.progress import show_progress
-
-    dataset, is_exact = open_dataset(out), True
-    for name, info in dataset.info.splits.items():
-        if not info.num_samples:
-            continue
-        split = dataset.split(name)
-        micro = min(local_batch, len(split))
-        global_batch = micro * max(1, min(2 * ranks, len(split) // micro))
-        with show_progress(console, f"covering {name}", len(split)) as advance:
-            found = check_coverage(
-                split,
-                PlainOrder.create(split.digest, len(split), seed),
-                global_batch=global_batch,
-                local_batch=micro,
-                ranks=ranks,
-                workers=workers,
-                advance=advance,
-            )
-        is_exact &= found.is_exact and not found.bad_samples
-        for bad in found.bad_samples:
-            console.print(f"sample {bad.sample_id} of {bad.shard}: {bad.reason}, {bad.detail}", style="red")
-        verdict = (
-            "each exactly once" if found.is_exact else f"{found.num_missing:,} never, {found.num_repeated:,} twice"
-        )
-        unreadable = f", {len(found.bad_samples):,} unreadable" if found.bad_samples else ""
-        console.print(
-            f"{out} ({name}): an epoch of {found.num_samples:,} photos in batches of {global_batch}, {ranks} then "
-            f"{ranks + 1} ranks: {verdict}{unreadable}",
-            soft_wrap=True,
-        )
-    return is_exact

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 
+from pipeline.atomic_write import sync_folder
 from pipeline.config.errors import UserError
 from pipeline.config.location import user_cache
 from preprocess.detect import file_sha256
-from preprocess.storage import sync_folder
 
 _BLOCK_BYTES = 2**18
 _TIMEOUT_S = 30.0

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from pipeline.atomic_write import write_atomically
 from pipeline.config.errors import UserError
 from preprocess.drivers.schedule import OnPhotos, run_tasks, unfinished
 from preprocess.plan import Plan, environment
 from preprocess.shard import ShardContext
 from preprocess.sources.store import PhotoStore
-from preprocess.storage import work_folder, write_atomically
+from preprocess.storage import work_folder
 
 _MAX_RETRIES = 10
 _REMEDY = "repeat the same command, it goes on where it stopped"
@@ -177,7 +178,7 @@ def _check_nodes(plan: Plan, photos: PhotoStore, out: Path, weights: Path | None
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     mark = work_folder(out.resolve()) / "seen-by-all-nodes"
-    write_atomically(mark, work_folder(out), plan.hash.encode())
+    write_atomically(mark, plan.hash.encode())
     source = plan.rows["source"][0].as_py()
     look = ray.remote(num_cpus=0, max_retries=2)(_look)
     nodes = [node for node in ray.nodes() if node["Alive"]]

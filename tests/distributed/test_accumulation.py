@@ -9,8 +9,9 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from pipeline import dist
+from pipeline.config.backbones import IResNetConfig
 from pipeline.config.engine import DDPConfig, DeepSpeedConfig
-from pipeline.config.schema import IResNetConfig, SGDConfig
+from pipeline.config.optim import SGDConfig
 from pipeline.engine.backend import Backend
 from pipeline.engine.ddp import DDPBackend
 from pipeline.engine.deepspeed import DeepSpeedBackend

@@ -13,7 +13,7 @@ from torch import Tensor
 from pipeline import dist
 from pipeline.config.heads import MarginSoftmaxConfig
 from pipeline.config.margins import CosFaceMargin
-from pipeline.config.schema import SGDConfig
+from pipeline.config.optim import SGDConfig
 from pipeline.data.loader import MicroBatch, StepBatch
 from pipeline.engine.batch_norm import RunningStatistics
 from pipeline.engine.ddp import DDPBackend
@@ -70,8 +70,10 @@ def gradients_of_a_step(name: str) -> dict[str, Tensor]:
     share = NUM_MICROS // dist.world_size()
     own = micros[dist.rank() * share : (dist.rank() + 1) * share]
     num_valid = torch.full((share,), float(LOCAL_BATCH * dist.world_size()))
-    step = GradientPass(backend, RunningStatistics(model), head, None, SEED)
+    statistics = RunningStatistics(model)
+    step = GradientPass(backend, statistics, head, None, SEED)
     step.backward(StepBatch(0, own, NUM_MICROS, 0, 0.0, []), num_valid, 0, 0.0)
+    statistics.finish_step(NUM_MICROS)
     found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     return found | {name: b for name, b in model.named_buffers() if name.endswith(("mean", "var"))}
 

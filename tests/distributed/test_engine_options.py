@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from pipeline import dist
+from pipeline.config.backbones import IResNetConfig
 from pipeline.config.engine import DDPConfig, DeepSpeedConfig
-from pipeline.config.schema import IResNetConfig, SGDConfig
+from pipeline.config.optim import SGDConfig
 from pipeline.engine.backend import Backend
 from pipeline.engine.ddp import DDPBackend
 from pipeline.engine.deepspeed import DeepSpeedBackend

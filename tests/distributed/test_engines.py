@@ -6,9 +6,17 @@ import functools
 from pathlib import Path
 
 import pytest
+import torch
 
+from pipeline import dist
+from pipeline.config.backbones import IResNetConfig
+from pipeline.config.engine import DeepSpeedConfig
+from pipeline.config.optim import SGDConfig
+from pipeline.engine.deepspeed import DeepSpeedBackend
+from pipeline.model.backbones import build_backbone
 from tests.datasets import make_dataset
 from tests.distributed.engine_runs import ENGINES, Run, train_all
+from tests.distributed.processes import run_ranks
 from tests.integration import training
 
 NUM_STEPS = 20
@@ -47,3 +55,22 @@ def test_all_engines_train_as_one_process_does(recipe: Path, engine: str, world_
     assert expected[NUM_STEPS] < 0.9 * expected[1]
     for step, loss in expected.items():
         assert found[step] == pytest.approx(loss, rel=1e-5), f"step {step}"
+
+
+def train_again_and_again() -> list[float]:
+    """The gradient's norm in runs that follow each other, each with a process group of its own."""
+    norms = []
+    for _ in range(2):
+        model = build_backbone(IResNetConfig(depth=18, width=0.125, embedding_dim=16), training.CROP_PX, seed=0)
+        backend = DeepSpeedBackend(model, SGDConfig(), "fp32", torch.device("cpu"), DeepSpeedConfig(stage=2))
+        with backend.accumulate(is_last=True):
+            embeddings = backend.forward(torch.zeros(4, 3, training.CROP_PX, training.CROP_PX, dtype=torch.uint8))
+            backend.backward(embeddings, torch.ones_like(embeddings).cumsum(0))
+        norms.append(float(backend.gradient_norm()))
+        dist.shutdown()
+    return norms
+
+
+def test_a_process_may_train_again() -> None:
+    ((first, second),) = run_ranks(train_again_and_again, 1)
+    assert first == second > 0

@@ -79,8 +79,10 @@ def cached(kind: str) -> dict[str, Tensor]:
     backend = DDPBackend(backbone, SGDConfig(), "fp32", torch.device("cpu"))
     head = make_head(kind)
     num_valid = torch.stack([micro.valid.sum().float() for micro in batch.micro_batches])
-    gradients = GradientPass(backend, RunningStatistics(backbone), head, None, SEED)
+    statistics = RunningStatistics(backbone)
+    gradients = GradientPass(backend, statistics, head, None, SEED)
     loss, _ = gradients.backward(batch, dist.all_reduce_sum(num_valid), STEP, 0.0)
+    statistics.finish_step(batch.num_micro_batches_global)
     found = {name: parameter.grad for name, parameter in backbone.named_parameters() if parameter.grad is not None}
     for name, parameter in head.named_parameters():
         assert parameter.grad is not None

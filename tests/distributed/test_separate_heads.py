@@ -13,7 +13,7 @@ from pipeline.config.errors import UserError
 from pipeline.config.heads import CentreConfig, HeadConfig, HeadPart, MarginSoftmaxConfig, SumConfig
 from pipeline.config.margins import CosFaceMargin
 from pipeline.config.metric_heads import TripletConfig
-from pipeline.config.schema import SGDConfig
+from pipeline.config.optim import SGDConfig
 from pipeline.engine.head_optim import HeadOptimizer
 from pipeline.model.head import build_head
 from pipeline.model.separate_heads import SeparateHeads, build_head_over, seed_of_space

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import dist
-from pipeline.config.schema import SGDConfig
+from pipeline.config.optim import SGDConfig
 from pipeline.data.loader import MicroBatch, StepBatch
 from pipeline.engine.batch_norm import RunningStatistics
 from pipeline.engine.ddp import DDPBackend
@@ -104,11 +104,13 @@ def step(micros: list[MicroBatch], num_micro_batches_global: int, is_synchronise
     if is_synchronised:
         synchronise(model)
     backend = DDPBackend(model, SGDConfig(), "fp32", torch.device("cpu"))
-    gradient_pass = GradientPass(backend, RunningStatistics(model), Towards(whole), None, seed=0)
+    statistics = RunningStatistics(model)
+    gradient_pass = GradientPass(backend, statistics, Towards(whole), None, seed=0)
     num_valid = torch.tensor([float(micro.valid.sum()) for micro in micros])
     num_valid = dist.all_reduce_sum(num_valid)
     batch = StepBatch(0, micros, num_micro_batches_global, 0, 0.0, [])
     loss, _ = gradient_pass.backward(batch, num_valid, 0, 0.0)
+    statistics.finish_step(num_micro_batches_global)
     return Result(
         float(loss),
         {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None},

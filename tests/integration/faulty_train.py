@@ -24,7 +24,7 @@ def hold_the_interpreter(backend: Any) -> None:
 
 
 def be_slow(backend: Any) -> None:
-    time.sleep(0.15)
+    time.sleep(0.4)
 
 
 def stuck_reader(reads: Any) -> None:

@@ -65,7 +65,7 @@ def test_the_average_is_loaded_unless_asked_otherwise(undisturbed: Path) -> None
     tensors = in_ranks.saved(undisturbed)
     for prefix, loaded in (("ema/", default), ("backbone/", raw)):
         assert all(torch.equal(t, tensors[prefix + name]) for name, t in loaded.module.state_dict().items())
-    name = "backbone.embed.weight"
+    name = "backbone.neck.embed.weight"
     assert not torch.equal(tensors[f"ema/{name}"], tensors[f"backbone/{name}"])
 
 
@@ -78,6 +78,6 @@ def test_an_average_can_begin_in_the_middle_of_a_run(tmp_path: Path, data: Path,
     # an average of so many steps has hardly left the weights that it began at
     in_ranks.train(recipe, 1, ["ema.decay=0.999999", "ema.warmup=false", *EMA[2:]])
     after = in_ranks.saved(output)
-    name = "backbone.embed.weight"
+    name = "backbone.neck.embed.weight"
     torch.testing.assert_close(after[f"ema/{name}"], before[f"backbone/{name}"], rtol=1e-3, atol=1e-5)
     assert not torch.equal(after[f"backbone/{name}"], before[f"backbone/{name}"])

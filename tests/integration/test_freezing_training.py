@@ -16,7 +16,7 @@ THAWING = [
     "optim.backbone.lr=1e-3",
     "thaw.stages=[[stem.*, 'blocks.[0-3].*'], 'blocks.[4-7].*']",
     "thaw.every_epochs=1",
-    "freeze=[{pattern: 'norm.*'}]",
+    "freeze=[{pattern: 'neck.norm.*'}]",
     "ema.decay=0.9",
 ]
 NUM_STEPS = 9
@@ -73,11 +73,17 @@ def test_stages_move_once_they_are_let_go_and_not_before(
         names = (name for name in saved[0] if name.startswith(("backbone/", "backbone_optimizer/")))
         changed = {name for name in names if not torch.equal(saved[earlier][name], saved[later][name])}
         parts = (name.partition("/")[2].removeprefix("backbone.") for name in changed)
-        return {"blocks.early" if p[:8] in {f"blocks.{n}" for n in range(4)} else p.partition(".")[0] for p in parts}
+        return {part_of(name) for name in parts}
 
-    assert moved(0, 1) == {"embed", "embed_norm"}
-    assert moved(1, 2) == {"embed", "embed_norm", "blocks"}
-    assert moved(2, 3) == {"embed", "embed_norm", "blocks", "blocks.early", "stem"}
+    def part_of(name: str) -> str:
+        first, second = name.split(".")[:2]
+        if first == "neck":
+            return f"neck.{second}"
+        return "blocks.early" if first == "blocks" and int(second) < 4 else first
+
+    assert moved(0, 1) == {"neck.embed", "neck.embed_norm"}
+    assert moved(1, 2) == {"neck.embed", "neck.embed_norm", "blocks"}
+    assert moved(2, 3) == {"neck.embed", "neck.embed_norm", "blocks", "blocks.early", "stem"}
     figures = training.metric(undisturbed[3], "trained_parameters")
     assert len(set(figures.values())) == 3
     assert list(figures.values()) == sorted(figures.values())

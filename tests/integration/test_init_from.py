@@ -34,7 +34,7 @@ def test_everything_is_taken_on_any_number_of_ranks(tmp_path: Path, data: Path, 
     in_ranks.train(recipe, 3, [*ONE_EPOCH, *HARDLY, f"init_from.path={source}", "init_from.parts=all"], stop_at=1)
     ours, theirs = in_ranks.saved(tmp_path / "run"), in_ranks.saved(source)
     torch.testing.assert_close(ours["head/class_centres"], theirs["head/class_centres"])
-    for name in ("embed.weight", "stem.0.weight"):
+    for name in ("neck.embed.weight", "stem.0.weight"):
         for prefix in ("backbone/", "ema/"):
             torch.testing.assert_close(ours[f"{prefix}backbone.{name}"], theirs[f"ema/backbone.{name}"])
         assert not torch.equal(theirs[f"backbone/backbone.{name}"], theirs[f"ema/backbone.{name}"])

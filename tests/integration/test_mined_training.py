@@ -69,7 +69,7 @@ def test_rounds_lists_and_checkpoints(undisturbed: Path) -> None:
 def test_killed_in_a_segment_it_goes_on_bit_for_bit(tmp_path: Path, data: Path, undisturbed: Path) -> None:
     output = tmp_path / "run"
     recipe = write_recipe(tmp_path / "recipe.yaml", data, output)
-    training.kill_at_step(recipe, 2, output, 9, signal.SIGKILL)
+    training.kill_at_step(recipe, 2, output, 9, signal.SIGKILL, saved="step-00000008/checkpoint.json")
     assert 9 <= max(training.losses(output)) < NUM_STEPS
     (output / "checkpoints" / "latest").write_text("step-00000008")  # in case it came as far as the next one
     text = training.run(recipe, 2)

@@ -111,7 +111,7 @@ def test_killed_at_any_instant_again_and_again(
     recipe = training.write_recipe(tmp_path / "recipe.yaml", data, output)
     for step in sorted(draw.sample(range(1, NUM_STEPS - 2), 3)):
         delay_s = draw.uniform(0, 0.1)
-        training.kill_at_step(recipe, ranks, output, step, signal.SIGKILL, delay_s, is_saved=False)
+        training.kill_at_step(recipe, ranks, output, step, signal.SIGKILL, delay_s, saved="")
     training.run(recipe, ranks)
     assert training.losses(output) == training.losses(undisturbed[ranks])
     _assert_equal_checkpoints(output, undisturbed[ranks])

@@ -99,15 +99,15 @@ def kill_at_step(
     signum: int,
     delay_s: float = 0.0,
     only_launcher: bool = False,
-    is_saved: bool = True,
+    saved: str = "latest",
 ) -> str:
     """Start a run and signal it when its metrics reach a step: SIGKILL to all its processes, others to the launcher.
 
-    With `is_saved` not before there is a checkpoint, which is written while training goes on.
+    Not before `saved` is there among the checkpoints, which are written while training goes on; "" waits for none.
     """
     process = start(recipe, ranks)
     wait_for_step(process, output, step)
-    while is_saved and process.poll() is None and not (output / "checkpoints" / "latest").exists():
+    while saved and process.poll() is None and not (output / "checkpoints" / saved).exists():
         time.sleep(0.002)
     time.sleep(delay_s)
     if signum == signal.SIGKILL and not only_launcher:

@@ -43,12 +43,24 @@ def test_a_sound_order_and_a_twisted_one(data: Path) -> None:
     assert cover(split, twisted) == (1, 1, 0)
 
 
-def test_the_command(data: Path) -> None:
-    result = CliRunner().invoke(app, ["verify", str(data), "--coverage", "--ranks", "3", "--local-batch", "8"])
-    assert result.exit_code == 0, result.output
-    assert "an epoch of 83 photos in batches of 48, 3 then 4 ranks: each exactly once" in " ".join(
-        result.output.split()
-    )
+def run(*arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(app, ["verify", *arguments, "--coverage"], env={"COLUMNS": "40"})
+    return result.exit_code, result.output
+
+
+def test_the_command_says_of_each_split_what_it_saw(tmp_path: Path) -> None:
+    photos = make_dataset(tmp_path, num_samples=83, num_identities=5, crop_px=16).with_name("photos")
+    data = tmp_path / "set [bold]1[/bold]"
+    command = ["shard", str(photos), str(data), "--already-aligned", "--size", "16", "--val-identities", "0.2"]
+    assert CliRunner().invoke(app, command).exit_code == 0
+    code, text = run(str(data), "--ranks", "3", "--local-batch", "8")
+    assert code == 0
+    num_val = open_dataset(data).info.splits["val"].num_samples
+    num_train = 83 - num_val
+    lines = text.splitlines()  # whole ones, as every command's, however narrow the terminal
+    for split, photos_of_it, batch in (("train", num_train, 48), ("val", num_val, num_val // 8 * 8)):
+        said = f"an epoch of {photos_of_it} photos in batches of {batch}, 3 then 4 ranks: each exactly once"
+        assert f"{data} ({split}): {said}" in lines
 
 
 def test_the_command_names_what_cannot_be_read(tmp_path: Path) -> None:
@@ -57,8 +69,20 @@ def test_the_command_names_what_cannot_be_read(tmp_path: Path) -> None:
     with open(split.shards[0], "r+b") as tar:
         tar.seek(int(split.jpg_offset[5]) + 200)
         tar.write(b"damage")
-    result = CliRunner().invoke(app, ["verify", str(data), "--coverage"])
-    assert result.exit_code == 1
-    text = " ".join(result.output.split())
+    code, text = run(str(data))
+    assert code == 1
     assert f"sample {split.sample_id[5]} of train/train-000000.tar: crc_mismatch" in text
     assert "each exactly once, 1 unreadable" in text
+
+
+def test_an_order_that_leaves_some_out_is_not_sound(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = PlainOrder.rows
+
+    def twisted(order: PlainOrder, start: int, count: int) -> npt.NDArray[np.int64]:
+        found = rows(order, start, count)
+        return np.where(found == 7, 11, found)
+
+    monkeypatch.setattr(PlainOrder, "rows", twisted)
+    code, text = run(str(data))
+    assert code == 1
+    assert "1 never, 1 twice" in text

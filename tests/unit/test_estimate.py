@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from pipeline.config.errors import UserError
-from pipeline.config.load import validate_config
+from pipeline.config.load import load_config, validate_config
 from pipeline.config.schema import Config
 from pipeline.engine import estimate as estimating
 from pipeline.engine import measure_step
 from pipeline.engine.measure_step import StepMeasurement, StepRequest
+from pipeline.model.backbones.cost import backbone_cost
 from tests.integration import training
 
 DIM = 64
@@ -51,6 +52,19 @@ def test_sizes_of_a_small_run_are_those_of_its_tensors(monkeypatch: pytest.Monke
         "communication",
     }
     assert all(value > 0 for value in found.seconds.values())
+
+
+def test_an_average_of_the_weights_takes_as_much_as_the_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure_step, "keep_freed_memory", lambda: None)
+    monkeypatch.setattr(estimating, "_run", measure_step.measure)
+    with_average = estimating.estimate(config(ema={}), num_classes=200, num_ranks=1, crop_px=32)
+    assert with_average.memory["the average of its weights"] == with_average.memory["backbone"]
+    assert (
+        with_average.tensor_peak_bytes
+        > sum(with_average.memory.values()) - with_average.memory["the head's working memory"]
+    )
+    without = estimating.estimate(config(), num_classes=200, num_ranks=1, crop_px=32)
+    assert "the average of its weights" not in without.memory
 
 
 def test_what_grows_with_the_classes_is_scaled(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,6 +131,9 @@ def test_the_command_prints_memory_and_time(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert "3,000 classes on 2 ranks, 112 px: 1,500 class centres, 1 micro-batch a rank" in result.stdout
     assert re.search(r"class centres +0\.4\n", result.stdout)
+    cost = backbone_cost(load_config(recipe).backbone, 112)
+    assert f"backbone: {cost.num_parameters:,} parameters; a photo takes 0.042 G multiply-adds" in result.stdout
+    assert f"and {cost.activation_bytes / 2**20:.2f} MiB of activations in fp32\n" in result.stdout
     assert re.search(r"communication +0\.\d{3} ", result.stdout)
     assert re.search(r"time of a step, s +\d+\.\d{3}\n", result.stdout)
     assert not (tmp_path / "run").exists()
@@ -128,5 +145,7 @@ def test_the_command_prints_memory_and_time(tmp_path: Path) -> None:
 def test_mistakes_are_one_line() -> None:
     with pytest.raises(UserError, match="device: cuda; expected cpu"):
         estimating.estimate(config(device="cuda"), 100, 1, 32)
+    with pytest.raises(UserError, match=r"engine.stage: estimates do not divide what ZeRO 1 divides among ranks"):
+        estimating.estimate(config(engine={"kind": "deepspeed"}), 100, 1, 32)
     with pytest.raises(UserError, match="cannot take crops of 33 px"):
         estimating.estimate(config(), 100, 1, 33)

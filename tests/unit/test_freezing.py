@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from pipeline.config.backbones import IResNetConfig
 from pipeline.config.errors import UserError
 from pipeline.config.load import validate_config
 from pipeline.config.optim import AdamWConfig, FreezeRule, ThawConfig
-from pipeline.config.schema import IResNetConfig
 from pipeline.engine.batch_norm import RunningStatistics
 from pipeline.engine.ddp import DDPBackend
 from pipeline.engine.freezing import Freezing

@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pipeline import checkpoint
+from pipeline import checkpoint, checkpoint_writer
+from pipeline.config.backbones import BackboneConfig, IResNetConfig, TorchvisionConfig
 from pipeline.config.errors import UserError
 from pipeline.config.initial import InitConfig
-from pipeline.config.schema import BackboneConfig, IResNetConfig, TorchvisionConfig
 from pipeline.engine.initial import Initial, open_initial
 from pipeline.model.backbones import build_backbone
 
@@ -38,7 +38,7 @@ def write_checkpoint(directory: Path, tensors: Mapping[str, Tensor], label_map: 
         dataset={},
         versions={},
     )
-    return checkpoint.save(directory, tensors, info, keep=1)
+    return checkpoint_writer.save(directory, tensors, info, keep=1)
 
 
 def prefixed(prefix: str, model: nn.Module) -> dict[str, Tensor]:
@@ -84,13 +84,14 @@ def test_safetensors_with_our_prefixes_or_none(tmp_path: Path, prefix: str) -> N
 def test_torchvision_weights_but_for_the_classifier(tmp_path: Path) -> None:
     source, model = network(RESNET, seed=1), network(RESNET)
     tensors = {name.removeprefix("backbone."): t for name, t in source.state_dict().items()}
+    tensors = {name: t for name, t in tensors.items() if not name.startswith("fc.")}
     tensors |= {"fc.weight": torch.randn(1000, 512), "fc.bias": torch.randn(1000)}
     # the oldest files know no counters of batches
     tensors = {name: t for name, t in tensors.items() if not name.endswith("num_batches_tracked")}
     torch.save(tensors, tmp_path / "resnet18.pth")
     with pytest.raises(UserError) as caught:
         begun(model, tmp_path / "resnet18.pth")
-    assert "fc.bias has shape (1000,), the backbone's (8,), fc.weight has shape (1000, 512)" in str(caught.value)
+    assert "fc.embed.bias is missing, fc.embed.weight is missing and 2 more" in str(caught.value)
     assert "init_from.leave=[PATTERN]" in str(caught.value)
     _, line = begun(model, tmp_path / "resnet18.pth", leave=("fc.*",))
     assert_equal(model, source, but="backbone.fc")
@@ -100,15 +101,22 @@ def test_torchvision_weights_but_for_the_classifier(tmp_path: Path) -> None:
 
 def test_differences_are_counted_and_the_first_are_named(tmp_path: Path) -> None:
     tensors = network(seed=1).state_dict()
-    del tensors["backbone.embed.weight"], tensors["backbone.embed.bias"]
+    del tensors["backbone.neck.embed.weight"], tensors["backbone.neck.embed.bias"]
     tensors["backbone.extra"] = torch.ones(1)
     save_file(tensors, tmp_path / "weights.safetensors")
-    with pytest.raises(UserError, match=r"embed\.bias is missing, embed\.weight is missing and 1 more"):
+    with pytest.raises(UserError, match=r"neck\.embed\.bias is missing, neck\.embed\.weight is missing and 1 more"):
         begun(network(), tmp_path / "weights.safetensors")
     with pytest.raises(UserError, match=r"extra has no place in the backbone;"):
-        begun(network(), tmp_path / "weights.safetensors", leave=("embed.*",))
-    _, line = begun(network(), tmp_path / "weights.safetensors", leave=("embed.*", "extra"))
-    assert line.endswith("left there: extra; begun anew: embed.bias, embed.weight")
+        begun(network(), tmp_path / "weights.safetensors", leave=("neck.embed.*",))
+    _, line = begun(network(), tmp_path / "weights.safetensors", leave=("neck.embed.*", "extra"))
+    assert line.endswith("left there: extra; begun anew: neck.embed.bias, neck.embed.weight")
+
+
+def test_another_length_of_the_embedding_is_a_difference_in_shape(tmp_path: Path) -> None:
+    save_file(network().state_dict(), tmp_path / "weights.safetensors")
+    longer = network(IResNetConfig(depth=18, width=0.125, embedding_dim=16))
+    with pytest.raises(UserError, match=r"neck\.embed\.bias has shape \(8,\), the backbone's \(16,\), "):
+        begun(longer, tmp_path / "weights.safetensors")
 
 
 def test_the_head_needs_the_same_people(tmp_path: Path) -> None:

@@ -210,7 +210,7 @@ def test_lists_that_nothing_refers_to_go(tmp_path: Path) -> None:
     prune_lists(tmp_path, set())
     for number in (1, 2, 3):
         write_list(tmp_path, some_list(number, 2, 3))
-    (tmp_path / "mined" / "round-000004.tmp").touch()
+    (tmp_path / "mined" / ".round-000004.arrow.0123.tmp").touch()
     prune_lists(tmp_path, {"mined/round-000001.arrow", "mined/round-000003.arrow"})
     assert sorted(path.name for path in (tmp_path / "mined").iterdir()) == ["round-000001.arrow", "round-000003.arrow"]
 

@@ -47,8 +47,11 @@ def _replace_classifier(network: nn.Module, config: TorchvisionConfig) -> None:
         owner = network.get_submodule(path.rpartition(".")[0])
         attribute = path.rpartition(".")[2]
         if isinstance(layer, nn.Linear) and layer.out_features == NUM_CLASSES:
-            neck = Neck(config.neck, layer.in_features, (), config.embedding_dim, config.dropout)
-            setattr(owner, attribute, neck)
+            if config.neck == "linear":  # bears torchvision's own name
+                setattr(owner, attribute, nn.Linear(layer.in_features, config.embedding_dim))
+            else:
+                neck = Neck(config.neck, layer.in_features, (), config.embedding_dim, config.dropout)
+                setattr(owner, attribute, neck)
             return
         if isinstance(layer, nn.Conv2d) and layer.out_channels == NUM_CLASSES:
             if config.neck != "linear":
