@@ -56,7 +56,7 @@ def write_teacher(directory: Path, name: str) -> dict[str, Tensor]:
         label_map_sha256="labels",
         split="train",
         config=config.model_dump(mode="json"),
-        dataset={"crop": CROP.model_dump()},
+        dataset={"crop": CROP.model_dump(), "digest": "0"},
         versions={},
     )
     save_checkpoint(directory, tensors, info, keep=1)
