@@ -91,7 +91,7 @@ def test_torchvision_weights_but_for_the_classifier(tmp_path: Path) -> None:
     torch.save(tensors, tmp_path / "resnet18.pth")
     with pytest.raises(UserError) as caught:
         begun(model, tmp_path / "resnet18.pth")
-    assert "fc.embed.bias is missing, fc.embed.weight is missing and 2 more" in str(caught.value)
+    assert "does not fit the backbone: fc.bias has shape (1000,)" in str(caught.value)
     assert "init_from.leave=[PATTERN]" in str(caught.value)
     _, line = begun(model, tmp_path / "resnet18.pth", leave=("fc.*",))
     assert_equal(model, source, but="backbone.fc")
