@@ -39,8 +39,8 @@ from pipeline.config.errors import (
 )
 
 EXIT_CRASHED = 1
-# Where torchrun's own store serves the ranks, too, those that it starts again may find the addresses of dead ones, and an
-# agent that joins later waits for an address in vain.
+# Where torchrun's own store serves the ranks, too, those that it starts again may find the addresses of dead ones,
+# and an agent that joins later waits for an address in vain.
 _TORCHRUN_SETTINGS = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 MISTAKES = {UserError.state: EXIT_USER_ERROR, DataError.state: EXIT_BAD_DATA}
 
