@@ -359,6 +359,7 @@ def test_help_keeps_its_lines_on_a_narrow_terminal() -> None:
         "build/data",
         "DATA --pairs pairs.txt",
         "PHOTOS --pairs pairs.txt",
+        "faces_emore/lfw.bin",
     ]
     # Prose fills its lines: no line ends early because the source broke there.
     start, end = lines.index("Measure a trained model on pairs of photos.") + 1, lines.index(examples[0])
