@@ -2,13 +2,15 @@
 
 `--data` is a data set made by `preprocess shard`, or a folder of photos
 `Name/Name_0001.jpg` not yet aligned, which then go through the detector and the
-aligner that the training photos went through. Without `--pairs`, pairs are drawn
-from the people whom the data set holds out. Writes `evaluation.json`,
-`report.html` and, when drawn, `pairs.txt`.
+aligner that the training photos went through, or a verification set of
+InsightFace's (`lfw.bin`), which has aligned photos and pairs. Without `--pairs`,
+pairs are drawn from the people whom the data set holds out. Writes
+`evaluation.json`, `report.html` and, when drawn, `pairs.txt`.
 
     python launch/evaluate.py --checkpoint RUN --data build/data
     python launch/evaluate.py --checkpoint RUN --data DATA --pairs pairs.txt
     python launch/evaluate.py --checkpoint RUN --data PHOTOS --pairs pairs.txt
+    python launch/evaluate.py --checkpoint RUN --data faces_emore/lfw.bin
 """
 
 from __future__ import annotations
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
     from pipeline.evaluate.photos import Crop, PhotoSource, Rejected
     from pipeline.evaluate.result import Model
 
+PAIR_BIN_SUFFIX = ".bin"
+
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
 
 
@@ -62,12 +66,14 @@ class TestSet:
     dataset: Dataset | None
     detector: dict[str, Any]
     notes: list[str] = field(default_factory=list)
+    pairs: PairList | None = None
+    """Of a verification set, which brings its own."""
 
 
 @app.command(help=__doc__)
 def main(
     checkpoint: Annotated[Path, typer.Option(help="a run directory or one checkpoint of it, `step-N`")],
-    data: Annotated[Path, typer.Option(help="a data set, or a folder of folders of photos")],
+    data: Annotated[Path, typer.Option(help="a data set, a folder of folders of photos, or a .bin file")],
     pairs: Annotated[Path | None, typer.Option(help="pair list in the format of LFW's pairs.txt")] = None,
     output: Annotated[Path | None, typer.Option(help="default: `evaluation` in the run directory")] = None,
     split: Annotated[str | None, typer.Option(help="draw pairs from this split; default: val")] = None,
@@ -95,13 +101,18 @@ def main(
     torch_device = _choose_device(device)
     loaded = load_backbone(checkpoint, torch_device, None if model_weights is None else model_weights.value)
     run_directory = _run_directory(checkpoint)
-    tests = _open_data(data, loaded, detector, weights, pairs is None)
+    tests = (
+        _open_pair_bin(data, loaded, pairs=pairs, split=split, detector=detector, weights=weights)
+        if data.suffix == PAIR_BIN_SUFFIX and data.is_file()
+        else _open_data(data, loaded, detector, weights, pairs is None)
+    )
     pair_list = _choose_pairs(tests, data, pairs, split or "val")
     tests.notes += _numbering_notes(tests, pair_list) + _overlap_notes(tests, loaded, pair_list)
     folder = _make_output(output or run_directory / "evaluation")
-    if pairs is None:
+    is_drawn = pairs is None and tests.pairs is None
+    if is_drawn:
         write_pairs(folder / "pairs.txt", pair_list)
-    pairs_file = pairs or folder / "pairs.txt"
+    pairs_file = folder / "pairs.txt" if is_drawn else pairs or data
 
     embedder = Embedder(loaded.module, loaded.crop_px, torch_device, str(checkpoint))
     started = time.perf_counter()
@@ -118,14 +129,16 @@ def main(
         model=_describe(checkpoint, loaded),
         data=result.Data(
             path=str(data),
-            kind="photos" if tests.dataset is None else "dataset",
+            kind="pair_bin" if tests.pairs else "photos" if tests.dataset is None else "dataset",
             digest=None if tests.dataset is None else tests.dataset.info.digest,
-            split=(split or "val") if pairs is None else None,
+            split=(split or "val") if is_drawn else None,
             pairs=str(pairs_file),
             pairs_sha256=hashlib.sha256(pairs_file.read_bytes()).hexdigest(),
             detector=tests.detector,
             num_photos=scored.num_photos,
-            num_identities=len({photo.identity for pair in scored.pairs for photo in (pair.left, pair.right)}),
+            num_identities=None
+            if tests.pairs
+            else len({photo.identity for pair in scored.pairs for photo in (pair.left, pair.right)}),
         ),
         environment=environment(torch_device),
     )
@@ -208,6 +221,32 @@ def _open_data(
     return TestSet(FolderPhotos(data, listing, crop), None, used, notes)
 
 
+def _open_pair_bin(path: Path, loaded: LoadedBackbone, **given: object) -> TestSet:
+    """A verification set; options in `given` that have a value are refused, for it brings aligned photos and pairs."""
+    from pipeline.data.pair_bin import read_pair_bin
+    from pipeline.evaluate.pair_set import PairSetPhotos, list_pairs
+    from pipeline.evaluate.photos import Rejected
+    from preprocess.crops import NO_DETECTOR, CropMaker, CropOptions, describe_detector
+
+    for option, value in given.items():
+        if value is not None:
+            found = f"given with {path.name}, whose photos are aligned and paired"
+            raise UserError(f"--{option}", found, remedy=f"leave --{option} out")
+    pairs = read_pair_bin(path)
+    maker = CropMaker(CropOptions(detector=NO_DETECTOR, size_px=loaded.crop_px))
+
+    def crop(image: bytes) -> Crop | Rejected:
+        made = maker.make(lambda: image)
+        return Rejected(made.reject_reason) if made.crop is None else made.crop
+
+    first = maker.make(lambda: pairs.images[0])
+    notes = []
+    if first.width not in (0, loaded.crop_px):
+        notes.append(f"The photos of {path.name} ({first.width} px) were resized to the model's {loaded.crop_px} px.")
+    used = describe_detector(maker.options, maker.weights_sha256).model_dump(mode="json")
+    return TestSet(PairSetPhotos(pairs, crop), None, used, notes, list_pairs(pairs))
+
+
 def _cropper(
     trained: DatasetInfo, crop_px: int, detector: str | None, weights: Path | None
 ) -> tuple[Callable[[Path], Crop | Rejected], dict[str, Any], list[str]]:
@@ -242,6 +281,8 @@ def _choose_pairs(tests: TestSet, data: Path, pairs: Path | None, split: str) ->
     from pipeline.evaluate.pairs import deal_into_folds, draw_pairs, read_pairs
     from pipeline.evaluate.photos import DatasetPhotos
 
+    if tests.pairs is not None:
+        return tests.pairs
     if pairs is None:
         assert tests.dataset is not None
         if split not in tests.dataset.info.splits:

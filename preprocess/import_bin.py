@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from pipeline.config.errors import UserError
-from pipeline.data.pair_bin import read_pair_bin
+from pipeline.data.pair_bin import photo_names, read_pair_bin
 from preprocess.storage import finish_folder, unfinished_folder
 
 PAIRS_FILE = "pairs.txt"
@@ -20,8 +20,8 @@ _SUFFIXES = ((b"\xff\xd8\xff", "jpg"), (b"\x89PNG", "png"), (b"BM", "bmp"), (b"R
 def write_pair_folder(path: Path, out: Path) -> tuple[int, list[str]]:
     """Write the photos of a `.bin` file as `PERSON/PERSON_0001.jpg`, and `pairs.txt` in LFW's format, to a new folder.
 
-    Who is on a photo is not known beyond its pair, so each pair has people of its own: `pair_00000`, or
-    `pair_00000_left` and `pair_00000_right`. Photos keep their bytes. The folder appears when it is complete.
+    Who is on a photo is not known beyond its pair, so each pair has people of its own: see `photo_names`. Photos keep
+    their bytes. The folder appears when it is complete.
 
     Args:
         path: the verification set.
@@ -40,18 +40,12 @@ def write_pair_folder(path: Path, out: Path) -> tuple[int, list[str]]:
     work = unfinished_folder(out, "import")
     if work.exists():
         shutil.rmtree(work)
-    names = [_people(number, same) for number, same in enumerate(pairs.is_same)]
-    for number, (left, right) in enumerate(names):
-        _write_photo(work, left, 1, pairs.images[2 * number])
-        _write_photo(work, right, 2 if left == right else 1, pairs.images[2 * number + 1])
-    (work / PAIRS_FILE).write_text(_pair_list(names, folds))
+    names = [photo_names(number, same) for number, same in enumerate(pairs.is_same)]
+    for (person, number), image in zip((name for pair in names for name in pair), pairs.images, strict=True):
+        _write_photo(work, person, number, image)
+    (work / PAIRS_FILE).write_text(_pair_list([(left, right) for (left, _), (right, _) in names], folds))
     finish_folder(work, out)
     return len(names), notes
-
-
-def _people(number: int, same: bool) -> tuple[str, str]:
-    name = f"pair_{number:05d}"
-    return (name, name) if same else (f"{name}_left", f"{name}_right")
 
 
 def _write_photo(folder: Path, person: str, number: int, image: bytes) -> None:

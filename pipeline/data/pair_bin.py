@@ -54,6 +54,12 @@ def read_pair_bin(path: Path) -> PairBin:
     return _check(path, tree)
 
 
+def photo_names(number: int, same: bool) -> tuple[tuple[str, int], tuple[str, int]]:
+    """What the photos of pair `number` are called, person and number: each pair has people of its own."""
+    name = f"pair_{number:05d}"
+    return ((name, 1), (name, 2)) if same else ((f"{name}_left", 1), (f"{name}_right", 1))
+
+
 class _RefusedError(Exception):
     """The pickle does what no verification set does."""
 

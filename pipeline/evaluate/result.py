@@ -125,17 +125,18 @@ class Data(_Frozen):
     """What the model was tested on."""
 
     path: str
-    kind: Literal["dataset", "photos"]
+    kind: Literal["dataset", "photos", "pair_bin"]
     digest: str | None
     split: str | None
     """The split that pairs were drawn from; null for a list that was named."""
     pairs: str
-    """Path of the pair list."""
+    """Path of the pair list, or of the `.bin` file that holds photos and pairs."""
     pairs_sha256: str
     detector: dict[str, Any]
     num_photos: int
     """Photos embedded."""
-    num_identities: int
+    num_identities: int | None
+    """Null where no more than the pairs are known, as of a `.bin` file."""
 
 
 class Environment(_Frozen):

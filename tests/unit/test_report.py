@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import os
+import pickle
 import re
 import shlex
 import subprocess
@@ -30,8 +32,9 @@ from pipeline.evaluate.result import Evaluation, write_text
 from pipeline.evaluate.run import environment
 from pipeline.model.backbones import build_backbone
 from preprocess.drivers import DriverOptions
+from preprocess.import_bin import write_pair_folder
 from preprocess.run import check_options, shard
-from tests.datasets import make_dataset
+from tests.datasets import encode_jpeg, make_dataset, random_image
 
 CROP_PX = 32
 EVALUATE = Path(__file__).parents[2] / "launch" / "evaluate.py"
@@ -264,6 +267,55 @@ def test_one_block_is_dealt_into_folds(evaluate: Command, tmp_path: Path) -> Non
     assert "one block; 20 of its 20 pairs were dealt into ten folds" in content["notes"][0]
 
 
+def write_pair_bin(path: Path, side_px: int, broken: int | None = None) -> None:
+    """Twenty same and twenty different pairs in turn; of one image, where asked, the bytes are no image."""
+    rng = np.random.default_rng(0)
+    images = []
+    for number in range(40):
+        left = random_image(rng, side_px)
+        right = cv2.GaussianBlur(left, (0, 0), 3) if number % 2 else random_image(rng, side_px)
+        images += [encode_jpeg(left), encode_jpeg(right)]
+    if broken is not None:
+        images[broken] = b"none"
+    path.write_bytes(pickle.dumps((images, [bool(number % 2) for number in range(40)]), 2))
+
+
+def test_a_verification_set_gives_the_figures_of_its_shards_and_pair_list(evaluate: Command, tmp_path: Path) -> None:
+    path, folder, shards = tmp_path / "lfw.bin", tmp_path / "lfw", tmp_path / "shards"
+    write_pair_bin(path, CROP_PX)
+    write_pair_folder(path, folder)
+    options = check_options(crop={"detector": "none", "size_px": CROP_PX}, keep_jpegs=True)
+    shard(folder, "folders", shards, options, None, 1, 0.5, DriverOptions(), None, Console(quiet=True))
+    expected = json.loads((evaluate(data=shards, pairs=folder / "pairs.txt") / "evaluation.json").read_text())
+    out = evaluate(data=path)
+    found = json.loads((out / "evaluation.json").read_text())
+    for key in ("accuracy", "auc", "eer", "tar_at_far", "num_pairs"):
+        assert found["verification"][key] == expected["verification"][key]
+    assert (found["data"]["kind"], found["data"]["num_photos"]) == ("pair_bin", 80)
+    assert found["data"]["num_identities"] is None
+    assert found["data"]["pairs"] == str(path)
+    assert found["data"]["pairs_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert (found["data"]["split"], found["data"]["detector"]["name"], found["notes"]) == (None, "none", [])
+    page = (out / "report.html").read_text()
+    check_self_contained(page)
+    assert "pairs of 80 photos</span>" in page
+    assert not (out / "pairs.txt").exists()
+
+
+def test_a_verification_set_of_another_size_is_resized_and_says_so(evaluate: Command, tmp_path: Path) -> None:
+    write_pair_bin(tmp_path / "x.bin", 40, broken=7)
+    found = json.loads((evaluate(data=tmp_path / "x.bin") / "evaluation.json").read_text())
+    assert found["verification"]["missing"] == [{"photo": "pair_00003_0002", "reason": "not_an_image"}]
+    assert found["verification"]["num_pairs"] == 39
+    assert "The photos of x.bin (40 px) were resized to the model's 32 px." in found["notes"]
+    for option, value in (("pairs", tmp_path / "list.txt"), ("split", "val"), ("detector", "mtcnn")):
+        with pytest.raises(UserError, match=f"--{option}: given with x.bin, whose photos are aligned and paired"):
+            evaluate(data=tmp_path / "x.bin", **{option: value})
+    (tmp_path / "x.bin").write_bytes(pickle.dumps(print))
+    with pytest.raises(UserError, match=r"a pickle that calls \S*print"):
+        evaluate(data=tmp_path / "x.bin")
+
+
 def test_users_mistakes(evaluate: Command, tmp_path: Path) -> None:
     pairs = tmp_path / "list.txt"
     pairs.write_text("2\t1\n" + "x\t1\t2\nx\t1\ty\t1\n" * 2)
@@ -307,6 +359,7 @@ def test_help_keeps_its_lines_on_a_narrow_terminal() -> None:
         "build/data",
         "DATA --pairs pairs.txt",
         "PHOTOS --pairs pairs.txt",
+        "faces_emore/lfw.bin",
     ]
     # Prose fills its lines: no line ends early because the source broke there.
     start, end = lines.index("Measure a trained model on pairs of photos.") + 1, lines.index(examples[0])
