@@ -111,7 +111,7 @@ def walk(inputs: Inputs, block_rows: int, is_bf16: bool = False) -> Result:
     bias = None if inputs.bias is None else inputs.bias.clone().requires_grad_()
     arguments = (queries, centres, bias, inputs.columns)
     options = WalkOptions(inputs.normalise, block_rows, is_bf16=is_bf16)
-    target, negative_lse, negative_max = walk_classes(*arguments, target_product(*arguments, options), options)
+    target, negative_lse, negative_max, *_ = walk_classes(*arguments, target_product(*arguments, options), options)
     loss = loss_of(target, negative_lse)
     loss.backward()
     assert queries.grad is not None
