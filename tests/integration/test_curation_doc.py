@@ -55,7 +55,7 @@ def test_embeddings_of_a_checkpoint_are_what_clean_reads(tmp_path: Path, monkeyp
             return images[:, :, ::6, ::6].float().flatten(1) - 128
 
     def load(path: Path, device: torch.device) -> LoadedBackbone:
-        return LoadedBackbone(Pixels(), 24, 48, 1, 1, {}, {})
+        return LoadedBackbone(Pixels(), 24, 48, 1, 1, {}, {}, [])
 
     monkeypatch.setattr("pipeline.checkpoint.load_backbone", load)
     written = tmp_path / "embeddings.parquet"

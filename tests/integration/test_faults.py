@@ -107,6 +107,7 @@ def test_a_rank_killed_at_any_instant(tmp_path: Path, data: Path, undisturbed: P
     assert training.losses(output) == training.losses(undisturbed), text
 
 
+@pytest.mark.slow
 def test_nodes_leave_and_come_back_and_the_store_outlives_them(tmp_path: Path, data: Path) -> None:
     output, straight = tmp_path / "run", tmp_path / "straight"
     training.run(training.write_recipe(tmp_path / "straight.yaml", data, straight, epochs=12), 2)
