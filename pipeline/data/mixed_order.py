@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 
 import numpy as np
 import numpy.typing as npt
@@ -35,10 +36,7 @@ class MixedOrder(FixedEpochs):
         divisor = math.gcd(*weights)
         self._weights = [weight // divisor for weight in weights]
         self.num_rows = sum(order.epoch_samples for order in orders)
-        # the k-th of a set's w slots in a round wants to stand at (k + 1/2) / w of it
-        owner = np.repeat(np.arange(len(weights)), self._weights)
-        wish = np.concatenate([(np.arange(weight) + 0.5) / weight for weight in self._weights])
-        self._owner = owner[np.lexsort((owner, wish))]
+        self._owner = deal_round(self._weights)
         is_own = self._owner == np.arange(len(weights))[:, None]
         # [sets, W + 1]: how many of the round's slots before each are the set's
         self._before = np.concatenate([np.zeros((len(weights), 1), np.int64), is_own.cumsum(axis=1)], axis=1)
@@ -67,3 +65,28 @@ class MixedOrder(FixedEpochs):
         """Slots before a stream position that are a set's: its position in that set's own order."""
         rounds, slot = divmod(position, len(self._owner))
         return rounds * self._weights[number] + int(self._before[number, slot])
+
+
+def deal_round(weights: Sequence[int]) -> npt.NDArray[np.int64]:
+    """Which set each slot of a round belongs to, so that no set is ever a slot or more away from its share.
+
+    By Tijdeman 1980, "The chairman assignment problem": of the sets that are behind by more than a little, the one that
+    would be behind too far soonest is next. With n sets none is ever more than 1 − 1 / (2n − 2) of a slot off.
+
+    Args:
+        weights: slots of each set in the round; two sets or more.
+
+    Returns:
+        [sum of the weights].
+    """
+    round_slots, parts = sum(weights), 2 * len(weights) - 2
+    given = [0] * len(weights)
+    owners = np.empty(round_slots, np.int64)
+    for slot in range(round_slots):
+        # in slots · round_slots, so that all of it is whole numbers
+        behind = [weight * (slot + 1) - had * round_slots for weight, had in zip(weights, given, strict=True)]
+        waiting = [number for number, lag in enumerate(behind) if lag * parts >= round_slots]
+        slack = {n: Fraction(round_slots * (parts - 1) - parts * behind[n], weights[n]) for n in waiting}
+        owners[slot] = min(waiting, key=lambda number: (slack[number], number))
+        given[owners[slot]] += 1
+    return owners

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.config.errors import UserError
@@ -118,6 +118,7 @@ def test_withdrawn_photos_of_any_set_are_hidden(tmp_path: Path) -> None:
 
 
 @settings(deadline=None, max_examples=60)
+@example(sizes=[1, 1, 1, 1], weights=[1, 1, 1, 5], cuts=[], streams=False)
 @given(
     sizes=st.lists(st.integers(1, 40), min_size=2, max_size=4),
     weights=st.lists(st.integers(1, 9), min_size=4, max_size=4),
