@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.data.reader import BadSample
+from pipeline.json_lines import keep_lines
 
 BAD_SAMPLES_FILE = "bad_samples.jsonl"
 
@@ -21,7 +22,4 @@ def write_bad_samples(output: Path, position: int, samples: Sequence[BadSample])
 
 def trim_bad_samples(output: Path, samples: int) -> None:
     """Drop the lines of steps that will be done again, so that none stands there twice. One rank for all."""
-    path = output / BAD_SAMPLES_FILE
-    if path.is_file():
-        lines = [line for line in path.read_text().splitlines() if json.loads(line)["position"] < samples]
-        path.write_text("".join(line + "\n" for line in lines))
+    keep_lines(output / BAD_SAMPLES_FILE, lambda line: line["position"] < samples)

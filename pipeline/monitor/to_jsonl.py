@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
-from pipeline.atomic_write import write_atomically
+from pipeline.json_lines import keep_lines
 from pipeline.monitor.sink import Record, RunStart
 
 METRICS_FILE = "metrics.jsonl"
@@ -19,7 +18,7 @@ class ToJsonl:
 
     def __init__(self, start: RunStart) -> None:
         path = start.output / METRICS_FILE
-        _drop_later_records(path, start.samples)
+        keep_lines(path, lambda record: record.get("samples", 0) <= start.samples)
         self._file = open(path, "a", buffering=1)  # noqa: SIM115 closed in close
 
     def write(self, values: Record) -> None:
@@ -27,17 +26,3 @@ class ToJsonl:
 
     def close(self, is_failed: bool) -> None:
         self._file.close()
-
-
-def _drop_later_records(path: Path, samples: int) -> None:
-    if not path.is_file():
-        return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:  # the line that a kill cut short
-            continue
-        if record.get("samples", 0) <= samples:
-            kept.append(line)
-    write_atomically(path, "".join(line + "\n" for line in kept).encode())

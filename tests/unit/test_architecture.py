@@ -16,7 +16,7 @@ REPOSITORY = Path(__file__).parents[2]
 # a layer may import itself, its own line's names and what stands in lines above it
 LAYERS = [
     ["pipeline.config", "pipeline.atomic_write"],
-    ["pipeline.meet", "pipeline.progress"],
+    ["pipeline.meet", "pipeline.progress", "pipeline.json_lines"],
     ["pipeline.dist", "pipeline.monitor", "pipeline.data.retry", "pipeline.data.remote", "pipeline.data.mirror"],
     ["pipeline.data.dataset_format", "pipeline.data.index_file", "pipeline.data.manifest", "pipeline.data.tombstones"],
     ["pipeline.data"],

@@ -1,0 +1,25 @@
+"""Files of one JSON object a line that processes append to, and that a kill may cut short."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pipeline.atomic_write import write_atomically
+
+
+def keep_lines(path: Path, is_kept: Callable[[dict[str, Any]], bool]) -> None:
+    """Drop the lines that are not wanted, and those that a kill cut short. No file is no lines."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:  # the line that a kill cut short
+            continue
+        if is_kept(record):
+            kept.append(line)
+    write_atomically(path, "".join(line + "\n" for line in kept).encode())
