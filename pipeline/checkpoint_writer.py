@@ -12,7 +12,6 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import cast
@@ -22,7 +21,6 @@ import torch.distributed as c10d
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 from pipeline import dist
@@ -37,9 +35,11 @@ from pipeline.checkpoint import (
     local_rows,
     rank_mesh,
     read_info,
+    shard_rows,
     silence_dcp,
 )
 from pipeline.config.errors import UserError
+from pipeline.config.location import nearest_existing
 
 _PATIENCE_S = 60.0
 
@@ -107,14 +107,19 @@ def save(
     return final
 
 
-@dataclass
-class _Running:
-    """A save under way."""
+class _Save(threading.Thread):
+    """A save under way. A daemon: a rank that fails must not wait for a thread that waits for other ranks."""
 
-    path: Path
-    thread: threading.Thread
-    error: BaseException | None = None
-    ended_at: float = 0.0
+    def __init__(self, path: Path, work: Callable[[], object]) -> None:
+        super().__init__(name="checkpoint", daemon=True)
+        self.path, self._work = path, work
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            self._work()
+        except BaseException as error:  # it is raised where somebody waits for it
+            self.error = error
 
 
 class CheckpointWriter:
@@ -141,7 +146,7 @@ class CheckpointWriter:
         self._group = cast(c10d.ProcessGroup, c10d.new_group(backend="gloo")) if dist.world_size() > 1 else None
         self._mesh = rank_mesh(torch.device("cpu"))
         self._copies: dict[str, Tensor] = {}
-        self._running: _Running | None = None
+        self._running: _Save | None = None
         self._num_failures = 0
         silence_dcp()
 
@@ -159,19 +164,11 @@ class CheckpointWriter:
         copies = {name: self._copy(name, tensor) for name, tensor in tensors.items()}
         if torch.cuda.is_available():
             torch.cuda.synchronize()  # the copies to pinned memory are under way until here
-        running = _Running(self._directory / f"step-{info.step:08d}", threading.Thread())
-
-        def write() -> None:
-            try:
-                save(self._directory, copies, info, self._keep, is_best, self._group)
-            except BaseException as error:  # it is raised where somebody waits for it
-                running.error = error
-            running.ended_at = time.monotonic()
-
-        # a daemon: a rank that fails must not wait for a thread that waits for other ranks
-        running.thread = threading.Thread(target=write, name="checkpoint", daemon=True)
-        self._running = running
-        running.thread.start()
+        self._running = _Save(
+            self._directory / f"step-{info.step:08d}",
+            lambda: save(self._directory, copies, info, self._keep, is_best, self._group),
+        )
+        self._running.start()
         return time.monotonic() - began
 
     def wait(self) -> None:
@@ -183,7 +180,7 @@ class CheckpointWriter:
         running, self._running = self._running, None
         if running is None:
             return
-        running.thread.join()
+        running.join()
         if running.error is None:
             self._num_failures = 0
             self._on_saved()
@@ -192,8 +189,7 @@ class CheckpointWriter:
             raise running.error
         self._num_failures += 1
         # torch's archive writer hides the system's reason, which mostly is a full disk
-        place = next(path for path in running.path.absolute().parents if path.is_dir())
-        free_mib = shutil.disk_usage(place).free >> 20
+        free_mib = shutil.disk_usage(nearest_existing(running.path.parent)).free >> 20
         found = f"could not be saved ({running.error}), {self._num_failures} in a row, {free_mib:,} MiB free there"
         if self._num_failures >= self._max_failures:
             raise UserError(running.path, found, remedy="make room or mend the disk; the one before it stands")
@@ -216,7 +212,7 @@ class CheckpointWriter:
     ) -> None:
         """On the way out of a failed run, give a save under way some time to end: what it holds is good."""
         if self._running is not None:
-            self._running.thread.join(_PATIENCE_S)
+            self._running.join(_PATIENCE_S)
 
     def _copy(self, name: str, tensor: Tensor) -> Tensor:
         """A copy in host memory that stays as it is while training goes on, in memory that the next save uses again."""
@@ -226,12 +222,7 @@ class CheckpointWriter:
             copy = torch.empty(local.shape, dtype=local.dtype, pin_memory=local.is_cuda)
             self._copies[name] = copy
         copy.copy_(local.detach(), non_blocking=True)
-        if not isinstance(tensor, DTensor):
-            return copy
-        assert isinstance(self._mesh, DeviceMesh)
-        return DTensor.from_local(
-            copy, self._mesh, tensor.placements, run_check=False, shape=tensor.shape, stride=tensor.stride()
-        )
+        return shard_rows(copy, len(tensor), self._mesh) if isinstance(tensor, DTensor) else copy
 
 
 def _on_first_rank(action: Callable[[], None], group: c10d.ProcessGroup | None) -> None:

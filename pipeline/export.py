@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-from contextlib import suppress
 from pathlib import Path
 
+import safetensors.torch
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
+from pipeline.atomic_write import write_atomically
 from pipeline.checkpoint import (
     HEAD_PREFIX,
     LoadedBackbone,
@@ -78,13 +76,8 @@ def export_centres(run: Path, output: Path) -> tuple[int, ...]:
 
 
 def _write(output: Path, tensors: dict[str, Tensor], described: dict[str, str]) -> None:
-    """Write the file whole or not at all."""
-    temporary = output.with_name(output.name + ".tmp")
+    content = safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()}, described)
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata=described)
-        os.replace(temporary, output)
-    except (OSError, SafetensorError) as error:
-        with suppress(OSError):
-            temporary.unlink()
+        write_atomically(output, content)
+    except OSError as error:
         raise UserError(output, f"cannot be written ({error})") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -54,6 +55,17 @@ def make_dataset(
         process_shard(plan, number, store, data, maker)
     finish_dataset(plan, data)
     return data
+
+
+def rotten_copy(data: Path, target: Path) -> Path:
+    """Copy a data set and flip a bit in every hundred bytes of one of its shards; gives the copy's path."""
+    shutil.copytree(data, target)
+    shard = next((target / "train").glob("*.tar"))
+    content = bytearray(shard.read_bytes())
+    for offset in range(0, len(content), 97):
+        content[offset] ^= 0x10
+    shard.write_bytes(bytes(content))
+    return target
 
 
 def random_image(rng: np.random.Generator, side_px: int) -> npt.NDArray[np.uint8]:

@@ -70,6 +70,11 @@ class RemotePath:
 Location = Path | RemotePath
 
 
+def nearest_existing(path: Path) -> Path:
+    """The path itself where it is there, else the nearest of its parents that is."""
+    return next(place for place in (path, *path.absolute().parents) if place.exists())
+
+
 def user_cache() -> Path:
     """Where this project keeps what can be fetched again: `facemill` in the user's cache folder."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "facemill"

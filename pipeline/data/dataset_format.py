@@ -90,6 +90,12 @@ class CropInfo(_Frozen):
     template: list[float]
     """The five target points x0, y0, … x4, y4 at `size_px`, in px."""
 
+    def difference_from(self, other: CropInfo) -> str:
+        """What sets these crops apart from others: `crops of 64 px`, `crops of another template`, or nothing."""
+        if self.size_px != other.size_px:
+            return f"crops of {self.size_px} px"
+        return "" if self.template == other.template else "crops of another template"
+
 
 class CodecInfo(_Frozen):
     """How crops are stored."""

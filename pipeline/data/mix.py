@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -69,18 +70,19 @@ class MixedSplit(SplitIndex):
 
     def keys(self, rows: npt.NDArray[np.int64]) -> list[str]:
         """As `set/key`."""
-        owners = np.searchsorted(self.first_rows, rows, side="right") - 1
-        return [
-            f"{self.names[owner]}/{self.parts[owner].keys(np.array([row - self.first_rows[owner]]))[0]}"
-            for row, owner in zip(rows.tolist(), owners.tolist(), strict=True)
-        ]
+        owners, found = owner_of(self.first_rows, rows), np.empty(len(rows), object)
+        for owner in np.unique(owners).tolist():
+            own = np.flatnonzero(owners == owner)
+            keys = self.parts[owner].keys(rows[own] - self.first_rows[owner])
+            found[own] = [f"{self.names[owner]}/{key}" for key in keys]
+        return list(found)
 
     def identities(self) -> list[str]:
         """Identity of each contiguous label; where people of different sets are not one, `set/identity`."""
-        return list(_number_people(self.names, self.parts, self.labels))
+        return list(_number_people(_people(self.names, self.parts, self.labels)))
 
     def commit(self, shard: int) -> ShardCommit:
-        number = int(np.searchsorted(self.first_shards, shard, side="right")) - 1
+        number = int(owner_of(self.first_shards, np.array(shard)))
         return self.parts[number].commit(shard - int(self.first_shards[number]))
 
 
@@ -130,11 +132,12 @@ def mix_splits(
 
 def _build(names: Sequence[str], splits: Sequence[SplitIndex], labels: Labels, digest: str) -> pa.Table:
     """The columns of a mix, with `INDEX_SCHEMA`."""
-    people = _number_people(names, splits, labels)
+    people = _people(names, splits, labels)
+    label_of = _number_people(people)
     columns: dict[str, list[npt.NDArray[np.generic]]] = {field.name: [] for field in INDEX_SCHEMA}
     first_shards = _starts([len(split.shards) for split in splits])
-    for number, (name, split) in enumerate(zip(names, splits, strict=True)):
-        own = [people[_person(name, identity, labels)] for identity in split.identities()]
+    for number, split in enumerate(splits):
+        own = [label_of[person] for person in people[number]]
         columns["shard"].append(split.shard + np.int32(first_shards[number]))
         columns["jpg_offset"].append(split.jpg_offset)
         columns["jpg_size"].append(split.jpg_size)
@@ -148,17 +151,26 @@ def _build(names: Sequence[str], splits: Sequence[SplitIndex], labels: Labels, d
     return seal_index(table, digest, {_SPLIT: (0, len(table))})
 
 
-def _number_people(names: Sequence[str], splits: Sequence[SplitIndex], labels: Labels) -> dict[str, int]:
+def _people(names: Sequence[str], splits: Sequence[SplitIndex], labels: Labels) -> list[list[str]]:
+    """Of each split, what its people are called in the mix, by its own labels."""
+    if labels == "merged":
+        return [split.identities() for split in splits]
+    return [
+        [f"{name}/{identity}" for identity in split.identities()] for name, split in zip(names, splits, strict=True)
+    ]
+
+
+def _number_people(people: Sequence[Sequence[str]]) -> dict[str, int]:
     """Label of each person of the mix, in the order of labels."""
-    people: dict[str, int] = {}
-    for name, split in zip(names, splits, strict=True):
-        for identity in split.identities():
-            people.setdefault(_person(name, identity, labels), len(people))
-    return people
+    label_of: dict[str, int] = {}
+    for person in chain.from_iterable(people):
+        label_of.setdefault(person, len(label_of))
+    return label_of
 
 
-def _person(name: str, identity: str, labels: Labels) -> str:
-    return identity if labels == "merged" else f"{name}/{identity}"
+def owner_of(firsts: npt.NDArray[np.int64], places: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Which part each row or shard of a mix is of, given the first one of every part."""
+    return np.asarray(np.searchsorted(firsts, places, side="right") - 1, np.int64)
 
 
 def _starts(sizes: Sequence[int]) -> npt.NDArray[np.int64]:

@@ -72,13 +72,10 @@ def open_training_data(config: DataConfig) -> TrainingData:
 def _check_crops(sets: Sequence[TrainingSet]) -> None:
     first = sets[0].dataset.info.crop
     for other in sets[1:]:
-        crop = other.dataset.info.crop
-        if crop == first:
-            continue
-        found = f"crops of {crop.size_px} px" if crop.size_px != first.size_px else "crops of another template"
-        raise UserError(
-            f"data.mix.sets.{other.name}",
-            f"{found} ({other.split.name})",
-            f"{first.size_px} px, aligned as in {sets[0].name}: all sets of a mix have one geometry",
-            "shard its photos again with the same --size",
-        )
+        if difference := other.dataset.info.crop.difference_from(first):
+            raise UserError(
+                f"data.mix.sets.{other.name}",
+                f"{difference} ({other.split.name})",
+                f"{first.size_px} px, aligned as in {sets[0].name}: all sets of a mix have one geometry",
+                "shard its photos again with the same --size",
+            )

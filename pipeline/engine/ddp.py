@@ -75,7 +75,7 @@ class DDPBackend:
     def gradient_norm(self) -> Tensor:
         if self.loss_scale is not None:
             gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
-            torch._foreach_mul_(gradients, 1 / self.loss_scale.value)
+            self.loss_scale.unscale(gradients)
         return optim.gradient_norm(self._parameters.values(), sharded=False)
 
     def step(self, lr: float, norm: Tensor, max_norm: float | None) -> None:

@@ -87,12 +87,11 @@ class DeepSpeedBackend:
     def gradient_norm(self) -> Tensor:
         gradients = self._averaged_gradients()
         if self.loss_scale is not None:
-            torch._foreach_mul_(gradients, 1 / self.loss_scale.value)
+            self.loss_scale.unscale(gradients)
         return optim.norm_of(gradients, sharded=self._zero is not None)
 
     def step(self, lr: float, norm: Tensor, max_norm: float | None) -> None:
-        if max_norm is not None:
-            torch._foreach_mul_(self._averaged_gradients(), (max_norm / (norm + 1e-6)).clamp(max=1.0))
+        optim.clip_to_norm(self._averaged_gradients(), norm, max_norm)
         optim.set_lr(self._optimizer, lr)
         self._engine.step()
 

@@ -14,8 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipeline.config.errors import UserError
 from pipeline.config.optim import FreezeRule, ThawConfig
-
-_WRAPPER = "backbone."
+from pipeline.model.backbones.build import NETWORK_PREFIX
 
 
 class Freezing:
@@ -47,9 +46,9 @@ class Freezing:
             globs = (stage,) if isinstance(stage, str) else stage
             patterns += [(f"thaw.stages.{number}", glob, end) for glob in globs]
         for key, pattern, until in patterns:
-            matched = [name for name in names if fnmatchcase(name.removeprefix(_WRAPPER), pattern)]
+            matched = [name for name in names if fnmatchcase(name.removeprefix(NETWORK_PREFIX), pattern)]
             if not matched:
-                known = [name.removeprefix(_WRAPPER) for name in self._parameters]
+                known = [name.removeprefix(NETWORK_PREFIX) for name in self._parameters]
                 found = f"{pattern!r} names no parameter of the backbone"
                 raise UserError(key, found, f"a pattern for names from {known[0]} to {known[-1]}")
             for name in matched:

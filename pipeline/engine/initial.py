@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from pipeline import checkpoint
 from pipeline.config.errors import UserError
 from pipeline.config.initial import InitConfig
+from pipeline.model.backbones.build import NETWORK_PREFIX
 
-_WRAPPER = "backbone."
 _BATCH_COUNTER = ".num_batches_tracked"
 _NUM_NAMED = 4
 
@@ -86,7 +86,7 @@ def open_initial(config: InitConfig, model: nn.Module, label_map: str) -> Initia
     described, shapes, read, found = _open(config, label_map)
     prefix = _common_prefix(shapes)
     theirs = {name.removeprefix(prefix): name for name in shapes}
-    ours = {name.removeprefix(_WRAPPER): name for name in model.state_dict()}
+    ours = {name.removeprefix(NETWORK_PREFIX): name for name in model.state_dict()}
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     for number, pattern in enumerate(config.leave):
         if not any(fnmatchcase(name, pattern) for name in theirs.keys() | ours.keys()):
@@ -186,7 +186,7 @@ def _open_torch(path: Path) -> _Opened:
 
 def _common_prefix(names: Collection[str]) -> str:
     """What our own files put before a network's names; empty for others."""
-    for prefix in (checkpoint.EMA_PREFIX + _WRAPPER, checkpoint.BACKBONE_PREFIX + _WRAPPER, _WRAPPER):
+    for prefix in (checkpoint.EMA_PREFIX + NETWORK_PREFIX, checkpoint.BACKBONE_PREFIX + NETWORK_PREFIX, NETWORK_PREFIX):
         if names and all(name.startswith(prefix) for name in names):
             return prefix
     return ""

@@ -33,6 +33,10 @@ class LossScale:
         """The factor on the gradient that the backbone gets."""
         return self._scale.item()
 
+    def unscale(self, gradients: list[Tensor]) -> None:
+        """Take the factor out of the backbone's gradients, in place."""
+        torch._foreach_mul_(gradients, 1 / self.value)
+
     def tensors(self) -> dict[str, Tensor]:
         """The state, live: scalars on the CPU."""
         return {"scale": self._scale, "clean_steps": self._clean_steps}

@@ -122,10 +122,12 @@ def norm_of(gradients: list[Tensor], sharded: bool) -> Tensor:
 
 def scale_gradients(parameters: Iterable[nn.Parameter], norm: Tensor, max_norm: float | None) -> None:
     """Scale the gradients in place so that their joint norm is at most `max_norm`."""
-    if max_norm is None:
-        return
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    if gradients:
+    clip_to_norm([p.grad for p in parameters if p.grad is not None], norm, max_norm)
+
+
+def clip_to_norm(gradients: list[Tensor], norm: Tensor, max_norm: float | None) -> None:
+    """Scale tensors in place so that their joint norm, which is `norm`, is at most `max_norm`; None for no limit."""
+    if max_norm is not None and gradients:
         torch._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).clamp(max=1.0))
 
 

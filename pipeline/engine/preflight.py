@@ -23,6 +23,7 @@ import torch
 
 from pipeline import dist
 from pipeline.config.errors import UserError
+from pipeline.config.location import nearest_existing
 from pipeline.config.schema import Config
 from pipeline.engine.learner import Learner
 from pipeline.engine.measure_link import neighbour_bytes_per_s, reduction_s_per_byte
@@ -238,7 +239,7 @@ def _disk(plan: RunPlan, learner: Learner) -> Finding:
     keep, folder = _num_kept(plan), plan.checkpoints
     there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0
     needed = max(size, size * (keep + 1) - there)
-    free = min(dist.all_gather_objects(shutil.disk_usage(_existing(plan.config.output)).free))
+    free = min(dist.all_gather_objects(shutil.disk_usage(nearest_existing(plan.config.output)).free))
     found = f"{_size(free)} free, {_size(needed)} needed: a checkpoint has {_size(size)}, {keep} stay, one is written"
     if free >= needed:
         return Finding("disk", Verdict.OK, found)
@@ -301,10 +302,6 @@ def _micro_batch_s(plan: RunPlan, learner: Learner, device: torch.device) -> flo
         best = min(best, time.perf_counter() - began)
     learner.forget_step()
     return best
-
-
-def _existing(path: Path) -> Path:
-    return next(place for place in (path, *path.absolute().parents) if place.exists())
 
 
 def _by_value(values: Iterable[str]) -> dict[str, list[int]]:

@@ -13,11 +13,13 @@ import numpy as np
 import torch
 import yaml
 
-from pipeline import checkpoint
+from pipeline import checkpoint, dist
+from pipeline.atomic_write import write_atomically
 from pipeline.config.decoder import DaliDecoder
 from pipeline.config.errors import UserError
 from pipeline.config.heads import with_teacher
 from pipeline.config.load import validate_config
+from pipeline.config.location import nearest_existing
 from pipeline.config.order import IdentityBalancedConfig
 from pipeline.config.schema import Config
 from pipeline.data.balanced_order import BalancedPart
@@ -95,19 +97,25 @@ class RunPlan:
     def crop_px(self) -> int:
         return self.sets[0].dataset.info.crop.size_px
 
-    @property
-    def dataset_record(self) -> dict[str, Any]:
-        """What a checkpoint keeps of the data: `dataset.json`; of a mix, that of its first set."""
-        return self.sets[0].dataset.info.model_dump(mode="json")
-
-    @property
-    def mixed_records(self) -> list[checkpoint.MixedSetInfo]:
-        """What a checkpoint keeps of the sets of a mix; empty where there is none."""
-        return [
-            checkpoint.MixedSetInfo(name=one.name, split=one.split.split, digest=one.split.digest)
-            for one in self.sets
-            if one.name
-        ]
+    def checkpoint_info(self, step: int, samples: int, num_bad_samples: int, **more: Any) -> checkpoint.CheckpointInfo:
+        """What a checkpoint of this run at a position belongs to; `more` are fields that have a default there."""
+        return checkpoint.CheckpointInfo(
+            step=step,
+            samples=samples,
+            num_bad_samples=num_bad_samples,
+            world_size=dist.world_size(),
+            num_classes=self.split.num_labels,
+            label_map_sha256=self.label_map,
+            split=self.split.split,
+            config=self.config.model_dump(mode="json"),
+            dataset=self.sets[0].dataset.info.model_dump(mode="json"),
+            mixed=[
+                checkpoint.MixedSetInfo(name=one.name, split=one.split.split, digest=one.split.digest)
+                for one in self.sets
+                if one.name
+            ],
+            **{"versions": checkpoint.versions(), **more},
+        )
 
     @property
     def mining(self) -> MiningLayout | None:
@@ -180,7 +188,7 @@ def refresh_resume(plan: RunPlan) -> RunPlan:
 def write_config(config: Config) -> None:
     """Leave the resolved configuration in the run's directory."""
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-    (config.output / CONFIG_FILE).write_text(text)
+    write_atomically(config.output / CONFIG_FILE, text.encode())
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -193,7 +201,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def _check_output(output: Path) -> None:
-    existing = next(path for path in (output, *output.absolute().parents) if path.exists())
+    existing = nearest_existing(output)
     if not existing.is_dir():
         raise UserError(output, f"{existing} is a file", "a directory, or nothing yet", "set output=DIR")
     if not os.access(existing, os.W_OK):

@@ -106,19 +106,7 @@ class Start:
         `origin` is recorded among the versions: where the values come from.
         """
         plan = self.plan
-        info = checkpoint.CheckpointInfo(
-            step=0,
-            samples=0,
-            num_bad_samples=0,
-            world_size=1,
-            num_classes=plan.split.num_labels,
-            label_map_sha256=plan.label_map,
-            split=plan.split.split,
-            config=plan.config.model_dump(mode="json"),
-            dataset=plan.dataset_record,
-            mixed=plan.mixed_records,
-            versions=checkpoint.versions() | dict(origin),
-        )
+        info = plan.checkpoint_info(0, 0, 0, versions=checkpoint.versions() | dict(origin))
         return save_checkpoint(plan.checkpoints, self.tensors, info, plan.config.checkpoint.keep)
 
 

@@ -147,10 +147,9 @@ def _softmax_of(head: HeadConfig, path: Path) -> tuple[str, MarginSoftmaxConfig]
 
 def _check_crops(path: Path, theirs: CropInfo, ours: CropInfo) -> None:
     remedy = "both models see the same crops: shard the photos again, or choose another teacher"
-    if theirs.size_px != ours.size_px:
-        raise UserError(path, f"a teacher for crops of {theirs.size_px} px", f"{ours.size_px} px", remedy)
-    if theirs.template != ours.template:
-        raise UserError(path, "a teacher for crops of another template", "the data set's", remedy)
+    if difference := theirs.difference_from(ours):
+        expected = "the data set's" if theirs.size_px == ours.size_px else f"{ours.size_px} px"
+        raise UserError(path, f"a teacher for {difference}", expected, remedy)
 
 
 def _needs_classes(head: SingleHead) -> bool:

@@ -303,28 +303,17 @@ class Trainer:
 
     def _save(self, writer: CheckpointWriter, saved_at: int, is_best: bool) -> float:
         """Begin to save; gives the seconds that training waited."""
-        with PROGRESS.during(Stage.CHECKPOINT):
-            return self._begin_checkpoint(writer, saved_at, is_best)
-
-    def _begin_checkpoint(self, writer: CheckpointWriter, saved_at: int, is_best: bool) -> float:
         every = self.config.checkpoint.keep_every_epochs
-        info = self._describe(is_milestone=every is not None and self._is_due(every, saved_at))
-        return writer.save(self.learner.tensors(), info, is_best)
+        with PROGRESS.during(Stage.CHECKPOINT):
+            info = self._describe(is_milestone=every is not None and self._is_due(every, saved_at))
+            return writer.save(self.learner.tensors(), info, is_best)
 
     def _describe(self, is_milestone: bool) -> checkpoint.CheckpointInfo:
         """What a checkpoint of this moment belongs to."""
-        return checkpoint.CheckpointInfo(
-            step=self.step,
-            samples=self.samples,
-            num_bad_samples=self._num_bad_samples,
-            world_size=dist.world_size(),
-            num_classes=self.plan.split.num_labels,
-            label_map_sha256=self.plan.label_map,
-            split=self.plan.split.split,
-            config=self.config.model_dump(mode="json"),
-            dataset=self.plan.dataset_record,
-            mixed=self.plan.mixed_records,
-            versions=checkpoint.versions(),
+        return self.plan.checkpoint_info(
+            self.step,
+            self.samples,
+            self._num_bad_samples,
             order_parts=list(self.plan.order_parts),
             losses=self._spikes.losses,
             is_milestone=is_milestone,

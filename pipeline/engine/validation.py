@@ -141,10 +141,8 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 def _open(name: str, config: ValidationSet, crop: CropInfo) -> ValidationPairs:
     key = f"validation.sets.{name}"
     dataset = open_dataset(config.path)
-    if dataset.info.crop != crop:
-        found = dataset.info.crop.size_px
-        what = f"crops of {found} px" if found != crop.size_px else "crops of another template"
-        raise UserError(key, f"{what} ({config.path})", f"{crop.size_px} px, aligned as the training data")
+    if difference := dataset.info.crop.difference_from(crop):
+        raise UserError(key, f"{difference} ({config.path})", f"{crop.size_px} px, aligned as the training data")
     if config.pairs is None:
         photos = DatasetPhotos(dataset, [config.split])
         return ValidationPairs(photos, draw_pairs(photos.numbers(), config.path))

@@ -21,6 +21,7 @@ from torch import Tensor
 from pipeline.config.backbones import IResNetConfig
 from pipeline.config.errors import UserError
 from pipeline.model.backbones import build_backbone
+from pipeline.model.backbones.build import NETWORK_PREFIX
 from pipeline.model.backbones.iresnet import BLOCKS, CHANNELS
 
 # what the ranks' files were called over the years; the number in brackets is the rank
@@ -214,7 +215,7 @@ def _our_name(name: str, depth: int) -> str | None:
 
 def _their_name(name: str, depth: int) -> str:
     """The name in arcface_torch of one of our tensors, for messages."""
-    module, _, tensor = name.removeprefix("backbone.").rpartition(".")
+    module, _, tensor = name.removeprefix(NETWORK_PREFIX).rpartition(".")
     if module.startswith("blocks."):
         _, number, rest = module.split(".", 2)
         layer, block = 0, int(number)

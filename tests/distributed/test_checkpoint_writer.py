@@ -11,8 +11,8 @@ import torch
 from pipeline import checkpoint, dist
 from pipeline.checkpoint_writer import CheckpointWriter, SaveError, save
 from pipeline.config.errors import UserError
+from tests.checkpoints import make_info
 from tests.distributed.processes import run_ranks
-from tests.unit.test_checkpoint import info
 
 NUM_ROWS = 7
 
@@ -47,7 +47,7 @@ def write_and_go_on(directory: Path) -> list[str]:
     with CheckpointWriter(directory, 2, 3, said.append, lambda: saved.append(1)) as writer:
         for step in (1, 2, 3):
             state.set(step)
-            writer.save(state.tensors(), info(step))
+            writer.save(state.tensors(), make_info(step))
             state.set(-1)  # at once, while it is being written
         writer.finish()
     assert len(saved) == 3
@@ -76,7 +76,7 @@ def fail_on_last_rank(directory: Path) -> tuple[list[str], int]:
             state.set(step)
             writer.wait()
             limit_file_size(100_000 if is_full and is_last else -1)
-            writer.save(state.tensors(), info(step))
+            writer.save(state.tensors(), make_info(step))
         with pytest.raises(UserError, match=r"step-00000004: could not be saved .*, 1 in a row, [\d,]+ MiB free"):
             writer.finish()
     return said, len(num_saved)
@@ -100,9 +100,9 @@ def fail_again_and_again(directory: Path) -> str:
     state.set(1)
     with CheckpointWriter(directory, 5, 2, lambda line: None, lambda: None) as writer:
         for step in (1, 2):
-            writer.save(state.tensors(), info(step))
+            writer.save(state.tensors(), make_info(step))
         with pytest.raises(UserError, match="2 in a row") as caught:
-            writer.save(state.tensors(), info(3))
+            writer.save(state.tensors(), make_info(3))
     return str(caught.value)
 
 
@@ -117,4 +117,4 @@ def test_stops_after_some_failures_in_a_row(tmp_path: Path) -> None:
 def test_a_directory_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(SaveError, match=r"exists|Not a directory"):
-        save(tmp_path / "file", {"value": torch.zeros(3)}, info(1), keep=1)
+        save(tmp_path / "file", {"value": torch.zeros(3)}, make_info(1), keep=1)

@@ -14,6 +14,7 @@ from pipeline.config.load import validate_config
 from pipeline.data.dataset_format import CropInfo
 from pipeline.engine.teacher import load_teacher, plan_teacher
 from pipeline.model.backbones import build_backbone
+from tests.checkpoints import make_info
 from tests.distributed.processes import run_ranks
 
 NUM_CLASSES, DIM, CROP_PX = 5, 16, 32
@@ -47,17 +48,12 @@ def write_teacher(directory: Path, name: str) -> dict[str, Tensor]:
     tensors[prefix + "class_centres"] = torch.randn(NUM_CLASSES, DIM, generator=generator)
     if head != COSFACE:
         tensors[prefix + "bias"] = torch.randn(NUM_CLASSES, generator=generator)
-    info = checkpoint.CheckpointInfo(
-        step=7,
-        samples=0,
-        num_bad_samples=0,
-        world_size=1,
+    info = make_info(
+        7,
         num_classes=NUM_CLASSES,
         label_map_sha256="labels",
-        split="train",
         config=config.model_dump(mode="json"),
         dataset={"crop": CROP.model_dump(), "digest": "0"},
-        versions={},
     )
     save_checkpoint(directory, tensors, info, keep=1)
     return tensors

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from pipeline.checkpoint import latest_checkpoint, read_info
 from pipeline.config.errors import DataError
 from pipeline.config.load import load_config
 from pipeline.engine.run import plan_run
-from tests.datasets import make_dataset
+from tests.datasets import make_dataset, rotten_copy
 from tests.integration import training
 
 pytestmark = pytest.mark.timeout(240)
@@ -88,13 +87,7 @@ def test_asked_to_stop_while_ranks_are_started_again(tmp_path: Path, data: Path)
 
 
 def test_damaged_data_are_told_from_a_bad_configuration(tmp_path: Path, data: Path) -> None:
-    rotten = tmp_path / "data"
-    shutil.copytree(data, rotten)
-    shard = next((rotten / "train").glob("*.tar"))
-    content = bytearray(shard.read_bytes())
-    for offset in range(0, len(content), 97):
-        content[offset] ^= 0x10
-    shard.write_bytes(bytes(content))
+    rotten = rotten_copy(data, tmp_path / "data")
     recipe = training.write_recipe(tmp_path / "recipe.yaml", rotten, tmp_path / "run")
     process = start_restarting(recipe, 0)
     text = training.finish(process)

@@ -15,7 +15,7 @@ from pipeline.checkpoint import latest_checkpoint
 from pipeline.config.errors import UserError
 from pipeline.config.load import load_config
 from pipeline.engine.run import plan_run
-from tests.datasets import make_dataset
+from tests.datasets import make_dataset, rotten_copy
 from tests.integration import training
 
 pytestmark = pytest.mark.timeout(240)
@@ -122,13 +122,7 @@ def test_a_diverging_run_stops_on_all_ranks_and_keeps_its_checkpoint(tmp_path: P
 
 
 def test_a_data_set_that_rots_stops_the_run_with_its_ledger(tmp_path: Path, data: Path) -> None:
-    rotten = tmp_path / "data"
-    shutil.copytree(data, rotten)
-    shard = next((rotten / "train").glob("*.tar"))
-    content = bytearray(shard.read_bytes())
-    for offset in range(0, len(content), 97):
-        content[offset] ^= 0x10
-    shard.write_bytes(bytes(content))
+    rotten = rotten_copy(data, tmp_path / "data")
     recipe = training.write_recipe(tmp_path / "recipe.yaml", rotten, tmp_path / "run")
     process = training.start(recipe, 2)
     text = training.finish(process)

@@ -32,6 +32,7 @@ from pipeline.engine.head_optim import HeadOptimizer
 from pipeline.model.head import Head, build_head
 from pipeline.model.margins.base import build_margin
 from pipeline.model.teacher import Teacher, TeacherClasses
+from tests.checkpoints import make_info
 
 GLOBAL_BATCH, EMBEDDING_DIM, SEED = 24, 16, 3
 NUM_STEPS = 3
@@ -151,7 +152,7 @@ def train(case: Case, num_steps: int = NUM_STEPS, load: Path | None = None, save
         optimizer.step(LR, optimizer.gradient_norm(), None)
         live["embeddings"] -= EMBEDDINGS_LR * gradients[-1]
     if save is not None:
-        save_checkpoint(save, _as_saved(case, live), _info(num_steps), keep=1)
+        save_checkpoint(save, _as_saved(case, live), make_info(num_steps), keep=1)
     return Trace(losses, gradients, {name: tensor.detach().clone() for name, tensor in live.items()}, metrics)
 
 
@@ -162,21 +163,6 @@ def _as_saved(case: Case, live: dict[str, Tensor]) -> dict[str, Tensor]:
         name: checkpoint.shard_rows(tensor.detach(), rows[name], mesh) if name in sharded else tensor.detach()
         for name, tensor in live.items()
     }
-
-
-def _info(step: int) -> checkpoint.CheckpointInfo:
-    return checkpoint.CheckpointInfo(
-        step=step,
-        samples=0,
-        num_bad_samples=0,
-        world_size=dist.world_size(),
-        num_classes=0,
-        label_map_sha256="",
-        split="",
-        config={},
-        dataset={},
-        versions={},
-    )
 
 
 def train_all(cases: list[Case]) -> list[Trace]:

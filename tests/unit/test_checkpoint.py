@@ -9,25 +9,11 @@ import torch
 
 from pipeline import checkpoint, checkpoint_writer
 from pipeline.config.errors import UserError
-
-
-def info(step: int) -> checkpoint.CheckpointInfo:
-    return checkpoint.CheckpointInfo(
-        step=step,
-        samples=10 * step,
-        num_bad_samples=0,
-        world_size=1,
-        num_classes=3,
-        label_map_sha256="",
-        split="train",
-        config={},
-        dataset={},
-        versions={},
-    )
+from tests.checkpoints import make_info
 
 
 def save(directory: Path, step: int, keep: int) -> Path:
-    return checkpoint_writer.save(directory, {"value": torch.full((3,), float(step))}, info(step), keep)
+    return checkpoint_writer.save(directory, {"value": torch.full((3,), float(step))}, make_info(step), keep)
 
 
 def names(directory: Path) -> list[str]:
@@ -55,7 +41,7 @@ def test_a_run_that_goes_on_from_an_earlier_checkpoint_never_removes_what_it_jus
 
 def test_the_same_step_is_saved_again(tmp_path: Path) -> None:
     save(tmp_path, 5, keep=2)
-    checkpoint_writer.save(tmp_path, {"value": torch.zeros(3)}, info(5), keep=2)
+    checkpoint_writer.save(tmp_path, {"value": torch.zeros(3)}, make_info(5), keep=2)
     assert names(tmp_path) == ["latest", "step-00000005"]
     assert checkpoint.read_tensors(tmp_path / "step-00000005")["value"].tolist() == [0.0] * 3
 
@@ -94,7 +80,7 @@ def test_tensors_that_do_not_fit_are_named(tmp_path: Path) -> None:
 
 def test_milestones_and_the_best_stay(tmp_path: Path) -> None:
     for step in range(1, 8):
-        described = info(step).model_copy(update={"is_milestone": step in (1, 5)})
+        described = make_info(step).model_copy(update={"is_milestone": step in (1, 5)})
         checkpoint_writer.save(tmp_path, {"value": torch.zeros(3)}, described, keep=2, is_best=step in (2, 3))
     assert names(tmp_path) == ["best", "latest", *(f"step-{step:08d}" for step in (1, 3, 5, 6, 7))]
     assert checkpoint.best_checkpoint(tmp_path) == tmp_path / "step-00000003"

@@ -10,12 +10,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pipeline import checkpoint, checkpoint_writer
+from pipeline import checkpoint_writer
 from pipeline.config.backbones import BackboneConfig, IResNetConfig, TorchvisionConfig
 from pipeline.config.errors import UserError
 from pipeline.config.initial import InitConfig
 from pipeline.engine.initial import Initial, open_initial
 from pipeline.model.backbones import build_backbone
+from tests.checkpoints import make_info
 
 IRESNET = IResNetConfig(depth=18, width=0.125, embedding_dim=8)
 RESNET = TorchvisionConfig(name="resnet18", embedding_dim=8)
@@ -26,18 +27,7 @@ def network(config: BackboneConfig = IRESNET, seed: int = 0) -> nn.Module:
 
 
 def write_checkpoint(directory: Path, tensors: Mapping[str, Tensor], label_map: str = "map") -> Path:
-    info = checkpoint.CheckpointInfo(
-        step=7,
-        samples=70,
-        num_bad_samples=0,
-        world_size=1,
-        num_classes=3,
-        label_map_sha256=label_map,
-        split="train",
-        config={},
-        dataset={},
-        versions={},
-    )
+    info = make_info(7, label_map_sha256=label_map)
     return checkpoint_writer.save(directory, tensors, info, keep=1)
 
 

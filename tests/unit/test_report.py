@@ -34,6 +34,7 @@ from pipeline.model.backbones import build_backbone
 from preprocess.drivers import DriverOptions
 from preprocess.import_bin import write_pair_folder
 from preprocess.run import check_options, shard
+from tests.checkpoints import make_info
 from tests.datasets import encode_jpeg, make_dataset, random_image
 
 CROP_PX = 32
@@ -62,17 +63,12 @@ def run(tmp_path_factory: pytest.TempPathFactory, data: Dataset) -> Path:
         }
     )
     model = build_backbone(config.backbone, CROP_PX, 0)
-    info = checkpoint.CheckpointInfo(
-        step=7,
+    info = make_info(
+        7,
         samples=28,
-        num_bad_samples=0,
-        world_size=1,
         num_classes=10,
-        label_map_sha256="",
-        split="train",
         config=config.model_dump(mode="json"),
         dataset=data.info.model_dump(mode="json"),
-        versions={},
     )
     tensors = {checkpoint.BACKBONE_PREFIX + name: value for name, value in model.state_dict().items()}
     save_checkpoint(root / "checkpoints", tensors, info, keep=1)

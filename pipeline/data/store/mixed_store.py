@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.data.mix import owner_of
 from pipeline.data.store.base import Content, Range, Reads, Store
 
 
@@ -25,7 +26,7 @@ class MixedStore:
     def begin(self, ranges: Sequence[Range]) -> _MixedReads:
         """Ask each store for its own."""
         shards = np.array([wanted.shard for wanted in ranges], np.int64)
-        owners = (np.searchsorted(self._first_shards, shards, side="right") - 1).tolist()
+        owners = owner_of(self._first_shards, shards).tolist()
         own: dict[int, list[Range]] = {}
         places = []
         for wanted, owner in zip(ranges, owners, strict=True):
@@ -36,7 +37,7 @@ class MixedStore:
 
     def again(self, wanted: Range) -> Content | None:
         """Read a range anew."""
-        owner = int(np.searchsorted(self._first_shards, wanted.shard, side="right")) - 1
+        owner = int(owner_of(self._first_shards, np.array(wanted.shard)))
         return self._stores[owner].again(self._within(owner, wanted))
 
     def stop(self) -> None:

@@ -25,6 +25,9 @@ from pipeline.model.backbones.timm_net import TimmNetwork
 from pipeline.model.backbones.torchvision_net import torchvision_embedder
 from pipeline.model.backbones.vit import VisionTransformer
 
+NETWORK_PREFIX = "backbone."
+"""Before the names of a `FaceModel`'s tensors that are the network's own."""
+
 
 class FaceModel(nn.Module):
     """A backbone with its normalisation inside, so that every user of a checkpoint feeds it plain pixels.
