@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.config.errors import EXIT_PREEMPTED, EXIT_USER_ERROR, UserError, report_status, run_command
+from pipeline.process_tree import leave_with_launcher
 
 if TYPE_CHECKING:
     from pipeline.config.schema import Config
@@ -43,6 +44,7 @@ def main(
     num_classes: Annotated[int | None, typer.Option(min=2, help="estimate for so many people, without data")] = None,
 ) -> None:
     """Run or check a recipe."""
+    leave_with_launcher()
     from pipeline.config.load import config_fields, load_config
 
     if describe:

@@ -11,8 +11,8 @@ in one process, so that a mistake is one line; then it runs the command, forward
     75  asked to stop: the same command goes on from the newest checkpoint
     1   crashed
 
-It says how the ranks of its node ended that were started last, however often torchrun restarted them. The command may
-be elastic, see `pipeline.rendezvous`.
+Ranks that torchrun leaves behind are ended, too. The exit code says how the ranks of its node ended that were started
+last, however often torchrun restarted them. The command may be elastic, see `pipeline.rendezvous`.
 """
 
 from __future__ import annotations
@@ -37,8 +37,10 @@ from pipeline.config.errors import (
     UserError,
     run_command,
 )
+from pipeline.process_tree import no_process_left
 
 EXIT_CRASHED = 1
+_SAVING_S = 600.0  # ranks that torchrun left behind may still be saving
 # Where torchrun's own store serves the ranks, too, those that it starts again may find the addresses of dead ones,
 # and an agent that joins later waits for an address in vain.
 _TORCHRUN_SETTINGS = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
@@ -60,7 +62,8 @@ def supervise(command: Sequence[str]) -> int:
             return EXIT_PREEMPTED
         if check:
             return check if check in MISTAKES.values() else EXIT_CRASHED
-        code = signals.run(command, env={**_TORCHRUN_SETTINGS, **os.environ, STATUS_VARIABLE: directory})
+        with no_process_left(_SAVING_S):
+            code = signals.run(command, env={**_TORCHRUN_SETTINGS, **os.environ, STATUS_VARIABLE: directory})
         return _translate(Path(directory), code, signals.is_asked_to_stop)
 
 

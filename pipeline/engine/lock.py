@@ -1,12 +1,9 @@
-"""One run at a time in an output directory, and no rank that outlives its launcher."""
+"""One run at a time in an output directory."""
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import os
-import signal
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +14,6 @@ from pipeline.config.errors import UserError
 
 LOCK_FILE = ".lock"
 WAIT_S = 60.0
-_PR_SET_PDEATHSIG = 1
 
 
 @contextmanager
@@ -39,16 +35,6 @@ def exclusive(output: Path, wait_s: float = WAIT_S) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def leave_with_launcher() -> None:
-    """Ask the kernel to send SIGTERM when the process that started this rank dies.
-
-    Ranks live in sessions of their own: a launcher that is killed would leave them training, into the same directory as
-    the run that replaces it.
-    """
-    if sys.platform == "linux" and "RANK" in os.environ:
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _acquire(descriptor: int, wait_s: float) -> bool:

@@ -24,7 +24,7 @@ from pipeline.data.reader import WITHDRAWN, allowed_bad_samples
 from pipeline.engine.bad_samples import BAD_SAMPLES_FILE, trim_bad_samples, write_bad_samples
 from pipeline.engine.divergence import SpikeDetector, dump_step, find_culprits, non_finite_gradients
 from pipeline.engine.learner import Learner
-from pipeline.engine.lock import exclusive, leave_with_launcher
+from pipeline.engine.lock import exclusive
 from pipeline.engine.memory import keep_freed_memory
 from pipeline.engine.optim import schedule_factor
 from pipeline.engine.run import CONFIG_FILE, RunPlan, refresh_resume, write_config
@@ -55,7 +55,6 @@ class TrainResult:
 
 def train(plan: RunPlan) -> TrainResult:
     """Train as planned, from scratch or from the newest checkpoint. Collective on all ranks."""
-    leave_with_launcher()
     if plan.config.device == "cpu":
         keep_freed_memory()
     device = dist.initialise(plan.config.device)

@@ -34,7 +34,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("name", RECIPES)
 def test_two_steps(name: str, width: float, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.engine.trainer.keep_freed_memory", lambda: None)
-    monkeypatch.setattr("pipeline.engine.trainer.leave_with_launcher", lambda: None)
     output = tmp_path / "run"
     overrides = [f"output={output}", f"data.path={data}", "training.epochs=1", "monitor.tensorboard=false"]
     overrides += ["monitor.every_steps=1", "schedule.warmup_epochs=0", f"backbone.width={width}"]

@@ -22,6 +22,9 @@ from tests.integration import training
 pytestmark = pytest.mark.timeout(240)
 
 
+TRAIN = training.REPOSITORY / "launch/train.py"
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_dataset(tmp_path_factory.mktemp("data"), num_samples=400, num_identities=13, crop_px=training.CROP_PX)
@@ -63,7 +66,6 @@ def test_a_kill_too_many_is_a_crash(tmp_path: Path, data: Path) -> None:
     assert process.returncode == 1, text
 
 
-@pytest.mark.slow  # on a machine that others load heavily it has been seen not to end
 def test_asked_to_stop_while_ranks_are_started_again(tmp_path: Path, data: Path) -> None:
     output = tmp_path / "run"
     recipe = training.write_recipe(tmp_path / "recipe.yaml", data, output, epochs=1000)
@@ -84,6 +86,22 @@ def test_asked_to_stop_while_ranks_are_started_again(tmp_path: Path, data: Path)
     newest = latest_checkpoint(output / "checkpoints")
     assert newest is not None
     assert read_info(newest).step >= read_info(saved).step
+
+
+def test_a_rank_leaves_when_its_launcher_dies_before_it_has_begun(tmp_path: Path, data: Path) -> None:
+    """Else it waits for the others for ten minutes, and holds what its launcher's reader waits for."""
+    recipe = training.write_recipe(tmp_path / "recipe.yaml", data, tmp_path / "run")
+    launcher = tmp_path / "launcher.py"
+    launcher.write_text(
+        "import os, subprocess, sys, time\n"
+        f"rank = subprocess.Popen([sys.executable, {str(TRAIN)!r}, '--config', {str(recipe)!r}],\n"
+        "    env=dict(os.environ, RANK='0', LOCAL_RANK='0', WORLD_SIZE='2', MASTER_ADDR='127.0.0.1',\n"
+        "    MASTER_PORT='1'))\n"
+        "while 'libtorch' not in open(f'/proc/{rank.pid}/maps').read(): time.sleep(0.01)\n"
+        "os._exit(0)"
+    )
+    start = subprocess.run([sys.executable, str(launcher)], stdout=subprocess.PIPE, timeout=60)
+    assert start.returncode == 0
 
 
 def test_damaged_data_are_told_from_a_bad_configuration(tmp_path: Path, data: Path) -> None:

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pipeline.supervise import supervise
@@ -68,6 +69,31 @@ def test_every_start_has_a_store_of_its_own(tmp_path: Path) -> None:
     )
     (tmp_path / "train.py").write_text("")
     assert supervise([sys.executable, str(tmp_path / "launcher"), str(tmp_path / "train.py")]) == 0
+
+
+def test_ranks_that_the_launcher_left_behind_are_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that saves and leaves when asked to, and one that does not."""
+    (tmp_path / "launcher").write_text(
+        "import os, subprocess, sys\n"
+        "for rank in '01':\n"
+        "    subprocess.Popen([sys.executable, *sys.argv[1:], rank], env=dict(os.environ, RANK=rank),\n"
+        "        start_new_session=True)\n"
+        "while not (os.path.exists('ready-0') and os.path.exists('ready-1')): pass\n"
+        "os._exit(1)"
+    )
+    (tmp_path / "train.py").write_text(
+        "import signal, sys, time\n"
+        "from pipeline.config.errors import report_status\n"
+        "def save(*_): time.sleep(0.5); report_status('preempted'); sys.exit()\n"
+        "if sys.argv[-1] != '--check':\n"
+        "    signal.signal(signal.SIGTERM, save if sys.argv[-1] == '0' else signal.SIG_DFL)\n"
+        "    open(f'ready-{sys.argv[-1]}', 'w')\n"
+        "    time.sleep(1000)"
+    )
+    monkeypatch.chdir(tmp_path)
+    before = psutil.Process().children(recursive=True)
+    assert supervise([sys.executable, str(tmp_path / "launcher"), str(tmp_path / "train.py")]) == 75
+    assert psutil.Process().children(recursive=True) == before
 
 
 @pytest.mark.parametrize(("check", "code"), [("sys.exit(2)", 2), ("sys.exit(3)", 3), ("1 / 0", 1), ("os.abort()", 1)])

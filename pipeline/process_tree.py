@@ -1,0 +1,63 @@
+"""No process of a run outlives the one that started it."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import psutil
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+def leave_with_launcher() -> None:
+    """Ask the kernel to send SIGTERM when the process that started this rank dies. Where there is no rank: nothing.
+
+    Ranks live in sessions of their own: a launcher that is killed would leave them training, into the same directory as
+    the run that replaces it, or waiting for one another before they have begun.
+    """
+    if sys.platform != "linux" or "RANK" not in os.environ:
+        return
+    launcher = os.getppid()
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != launcher:  # it died before the kernel knew what to do
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+@contextmanager
+def no_process_left(patience_s: float) -> Iterator[None]:
+    """While the block runs, processes whose parent dies become this one's; those still there at its end are ended.
+
+    They are sent SIGTERM, so that they can save, and SIGKILL when they are there `patience_s` seconds later.
+    """
+    before = set(_descendants())
+    if sys.platform == "linux":
+        _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    try:
+        yield
+    finally:
+        left = [process for process in _descendants() if process not in before]
+        for process in left:
+            _signal(process, signal.SIGTERM)
+        _, stubborn = psutil.wait_procs(left, patience_s)
+        for process in stubborn:
+            _signal(process, signal.SIGKILL)
+
+
+def _descendants() -> list[psutil.Process]:
+    return psutil.Process().children(recursive=True)
+
+
+def _signal(process: psutil.Process, number: signal.Signals) -> None:
+    with suppress(psutil.NoSuchProcess):  # it has left by itself
+        process.send_signal(number)
+
+
+def _prctl(option: int, value: int) -> None:
+    if ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), f"prctl({option}, {value})")
