@@ -25,6 +25,7 @@ LAYERS = [
     ["pipeline.checkpoint_writer", "pipeline.export"],
     ["pipeline.evaluate"],
     ["pipeline.engine"],
+    ["pipeline.tuning"],
     ["pipeline.interop"],
 ]
 FORBIDDEN = {
