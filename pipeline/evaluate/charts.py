@@ -1,7 +1,7 @@
 """Charts as inline SVG: small, sharp at any size, coloured by the page's style sheet, so light and dark both work.
 
 A chart is drawn on a canvas of `WIDTH` x `HEIGHT` units and scales with its column. Classes, not colours, stand in the
-markup: `axis`, `grid`, `tick`, `label`, `line`, `area` and the series' own name (`same`, `different`, `plain`).
+markup: `axis`, `grid`, `tick`, `label`, `line`, `area`, `hit` and the series' own name (`same`, `different`, `plain`).
 """
 
 from __future__ import annotations
@@ -45,6 +45,8 @@ class Series:
     y: Sequence[float]
     step: bool = False
     filled: bool = False
+    caption: str = ""
+    """What hovering over the line shows."""
 
 
 def linear_axis(values: Sequence[float], label: str, *, from_zero: bool = False) -> Axis:
@@ -145,6 +147,9 @@ def _draw(series: Series, x: Axis, y: Axis) -> str:
         return ""
     line = "M" + "L".join(f"{a:g} {b:g}" for a, b in points)
     path = f'<path class="line {series.name}" d="{line}"/>'
+    if series.caption:
+        # a wide path that is not seen: a line of two units is hard to hit
+        path = f'<g><title>{escape(series.caption)}</title><path class="hit" d="{line}"/>{path}</g>'
     if not series.filled:
         return path
     bottom = HEIGHT - _BOTTOM

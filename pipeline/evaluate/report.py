@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import base64
 import json
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from pipeline.evaluate.charts import Axis, Series, chart, linear_axis, log_axis, number, percent_axis
+from pipeline.evaluate.page import render_page
 from pipeline.evaluate.pairs import Photo
 from pipeline.evaluate.photos import Crop, PhotoSource, Rejected
 from pipeline.evaluate.result import Evaluation, Histogram, Verification
 from pipeline.evaluate.run import ScoredPairs
 from pipeline.evaluate.verification import cosine
-
-TEMPLATE = "report.html.jinja"
 
 _GALLERY_PAIRS = 12
 _CURVE_POINTS = 400
@@ -67,12 +63,10 @@ def render_report(
     curves: Sequence[Curve],
 ) -> str:
     """Fill the template; every text is escaped, names of people and paths included."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["short"] = number
-    environment.filters["one_option_a_line"] = one_option_a_line
-    template = environment.from_string(resources.files(__package__).joinpath(TEMPLATE).read_text(encoding="utf-8"))
     figures = evaluation.verification
-    return template.render(
+    return render_page(
+        "pipeline.evaluate",
+        "report.html.jinja",
         evaluation=evaluation,
         figures=figures,
         roc=roc_chart(figures),
@@ -82,16 +76,6 @@ def render_report(
         curves=curves,
         config=_flatten(evaluation.model.config),
     )
-
-
-def one_option_a_line(command: str) -> str:
-    """A shell command with its options on lines of their own, to be read and copied."""
-    lines: list[list[str]] = [[]]
-    for word in shlex.split(command):
-        if word.startswith("--"):
-            lines.append([])
-        lines[-1].append(word)
-    return " \\\n    ".join(shlex.join(line) for line in lines)
 
 
 def roc_chart(figures: Verification) -> Markup:

@@ -7,12 +7,10 @@ import importlib.util
 import json
 import os
 import pickle
-import re
 import shlex
 import subprocess
 import sys
 from collections.abc import Callable
-from html.parser import HTMLParser
 from pathlib import Path
 
 import cv2
@@ -27,6 +25,7 @@ from pipeline.config.errors import UserError
 from pipeline.config.load import validate_config
 from pipeline.data.manifest import Dataset, open_dataset
 from pipeline.evaluate import charts, report
+from pipeline.evaluate.page import one_option_a_line
 from pipeline.evaluate.pairs import Photo, format_pairs, parse_pairs, read_pairs
 from pipeline.evaluate.result import Evaluation, write_text
 from pipeline.evaluate.run import environment
@@ -36,6 +35,7 @@ from preprocess.import_bin import write_pair_folder
 from preprocess.run import check_options, shard
 from tests.checkpoints import make_info
 from tests.datasets import encode_jpeg, make_dataset, random_image
+from tests.html_pages import check_self_contained
 
 CROP_PX = 32
 EVALUATE = Path(__file__).parents[2] / "launch" / "evaluate.py"
@@ -94,42 +94,6 @@ def evaluate(tmp_path: Path, run: Path, data: Dataset, monkeypatch: pytest.Monke
         return tmp_path / "out"
 
     return call
-
-
-class Tags(HTMLParser):
-    """Collects start tags with their attributes, and checks that elements close."""
-
-    VOID = frozenset({"meta", "img", "link", "br"})
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.open: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-
-def check_self_contained(page: str) -> Tags:
-    """No address leads out of the file, nothing is a script, and every element is closed."""
-    tags = Tags()
-    tags.feed(page)
-    assert tags.open == []
-    for tag, attributes in tags.tags:
-        assert tag not in {"script", "link", "iframe", "object"}
-        for name in ("src", "href", "xlink:href"):
-            assert (attributes.get(name) or "data:").startswith("data:")
-    assert "url(" not in page
-    assert "http" not in re.sub(r"http-equiv", "", page)
-    return tags
 
 
 def test_drawn_pairs_to_report(evaluate: Command, run: Path, data: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
@@ -430,7 +394,7 @@ def test_axes_hold_their_values(values: list[float]) -> None:
 
 def test_command_is_the_same_on_several_lines() -> None:
     command = shlex.join(["python", "launch/evaluate.py", "--data", "my photos", "--pairs", "a'b --c.txt", "--no-flip"])
-    lines = report.one_option_a_line(command)
+    lines = one_option_a_line(command)
     assert lines.count("\n") == 3
     assert shlex.split(lines.replace("\\\n", "")) == shlex.split(command)
 
