@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 class Tags(HTMLParser):
     """Collects start tags with their attributes, and checks that elements close."""
 
-    VOID = frozenset({"meta", "img", "link", "br"})
+    VOID = frozenset({"meta", "img", "link", "br", "wbr"})
 
     def __init__(self) -> None:
         super().__init__()

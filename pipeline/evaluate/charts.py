@@ -14,7 +14,7 @@ from html import escape
 from markupsafe import Markup
 
 WIDTH, HEIGHT = 480, 300
-_LEFT, _RIGHT, _TOP, _BOTTOM = 66, 12, 14, 46
+_LEFT, _RIGHT, _TOP, _BOTTOM = 66, 20, 14, 46
 
 
 @dataclass(frozen=True)

@@ -73,8 +73,11 @@ def key_importances(results: SearchResults) -> Importances:
     def nothing(reason: str, explained: float | None = None) -> Importances:
         return Importances((), explained, len(scored), left_out, reason)
 
+    if not scored:
+        return nothing("No trial gave a figure: there is nothing to explain.")
     if len(scored) < MIN_TRIALS:
-        return nothing(f"Only {len(scored)} trials gave a figure; it takes {MIN_TRIALS} to say what a key explains.")
+        trials = "1 trial" if len(scored) == 1 else f"{len(scored)} trials"
+        return nothing(f"Only {trials} gave a figure; it takes {MIN_TRIALS} to say what a key explains.")
     variance = float(objective.var())
     if variance <= (1e-12 * float(np.abs(objective).max())) ** 2:
         return nothing("All trials gave the same figure: there is nothing to explain.")

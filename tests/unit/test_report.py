@@ -369,7 +369,7 @@ def test_metrics_that_are_missing_or_cut_short(tmp_path: Path) -> None:
 def test_chart_points_fall_where_they_should() -> None:
     x, y = charts.Axis(0.0, 10.0, [(0.0, "0")], "x"), charts.Axis(0.0, 1.0, [(0.0, "0")], "y<")
     svg = str(charts.chart("t<", x, y, [charts.Series("plain", [0.0, 5.0, 10.0], [0.0, 0.5, 2.0])]))
-    left, right, top, bottom = 66, charts.WIDTH - 12, 14, charts.HEIGHT - 46
+    left, right, top, bottom = 66, charts.WIDTH - 20, 14, charts.HEIGHT - 46
     middle = f"{(left + right) / 2:g} {(top + bottom) / 2:g}"
     assert f'd="M{left} {bottom}L{middle}L{right} {top}"' in svg
     assert "y&lt;" in svg
