@@ -35,6 +35,8 @@ def world_size() -> int:
 def initialise(device: str) -> torch.device:
     """Join the process group that torchrun's environment variables describe; without them there is a single process.
 
+    Where the launcher has made the default group already, as Ray Train does, that is the one.
+
     Args:
         device: "cuda" (NCCL on the GPU that LOCAL_RANK names, gloo beside it for CPU tensors) or "cpu" (gloo).
 
@@ -56,7 +58,7 @@ def initialise(device: str) -> torch.device:
             )
         chosen = torch.device("cuda", local_rank)
         torch.cuda.set_device(chosen)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not c10d.is_initialized():
         store, own_rank, num_ranks = next(c10d.rendezvous("env://"))
         store = c10d.PrefixStore(meet(store, own_rank, num_ranks), store)
         options: dict[str, Any] = {"store": store, "rank": own_rank, "world_size": num_ranks}

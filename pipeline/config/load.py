@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -14,6 +14,7 @@ from pipeline.config.errors import UserError
 from pipeline.config.schema import Config
 
 MAX_CONFIG_BYTES = 1 << 20
+Root = TypeVar("Root", bound=BaseModel)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -91,12 +92,26 @@ def _parse_plain(text: str, where: object) -> Any:
 
 
 def validate_config(tree: Mapping[str, Any], where: str = "configuration") -> Config:
-    """Build the frozen tree, turning pydantic's first complaint into one line."""
-    tree = _with_default_kinds(tree, Config)
+    """Build the frozen tree of a training run; see `validate_tree`."""
+    return validate_tree(Config, tree, where)
+
+
+def validate_tree(root: type[Root], tree: Mapping[str, Any], where: str) -> Root:
+    """Build a frozen tree, turning pydantic's first complaint into one line.
+
+    Args:
+        root: the section at its top.
+        tree: as YAML gives it.
+        where: the file, for the message.
+
+    Raises:
+        UserError: an unknown or missing key, or a value out of range.
+    """
+    tree = _with_default_kinds(tree, root)
     try:
-        return Config.model_validate(tree)
+        return root.model_validate(tree)
     except ValidationError as error:
-        raise _explain(error, tree, where) from None
+        raise _explain(error, root, tree, where) from None
 
 
 def config_fields(
@@ -120,6 +135,15 @@ def config_fields(
             kind = member.model_fields.get("kind")
             suffix = f"[{kind.default}]" if kind is not None and len(members) > 1 else ""
             yield from config_fields(member, f"{key}{suffix}.", inside)
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Leaves of a nested mapping under dotted keys."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _number_or_text(text: str) -> float | str:
@@ -166,22 +190,21 @@ def _section_with_default_kinds(section: Any, members: list[type[BaseModel]]) ->
     return _with_default_kinds(section, chosen[0]) if chosen else section
 
 
-def _explain(error: ValidationError, tree: Mapping[str, Any], where: str) -> UserError:
+def _explain(error: ValidationError, root: type[BaseModel], tree: Mapping[str, Any], where: str) -> UserError:
     first = error.errors()[0]
-    path, holder = _strip_tags(first["loc"])
+    path, holder, members = _strip_tags(first["loc"], root)
     dotted = ".".join(path) or where
     if first["type"] == "extra_forbidden":
         known = sorted(holder.model_fields)
         return UserError(dotted, "unknown key", f"one of {', '.join(known)}", _did_you_mean(path[-1], known))
     if first["type"] == "missing":
         # an override that mistypes the name of one section among named ones makes a new, unfinished one
-        others = [name for name in _siblings(path, tree) if name != path[-2]]
+        others = [name for name in _siblings(path, root, tree) if name != path[-2]]
         remedy = _did_you_mean(path[-2], others) if others else ""
         return UserError(dotted, "missing", "a value", remedy or f"set it in {where} or as {dotted}=…")
     message = first["msg"].removeprefix("Value error, ")
     if first["type"].startswith("union_tag"):
-        name = next(part for part in reversed(path) if not part.isdigit())
-        kinds = [m.model_fields["kind"].default for m in _section_types(holder.model_fields[name].annotation)]
+        kinds = [member.model_fields["kind"].default for member in members]
         found = first.get("ctx", {}).get("tag", "")
         shown = repr(found) if found else "missing"
         return UserError(f"{dotted}.kind", shown, f"one of {', '.join(kinds)}", _did_you_mean(found, kinds))
@@ -195,9 +218,9 @@ def _did_you_mean(name: str, known: Sequence[str]) -> str:
     return f"did you mean {close[0]!r}?" if close else ""
 
 
-def _siblings(path: list[str], tree: Any) -> list[str]:
+def _siblings(path: list[str], root: type[BaseModel], tree: Any) -> list[str]:
     """Names beside the section that misses a key, where sections stand under names of the user's choice."""
-    annotation: Any = Config
+    annotation: Any = root
     for name in path[:-2]:
         fields = [m.model_fields[name] for m in _section_types(annotation) if name in m.model_fields]
         annotation = fields[0].annotation if fields else None
@@ -205,11 +228,16 @@ def _siblings(path: list[str], tree: Any) -> list[str]:
     return list(tree) if _is_mapping(annotation) and isinstance(tree, Mapping) else []
 
 
-def _strip_tags(location: tuple[int | str, ...]) -> tuple[list[str], type[BaseModel]]:
-    """Drop the union tags that pydantic puts into locations; also give the section that holds the last key."""
+def _strip_tags(
+    location: tuple[int | str, ...], root: type[BaseModel]
+) -> tuple[list[str], type[BaseModel], list[type[BaseModel]]]:
+    """Drop the union tags that pydantic puts into locations.
+
+    Also gives the section that holds the last key, and the sections that may stand under it.
+    """
     path: list[str] = []
-    members: list[type[BaseModel]] = [Config]
-    holder: type[BaseModel] = Config
+    members: list[type[BaseModel]] = [root]
+    holder: type[BaseModel] = root
     is_named = False
     for part in location:
         if is_named:  # a name of the user's choice; its section's type is the mapping's
@@ -233,4 +261,4 @@ def _strip_tags(location: tuple[int | str, ...]) -> tuple[list[str], type[BaseMo
         field = holder.model_fields.get(str(part))
         members = _section_types(field.annotation) if field else []
         is_named = field is not None and _is_mapping(field.annotation)
-    return path, holder
+    return path, holder, members

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from pipeline.atomic_write import write_atomically
 from pipeline.config.decoder import DaliDecoder
 from pipeline.config.errors import UserError
 from pipeline.config.heads import with_teacher
-from pipeline.config.load import validate_config
+from pipeline.config.load import flatten, validate_config
 from pipeline.config.location import nearest_existing
 from pipeline.config.order import IdentityBalancedConfig
 from pipeline.config.schema import Config
@@ -189,15 +189,6 @@ def write_config(config: Config) -> None:
     """Leave the resolved configuration in the run's directory."""
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
     write_atomically(config.output / CONFIG_FILE, text.encode())
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Leaves of a nested mapping under dotted keys."""
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _check_output(output: Path) -> None:

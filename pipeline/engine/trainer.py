@@ -7,7 +7,8 @@ import math
 import os
 import signal
 import socket
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +54,11 @@ class TrainResult:
     """Whether this rank was signalled; where it was not and the run ended early, another rank was."""
 
 
-def train(plan: RunPlan) -> TrainResult:
+Listener = Callable[[Mapping[str, float | int]], None]
+"""Called on all ranks with the record of a step that was validated, when its checkpoint is on disk."""
+
+
+def train(plan: RunPlan, listener: Listener | None = None) -> TrainResult:
     """Train as planned, from scratch or from the newest checkpoint. Collective on all ranks."""
     if plan.config.device == "cpu":
         keep_freed_memory()
@@ -62,7 +67,7 @@ def train(plan: RunPlan) -> TrainResult:
         PROGRESS.begin(device, step=0)
         with exclusive(plan.config.output), Watchdog(plan.config.output, plan.config.watchdog):
             # the run that held the lock until now may have saved a later checkpoint than the one planned for
-            return Trainer(refresh_resume(plan), device).run()
+            return Trainer(refresh_resume(plan), device, listener).run()
     finally:
         dist.shutdown()
 
@@ -70,7 +75,7 @@ def train(plan: RunPlan) -> TrainResult:
 class Trainer:
     """One run on one rank. All methods are collective."""
 
-    def __init__(self, plan: RunPlan, device: torch.device) -> None:
+    def __init__(self, plan: RunPlan, device: torch.device, listener: Listener | None = None) -> None:
         config = plan.config
         self.plan, self.config, self.device = plan, config, device
         self.step = 0
@@ -82,6 +87,7 @@ class Trainer:
         self._num_roll_backs = 0
         self._dump: Path | None = None
         self._writer: CheckpointWriter | None = None
+        self._listener = listener
         self._say: Callable[[str], None] = logger.warning
         self._spikes = SpikeDetector(config.divergence, [] if plan.resume is None else plan.resume.info.losses)
         self.learner = Learner(plan, device)
@@ -146,9 +152,14 @@ class Trainer:
                     record |= figures
                     monitor.record(record)
                     monitor.show(record)
-                if self._is_due(config.checkpoint.every_epochs, saved_at) or is_last or is_best:
+                is_heard = self._listener is not None and bool(figures)
+                if self._is_due(config.checkpoint.every_epochs, saved_at) or is_last or is_best or is_heard:
                     stall_s += self._save(writer, saved_at, is_best)
                     saved_at = self.samples
+                if self._listener is not None and figures:
+                    with PROGRESS.during(Stage.CHECKPOINT):
+                        writer.wait()
+                        self._listener(record)
                 PROGRESS.end_step(self.step)
                 trace.after_step(self.step)
                 if is_last:
@@ -343,7 +354,13 @@ class Trainer:
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """Turn SIGTERM and SIGINT into a wish that all ranks hear before the next step."""
+        """Turn SIGTERM and SIGINT into a wish that all ranks hear before the next step.
+
+        Beside the main thread, where somebody else's process trains, they stay as they are.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
 
         def ask(signum: int, frame: Any) -> None:
             self._stop_asked = True

@@ -1,4 +1,4 @@
-"""The work on a Ray cluster. This is the only module that imports Ray, when the driver is used.
+"""The work on a Ray cluster. Ray is imported when the driver is used.
 
 Tasks are those of the local pool. A task whose worker process or node dies is started again elsewhere, and what it had
 made is found or made again, with the same bytes. All nodes see the photos and OUT under the same paths.
@@ -7,15 +7,14 @@ made is found or made again, with the same bytes. All nodes see the photos and O
 from __future__ import annotations
 
 import logging
-import socket
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from pipeline.atomic_write import write_atomically
 from pipeline.config.errors import UserError
+from pipeline.ray_cluster import connect
 from preprocess.drivers.schedule import OnPhotos, run_tasks, unfinished
 from preprocess.plan import Plan, environment
 from preprocess.shard import ShardContext
@@ -24,7 +23,6 @@ from preprocess.storage import work_folder
 
 _MAX_RETRIES = 10
 _REMEDY = "repeat the same command, it goes on where it stopped"
-_CONNECT_S = 5.0
 _FIRST_WORD_S = 15.0
 """Without room for a task, until it is said: a worker may take several seconds to start."""
 _NEXT_WORD_S = 60.0
@@ -62,11 +60,9 @@ def run_ray(
     todo = unfinished(plan, out)
     if not todo:
         return
-    if address is not None:
-        _check_address(address)
+    _connect(address, num_workers, gpus_per_task)
     import ray
 
-    _connect(address, num_workers, gpus_per_task)
     try:
         _check_nodes(plan, photos, out, weights)
         context = ShardContext(photos, out.resolve(), plan.options, plan.hash)
@@ -112,29 +108,6 @@ def _task_options(needs: Mapping[str, float]) -> dict[str, Any]:
     return {"num_cpus": needs["CPU"], "num_gpus": needs.get("GPU", 0)}
 
 
-def _check_address(address: str) -> None:
-    """Knock at the cluster's port: Ray itself tries for a minute before it gives up.
-
-    Raises:
-        UserError: it is no address, or nobody answers there.
-    """
-    if address == "auto":
-        return
-    expected = "auto, or HOST:PORT of a running Ray cluster"
-    try:
-        parts = urlsplit(address if "://" in address else f"//{address}")
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        host, port = None, None
-    if not host or not port:
-        raise UserError("--address", repr(address), expected)
-    try:
-        socket.create_connection((host, port), _CONNECT_S).close()
-    except OSError as error:
-        reason = "no answer" if isinstance(error, TimeoutError) else error.strerror or str(error)
-        raise UserError("--address", f"{address}: {reason}", expected, "start one: ray start --head") from None
-
-
 def _wait_for_room(needs: Mapping[str, float]) -> None:
     """Wait until a task that does nothing has run; now and then, say what tasks ask for and what there is."""
     import ray
@@ -155,18 +128,10 @@ def _do_nothing() -> None:
 
 
 def _connect(address: str | None, num_workers: int, gpus_per_task: float) -> None:
+    local: dict[str, Any] = {"num_cpus": num_workers, "include_dashboard": False}
+    connect(address, **local, **({"num_gpus": 1} if gpus_per_task else {}))
     import ray
 
-    cluster: dict[str, Any] = {"address": address}
-    if address is None:
-        cluster = {"num_cpus": num_workers, "include_dashboard": False} | ({"num_gpus": 1} if gpus_per_task else {})
-    try:
-        ray.init(log_to_driver=False, logging_level="ERROR", **cluster)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            "--address", f"{address}: {reason}", "a running Ray cluster", "start one: ray start --head"
-        ) from None
     if gpus_per_task and not ray.cluster_resources().get("GPU"):
         ray.shutdown()
         raise UserError("--gpus-per-task", f"{gpus_per_task:g}, but the cluster has no GPU", "0")

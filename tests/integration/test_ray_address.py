@@ -16,9 +16,10 @@ import pytest
 from typer.testing import CliRunner
 
 from pipeline.config.errors import UserError
+from pipeline.ray_cluster import check_address
 from preprocess.cli import app
 from preprocess.drivers import ray_cluster
-from preprocess.drivers.ray_cluster import _check_address, _wait_for_room
+from preprocess.drivers.ray_cluster import _wait_for_room
 from tests.datasets import random_image
 
 
@@ -33,13 +34,13 @@ def closed_port() -> Iterator[int]:
 @pytest.mark.parametrize("address", ["", "head", "head:", ":6379", "head:many", "head:99999999", "ray://head"])
 def test_what_is_no_address_is_refused(address: str) -> None:
     with pytest.raises(UserError, match=re.escape(f"--address: {address!r}; expected auto, or HOST:PORT")):
-        _check_address(address)
+        check_address(address)
 
 
 def test_a_port_without_a_listener_is_refused_before_ray_is_asked(closed_port: int) -> None:
     for address in (f"127.0.0.1:{closed_port}", f"ray://127.0.0.1:{closed_port}"):
         with pytest.raises(UserError, match=f"{address}: Connection refused.*ray start --head"):
-            _check_address(address)
+            check_address(address)
 
 
 def test_hosts_that_do_not_answer_or_do_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,16 +54,16 @@ def test_hosts_that_do_not_answer_or_do_not_exist(monkeypatch: pytest.MonkeyPatc
 
     fail_with(TimeoutError("timed out"))
     with pytest.raises(UserError, match="head:6379: no answer"):
-        _check_address("head:6379")
+        check_address("head:6379")
     fail_with(socket.gaierror(-2, "Name or service not known"))
     with pytest.raises(UserError, match="head:6379: Name or service not known"):
-        _check_address("head:6379")
+        check_address("head:6379")
 
 
 def test_listeners_and_auto_pass() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
-        _check_address(f"127.0.0.1:{server.getsockname()[1]}")
-    _check_address("auto")
+        check_address(f"127.0.0.1:{server.getsockname()[1]}")
+    check_address("auto")
 
 
 def test_the_command_says_it_in_one_line(tmp_path: Path, closed_port: int, monkeypatch: pytest.MonkeyPatch) -> None:

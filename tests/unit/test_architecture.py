@@ -15,7 +15,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 # a layer may import itself, its own line's names and what stands in lines above it
 LAYERS = [
-    ["pipeline.config", "pipeline.atomic_write", "pipeline.process_tree"],
+    ["pipeline.config", "pipeline.atomic_write", "pipeline.process_tree", "pipeline.ray_cluster"],
     ["pipeline.meet", "pipeline.progress", "pipeline.json_lines"],
     ["pipeline.dist", "pipeline.monitor", "pipeline.data.retry", "pipeline.data.remote", "pipeline.data.mirror"],
     ["pipeline.data.dataset_format", "pipeline.data.index_file", "pipeline.data.manifest", "pipeline.data.tombstones"],
@@ -37,7 +37,11 @@ FORBIDDEN = {
 HOMES = {
     "nvidia": {"pipeline.data.decode_dali"},
     "deepspeed": {"pipeline.engine.deepspeed"},
-    "ray": {"preprocess.drivers.ray_cluster"},
+    "ray": {
+        "pipeline.ray_cluster",
+        "preprocess.drivers.ray_cluster",
+        *(f"pipeline.tuning.{name}" for name in ("cluster", "search", "table", "translate", "trial")),
+    },
     "timm": {"pipeline.model.backbones.timm_net"},
     "triton": {"pipeline.model.triton_kernels"},
 }
@@ -95,6 +99,7 @@ def test_preprocess_uses_only_the_contract() -> None:
         "pipeline.data.pair_bin",
         "pipeline.data.stage_times",
         "pipeline.data.tombstones",
+        "pipeline.ray_cluster",
     )
     # commands that show what the training side does with a data set
     of_data = ("preprocess.commands.bench", "preprocess.commands.preview", "preprocess.commands.verify")
@@ -132,6 +137,7 @@ def test_heavy_libraries_have_one_home() -> None:
         ["launch/import_arcface.py", "--help"],
         ["launch/extend_head.py", "--help"],
         ["launch/embed.py", "--help"],
+        ["launch/tune.py", "--help"],
     ],
 )
 def test_help_imports_nothing_heavy(command: list[str]) -> None:

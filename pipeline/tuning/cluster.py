@@ -1,0 +1,70 @@
+"""The Ray cluster that a search runs on: one started here, or one that is there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pipeline.config.errors import UserError
+from pipeline.config.search import WorkersConfig
+from pipeline.ray_cluster import connect
+
+LOCALHOST = "127.0.0.1"
+_ENVIRONMENT = {
+    # processes of a trial stay where the search was started: recipes have paths relative to that
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    # the dashboard lists Ray Train's runs
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
+    # Ctrl-C ends the search at once; what it would save is saved all the time
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+}
+
+
+@contextmanager
+def cluster(address: str | None, workers: WorkersConfig, dashboard_host: str, dashboard_port: int) -> Iterator[str]:
+    """Connect while the block runs; gives the dashboard's URL, empty where there is none.
+
+    A cluster that is started here asks for a token on its dashboard and wherever else it listens: whoever reaches an
+    open one runs code.
+
+    Args:
+        address: of a running cluster, `auto` or HOST:PORT; None starts one on this machine.
+        workers: of a trial; the cluster has to have room for them.
+        dashboard_host: address that the dashboard of a cluster started here listens on.
+        dashboard_port: its port; another if that is taken.
+
+    Raises:
+        UserError: no such cluster, or one that is too small for a trial.
+    """
+    os.environ.update(_ENVIRONMENT)
+    if address is None:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    import ray
+
+    url = connect(address, include_dashboard=True, dashboard_host=dashboard_host, dashboard_port=dashboard_port)
+    try:
+        yield f"http://{url}" if url else ""
+    finally:
+        ray.shutdown()
+
+
+def num_trials_at_a_time(workers: WorkersConfig) -> int:
+    """How many trials the cluster has room for now.
+
+    Raises:
+        UserError: not for one.
+    """
+    import ray
+
+    there = ray.cluster_resources()
+    rooms = {"CPU": there.get("CPU", 0) // (workers.count * workers.cpus)}
+    if workers.gpus:
+        rooms["GPU"] = there.get("GPU", 0) // (workers.count * workers.gpus)
+    name = min(rooms, key=lambda one: rooms[one])
+    if rooms[name] < 1:
+        asked = workers.count * (workers.gpus if name == "GPU" else workers.cpus)
+        raise UserError(
+            "workers", f"a trial takes {asked:g} {name}, the cluster has {there.get(name, 0):g}", "room for one trial"
+        )
+    return int(rooms[name])

@@ -1,0 +1,147 @@
+"""`launch/tune.py`: a search, the comparison after it, and what both leave behind."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import tempfile
+import time
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+
+from pipeline.atomic_write import write_atomically
+from pipeline.config.errors import UserError
+from pipeline.config.load import read_yaml
+from pipeline.config.location import Location
+from pipeline.config.search import SearchConfig
+from pipeline.data.remote import open_filesystem
+from pipeline.tuning.cluster import cluster, num_trials_at_a_time
+from pipeline.tuning.report import render_report
+from pipeline.tuning.results import SearchResults, SearchSummary, Trial, write_results
+from pipeline.tuning.search import run_comparison, run_search
+from pipeline.tuning.space import recipe_setting, trial_config
+
+SEARCH_FILE, RESULTS_FILE, REPORT_FILE, BEST_FILE = "search.yaml", "results.parquet", "report.html", "best.yaml"
+# another value of these does not make it another search
+_FREE_KEYS = {"max_concurrent", "workers", "comparison_seeds", "output"}
+
+
+def run(search: SearchConfig, address: str | None, is_resumed: bool, dashboard_host: str, dashboard_port: int) -> None:
+    """Search, compare, and write everything into the search's output.
+
+    Args:
+        search: checked.
+        address: of a running cluster; None starts one here.
+        is_resumed: go on with what stands in the output, if anything does.
+        dashboard_host: see `cluster`.
+        dashboard_port: see `cluster`.
+
+    Raises:
+        UserError: another search stands in the output, or any without `is_resumed`; no cluster, or no room; no trial
+            succeeded.
+    """
+    began, started = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    _take_place(search, is_resumed)
+    with cluster(address, search.workers, dashboard_host, dashboard_port) as dashboard:
+        at_a_time = search.max_concurrent or num_trials_at_a_time(search.workers)
+        if dashboard:
+            console.print(f"dashboard {dashboard} (its token: ray get-auth-token)")
+        console.print(f"{search.num_samples} settings, {at_a_time} at a time, {search.workers.count} processes each")
+        trials = run_search(search, at_a_time, is_resumed)
+        best = _best(search, trials)
+        if best is not None and search.comparison_seeds:
+            console.print(f"comparison of {best.id} with the recipe on seeds {search.comparison_seeds}")
+            trials += run_comparison(search, best.setting, at_a_time, is_resumed)
+    summary = SearchSummary(
+        name=str(search.output).rstrip("/").rpartition("/")[2],
+        metric=search.metric,
+        direction=search.direction,
+        recipe=str(search.recipe),
+        keys=tuple(search.space),
+        default=recipe_setting(search),
+        best_trial=None if best is None else best.id,
+        seeds=search.comparison_seeds,
+        versions={name: version(name) for name in ("facemill", "ray", "torch")},
+        command=shlex.join(["python", *sys.argv]),
+        started=started,
+        seconds=time.monotonic() - began,
+    )
+    results = SearchResults(summary, tuple(trials))
+    with tempfile.TemporaryDirectory() as folder:
+        write_results(results, Path(folder) / RESULTS_FILE)
+        _write(search.output, RESULTS_FILE, (Path(folder) / RESULTS_FILE).read_bytes())
+    _write(search.output, REPORT_FILE, render_report(results).encode())
+    if best is None:
+        reasons = sorted({trial.reason for trial in trials if trial.reason})
+        raise UserError(search.output, "no trial succeeded", remedy="; ".join(reasons[:3]))
+    config = trial_config(search, best.setting).model_dump(mode="json")
+    config["output"] = str(Path(config["output"]).with_name(Path(config["output"]).name + "-best"))
+    _write(search.output, BEST_FILE, yaml.safe_dump(config, sort_keys=False).encode())
+    console.print(f"best {best.id}: {search.metric} {best.objective(search.metric):.4f}, {_text(best.setting)}")
+    console.print(f"report {search.output / REPORT_FILE}")
+    console.print(f"train it: launch/train.py --config {search.output / BEST_FILE}")
+
+
+def _best(search: SearchConfig, trials: list[Trial]) -> Trial | None:
+    """The best among those that went furthest: at the same length where two can be compared at all."""
+    scored = [
+        (trial, value)
+        for trial in trials
+        if trial.state in ("finished", "stopped") and (value := trial.objective(search.metric)) is not None
+    ]
+    finished = [pair for pair in scored if pair[0].state == "finished"] or scored
+    sign = 1 if search.direction == "max" else -1
+    return max(finished, key=lambda pair: sign * pair[1])[0] if finished else None
+
+
+def _take_place(search: SearchConfig, is_resumed: bool) -> None:
+    """Write down what is searched, or see that what is gone on with is the same.
+
+    Raises:
+        UserError: it is not, or there is something already.
+    """
+    found = _read(search.output, SEARCH_FILE)
+    tree = search.model_dump(mode="json")
+    if found is None:
+        _write(search.output, SEARCH_FILE, yaml.safe_dump(tree, sort_keys=False).encode())
+        return
+    if not is_resumed:
+        raise UserError(search.output, "a search stands there", "an empty place", "say --resume, or another output")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / SEARCH_FILE
+        path.write_bytes(found)
+        old = read_yaml(path)
+    for key in sorted(tree.keys() - _FREE_KEYS):
+        if old.get(key) != tree[key]:
+            raise UserError(
+                key, f"{tree[key]!r}, but the search in {search.output} has {old.get(key)!r}", remedy="another output"
+            )
+
+
+def _read(place: Location, name: str) -> bytes | None:
+    if isinstance(place, Path):
+        return (place / name).read_bytes() if (place / name).exists() else None
+    filesystem = open_filesystem(place.scheme)
+    goal = (place / name).url
+    found: bytes | None = filesystem.cat_file(goal) if filesystem.exists(goal) else None
+    return found
+
+
+def _write(place: Location, name: str, content: bytes) -> None:
+    if isinstance(place, Path):
+        place.mkdir(parents=True, exist_ok=True)
+        write_atomically(place / name, content)
+        return
+    open_filesystem(place.scheme).pipe_file((place / name).url, content)
+
+
+def _text(setting: Any) -> str:
+    return " ".join(
+        f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}" for key, value in setting.items()
+    )

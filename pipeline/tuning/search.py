@@ -1,0 +1,137 @@
+"""A search from its configuration to its results, on a cluster that is connected."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from math import prod
+from pathlib import Path
+from typing import Any, cast
+
+from pipeline.config.schema import Config
+from pipeline.config.search import Choice, GridSearcher, SearchConfig, Sets
+from pipeline.tuning.results import Phase, Trial
+from pipeline.tuning.space import Setting, active_part, trial_config, with_absolute_paths
+from pipeline.tuning.translate import domain_of, is_death, scheduler_of, searcher_of, storage_of, trial_of
+from pipeline.tuning.trial import TrialTask, run_trial
+
+PHASES = ("default", "best")
+SEARCH, COMPARISON = "search", "comparison"
+# No CPU, or the workers of a trial could starve for what its driver holds. On the head node, whose death ends the
+# search anyway: so the death of any other is a matter of workers alone.
+_DRIVER_NEEDS = {"CPU": 0, "node:__internal_head__": 0.001}
+
+
+def run_search(search: SearchConfig, max_concurrent: int, is_resumed: bool) -> list[Trial]:
+    """Try settings; gives all trials, those of an interrupted part of the search included.
+
+    Raises:
+        UserError: a searcher whose package is missing, or a state that cannot be gone on from.
+    """
+    from ray import tune
+
+    def make_config(drawn: Mapping[str, Any]) -> dict[str, Any]:
+        return _as_plain(trial_config(search, drawn))
+
+    epochs = trial_config(search, {}).training.epochs
+    tune_config = tune.TuneConfig(
+        metric=search.metric,
+        mode=search.direction,
+        search_alg=searcher_of(search, max_concurrent),
+        scheduler=scheduler_of(search, epochs),
+        num_samples=search.num_samples,
+        trial_dirname_creator=_id_of,
+    )
+    is_grid = isinstance(search.searcher, GridSearcher)
+    domains = {name: domain_of(parameter, is_grid) for name, parameter in search.space.items()}
+    num_trials = search.num_samples
+    if is_grid:
+        num_trials *= prod(len(one.of) for one in search.space.values() if isinstance(one, Choice | Sets))
+    trials = _run(search, SEARCH, domains, make_config, tune_config, num_trials, is_resumed)
+    return [
+        replace(trial, setting=active_part(search, trial.setting), seed=trial_config(search, {}).seed)
+        for trial in trials
+    ]
+
+
+def run_comparison(search: SearchConfig, best: Setting, max_concurrent: int, is_resumed: bool) -> list[Trial]:
+    """Train the best setting and the recipe's own with other seeds, each to its end.
+
+    Raises:
+        UserError: a state that cannot be gone on from.
+    """
+    from ray import tune
+    from ray.tune.search.basic_variant import BasicVariantGenerator
+
+    def make_config(drawn: Mapping[str, Any]) -> dict[str, Any]:
+        setting = best if drawn["phase"] == "best" else {}
+        return _as_plain(trial_config(search, setting, seed=drawn["seed"]))
+
+    tune_config = tune.TuneConfig(
+        metric=search.metric,
+        mode=search.direction,
+        search_alg=BasicVariantGenerator(max_concurrent=max_concurrent),
+        trial_dirname_creator=_id_of,
+    )
+    domains = {"phase": tune.grid_search(list(PHASES)), "seed": tune.grid_search(list(search.comparison_seeds))}
+    found = []
+    num_trials = len(PHASES) * len(search.comparison_seeds)
+    for trial in _run(search, COMPARISON, domains, make_config, tune_config, num_trials, is_resumed):
+        phase, seed = cast("Phase", trial.setting["phase"]), int(trial.setting["seed"])
+        setting = active_part(search, best) if phase == "best" else {}
+        found.append(replace(trial, phase=phase, seed=seed, setting=setting))
+    return found
+
+
+def _run(
+    search: SearchConfig,
+    phase: str,
+    domains: Mapping[str, Any],
+    make_config: Callable[[Mapping[str, Any]], dict[str, Any]],
+    tune_config: Any,
+    num_trials: int,
+    is_resumed: bool,
+) -> list[Trial]:
+    """Run or go on with one of the two parts of a search; a trial's setting is as drawn."""
+    from ray import tune
+
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # why a trial failed is said in a line of our own
+    from pipeline.tuning.table import LiveTable  # imports Ray, which reads its environment when it is imported
+
+    output = search.output.absolute() if isinstance(search.output, Path) else search.output
+    task = TrialTask(make_config, str(output / "runs" / phase), search.workers)
+    trainable = tune.with_resources(tune.with_parameters(run_trial, task=task), _DRIVER_NEEDS)
+    path, filesystem = storage_of(output)
+    place = f"{path}/{phase}"
+
+    def restore(**which: bool) -> Any:
+        return tune.Tuner.restore(place, trainable, param_space=dict(domains), storage_filesystem=filesystem, **which)
+
+    if is_resumed and tune.Tuner.can_restore(place, storage_filesystem=filesystem):
+        tuner = restore()
+    else:
+        run_config = tune.RunConfig(
+            name=phase,
+            storage_path=path,
+            storage_filesystem=filesystem,
+            checkpoint_config=tune.CheckpointConfig(num_to_keep=2),
+            callbacks=[LiveTable(search, phase, list(domains), num_trials)],
+            verbose=0,
+        )
+        tuner = tune.Tuner(trainable, param_space=dict(domains), tune_config=tune_config, run_config=run_config)
+    grid = tuner.fit()
+    for _ in range(search.workers.max_failures):
+        if not any(is_death(result.error) for result in grid):
+            break
+        grid = restore(resume_errored=True).fit()  # those that failed by themselves do so again, at once
+    return [trial_of(result, search, domains) for result in grid]
+
+
+def _as_plain(config: Config) -> dict[str, Any]:
+    return with_absolute_paths(config).model_dump(mode="json")
+
+
+def _id_of(trial: Any) -> str:
+    """A trial's folder; its setting, which Tune would put into the name, may be long."""
+    return str(trial.trial_id)

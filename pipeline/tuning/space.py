@@ -1,0 +1,144 @@
+"""From a drawn setting to the configuration of a training run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
+
+from pipeline.config.errors import UserError
+from pipeline.config.load import flatten, load_config
+from pipeline.config.schema import Config
+from pipeline.config.search import Choice, Integer, Plain, SearchConfig, Sets, Uniform
+
+Setting = Mapping[str, Plain]
+"""Values by the names of parameters of a space."""
+
+Section = TypeVar("Section", bound=BaseModel)
+_FIGURES = ("accuracy", "auc", "eer")
+
+
+def active_part(search: SearchConfig, drawn: Setting) -> dict[str, Plain]:
+    """The parameters that count: those whose conditions hold, for values of parameters that count themselves."""
+    return {name: value for name, value in drawn.items() if _counts(search, name, drawn)}
+
+
+def trial_config(search: SearchConfig, setting: Setting, **more: Plain) -> Config:
+    """The configuration of a run with a setting.
+
+    Args:
+        search: whose recipe it is.
+        setting: drawn values; empty for the recipe's own.
+        more: top-level keys of the configuration, such as `seed`.
+
+    Raises:
+        UserError: a recipe that cannot be read, or values that do not go together.
+    """
+    overrides = [_override(key, value) for key, value in search.overrides.items()]
+    for name, value in active_part(search, setting).items():
+        overrides += [_override(key, one) for key, one in _keys_of(search, name, value).items()]
+    return load_config(search.recipe, [*overrides, *(_override(key, value) for key, value in more.items())])
+
+
+def recipe_setting(search: SearchConfig) -> dict[str, Plain]:
+    """What the recipe itself has for the parameters that are single keys, where it has them."""
+    values = dict(flatten(trial_config(search, {}).model_dump(mode="json")))
+    found = {}
+    for name, parameter in search.space.items():
+        value = None if isinstance(parameter, Sets) else values.get(parameter.key or name)
+        if isinstance(value, bool | int | float | str):
+            found[name] = value
+    return active_part(search, found)
+
+
+def check_search(search: SearchConfig) -> None:
+    """Try every value that can be named, and the ends of intervals, on the recipe.
+
+    Raises:
+        UserError: a key that the recipe does not know, a value out of range, or a measure that no validation gives.
+    """
+    _check_metric(search, trial_config(search, {}))
+    for name in search.space:
+        twice = sorted(
+            key for value in _corners(search, name) for key in _keys_of(search, name, value) if key in search.overrides
+        )
+        if twice:
+            raise UserError(twice[0], f"in overrides and in the space ({name})", "one of the two")
+        for value in _corners(search, name):
+            try:
+                trial_config(search, _with_conditions(search, name, value))
+            except UserError as error:
+                raise UserError(f"space.{name}", f"{value!r}: {error}") from None
+
+
+def with_absolute_paths(config: Config) -> Config:
+    """The same configuration for a process that runs in another folder."""
+    return _absolute(config)
+
+
+def _absolute(section: Section) -> Section:
+    fields = type(section).model_fields
+    return section.model_copy(update={name: _absolute_value(getattr(section, name)) for name in fields})
+
+
+def _absolute_value(value: Any) -> Any:
+    if isinstance(value, Path):
+        return value.absolute()
+    if isinstance(value, BaseModel):
+        return _absolute(value)
+    if isinstance(value, tuple):
+        return tuple(_absolute_value(one) for one in value)
+    if isinstance(value, dict):
+        return {key: _absolute_value(one) for key, one in value.items()}
+    return value
+
+
+def _counts(search: SearchConfig, name: str, drawn: Setting) -> bool:
+    return all(
+        other in drawn and drawn[other] in values and _counts(search, other, drawn)
+        for other, values in search.space[name].when.items()
+    )
+
+
+def _keys_of(search: SearchConfig, name: str, value: Plain) -> Mapping[str, Any]:
+    """Dotted keys that a parameter's value sets."""
+    parameter = search.space[name]
+    return parameter.of[str(value)] if isinstance(parameter, Sets) else {parameter.key or name: value}
+
+
+def _override(key: str, value: object) -> str:
+    return f"{key}={json.dumps(value)}"
+
+
+def _corners(search: SearchConfig, name: str) -> Iterator[Plain]:
+    parameter = search.space[name]
+    match parameter:
+        case Choice() | Sets():
+            yield from parameter.of
+        case Uniform() | Integer():
+            yield parameter.low
+            yield parameter.high
+
+
+def _with_conditions(search: SearchConfig, name: str, value: Plain) -> dict[str, Plain]:
+    """A setting in which a parameter counts, and as little else as possible."""
+    setting = {name: value}
+    for other, values in search.space[name].when.items():
+        setting = _with_conditions(search, other, values[0]) | setting
+    return setting
+
+
+def _check_metric(search: SearchConfig, config: Config) -> None:
+    if config.validation is None:
+        raise UserError(
+            "validation",
+            "the recipe has none",
+            "sets to score trials on",
+            "for example overrides: {validation.sets: …}",
+        )
+    known = ["val/score", *(f"val/{name}/{figure}" for name in config.validation.sets for figure in _FIGURES)]
+    if search.metric not in known:
+        raise UserError("metric", repr(search.metric), f"one of {', '.join(known)}")

@@ -1,0 +1,196 @@
+"""A trial: one distributed run with one setting, from its driver to what a worker does.
+
+The driver is Ray Tune's function. It starts the workers with Ray Train and hands on what their first rank reports. A
+worker or a node that dies is replaced, and the run goes on from its checkpoint. What another attempt would not change,
+such as numbers that are not finite or memory that does not suffice, ends the trial with its reason.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tempfile
+import threading
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.atomic_write import write_atomically
+from pipeline.checkpoint import latest_checkpoint
+from pipeline.config.errors import UserError
+from pipeline.config.load import validate_config
+from pipeline.config.location import parse_location
+from pipeline.config.search import WorkersConfig
+from pipeline.engine.run import CHECKPOINTS, plan_run
+from pipeline.engine.trainer import train
+from pipeline.tuning.store import RunStore
+
+ORIGIN = "origin.json"
+FAILED = "failed.txt"
+FIGURES = ("step", "samples", "epoch")
+"""What a report holds besides the validation's figures; and `share`, the part of the run that is done."""
+_POLL_S = 1.0
+
+logger = logging.getLogger(__name__)
+
+
+class TrialError(Exception):
+    """A trial that another attempt would not help, with its reason in a line."""
+
+
+@dataclass(frozen=True)
+class TrialTask:
+    """What all trials of a search share."""
+
+    make_config: Callable[[Mapping[str, Any]], dict[str, Any]]
+    """From Tune's drawn values to a run's configuration as plain values, its paths absolute."""
+    runs: str
+    """Where runs stand: a folder or a URL."""
+    workers: WorkersConfig
+    """Processes of a trial."""
+
+
+def run_trial(drawn: dict[str, Any], task: TrialTask) -> None:
+    """Ray Tune's function: one trial from where it stands to its end.
+
+    Raises:
+        TrialError: the run cannot succeed.
+    """
+    from ray import tune
+
+    trial = tune.get_context().get_trial_id()
+    own = parse_location(task.runs) / trial
+    origin = _read_origin(tune.get_checkpoint())
+    if origin is not None and origin["trial"] == trial:
+        store = RunStore(parse_location(origin["place"]))
+    else:  # begun anew, or from the checkpoint of a better one
+        store = RunStore(own / f"run-{uuid.uuid4().hex[:8]}" if origin else own / "run")
+    grave = store.folder / FAILED
+    if grave.exists():  # Tune tries again whatever the reason was
+        raise TrialError(grave.read_text())
+    try:
+        config = task.make_config(drawn)
+        for report in _reports(config, store, None if origin is None else origin["checkpoint"], task.workers):
+            _hand_on(report, trial, store)
+    except (UserError, TrialError) as error:
+        grave.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(grave, str(error).encode())
+        raise TrialError(str(error)) from None
+
+
+def _hand_on(report: dict[str, Any], trial: str, store: RunStore) -> None:
+    """Tell Tune; what it keeps as the trial's checkpoint says where ours is."""
+    from ray import tune
+
+    checkpoint = report.pop("checkpoint")
+    if checkpoint is None:
+        tune.report(report)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        kept = {"trial": trial, "place": str(store.place), "checkpoint": checkpoint}
+        (Path(folder) / ORIGIN).write_text(json.dumps(kept))
+        tune.report(report, checkpoint=tune.Checkpoint.from_directory(folder))
+
+
+def _read_origin(checkpoint: Any) -> dict[str, str] | None:
+    """Where a trial stood when it reported last, or where the one stood whose checkpoint it takes over."""
+    if checkpoint is None:
+        return None
+    with checkpoint.as_directory() as folder:
+        found: dict[str, str] = json.loads((Path(folder) / ORIGIN).read_text())
+    return found
+
+
+def _reports(config: dict[str, Any], store: RunStore, begin_from: str | None, workers: WorkersConfig) -> Any:
+    """Run the workers to their end; gives what the first rank reports, as it comes."""
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.util.queue import Empty, Queue
+
+    queue = Queue(actor_options={"num_cpus": 0})
+    loop = {"config": config, "store": store, "begin_from": begin_from, "queue": queue}
+    needs = {"CPU": workers.cpus} | ({"GPU": workers.gpus} if workers.gpus else {})
+    is_shared = isinstance(store.place, Path)
+    trainer = TorchTrainer(
+        _work,
+        train_loop_config=loop,
+        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if workers.gpus else "gloo"),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=workers.count,
+            use_gpu=bool(workers.gpus),
+            resources_per_worker=needs,
+            # ranks write one checkpoint together, so they have to share its folder
+            placement_strategy="PACK" if is_shared else "STRICT_PACK",
+        ),
+        run_config=ray.train.RunConfig(
+            name=f"ray-{uuid.uuid4().hex[:8]}",
+            storage_path=tempfile.gettempdir() if not is_shared else str(store.folder),
+            failure_config=ray.train.FailureConfig(max_failures=workers.max_failures),
+        ),
+    )
+    ended: list[BaseException | None] = []
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+            ended.append(None)
+        except BaseException as error:
+            ended.append(error)
+
+    threading.Thread(target=fit, name="workers", daemon=True).start()
+    while True:
+        is_over = bool(ended)  # asked before the queue, so that nothing stays in it
+        try:
+            message = queue.get(timeout=_POLL_S)
+        except Empty:
+            if is_over:
+                break
+            continue
+        if "failure" in message:
+            raise TrialError(message["failure"])
+        yield message
+    if ended[0] is not None:
+        raise TrialError(_in_a_line(ended[0]))
+
+
+def _work(loop: Mapping[str, Any]) -> None:
+    """What a worker does: the same run as under torchrun."""
+    queue, store = loop["queue"], loop["store"]
+    is_first = os.environ.get("RANK", "0") == "0"
+    try:
+        if is_first and loop["begin_from"] is not None:
+            store.begin_from(loop["begin_from"])
+        torch.distributed.barrier()
+        plan = plan_run(validate_config({**loop["config"], "output": str(store.folder)}))
+
+        def report(record: Mapping[str, float | int]) -> None:
+            if not is_first:
+                return
+            checkpoint = latest_checkpoint(plan.config.output / CHECKPOINTS)
+            figures = {name: value for name, value in record.items() if name.startswith("val/") or name in FIGURES}
+            share = record["samples"] / plan.total_samples
+            queue.put({**figures, "share": share, "checkpoint": checkpoint and store.keep(checkpoint)})
+
+        train(plan, report)
+    except (UserError, MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not _is_memory(error):
+            raise  # a peer may have died: Ray Train starts the workers again
+        queue.put({"failure": _in_a_line(error)})
+        raise
+
+
+def _is_memory(error: BaseException) -> bool:
+    """Whether memory did not suffice: torch says so with a `RuntimeError` of its own on each device."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "not enough memory" in str(error)
+
+
+def _in_a_line(error: BaseException) -> str:
+    """Why it failed, in a line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[-1] if lines else type(error).__name__
+    return f"out of memory: {text}" if _is_memory(error) else text
