@@ -175,7 +175,8 @@ class SearchConfig(Section):
     recipe: Path
     """The recipe that the search varies, a file of `launch/train.py`."""
     overrides: dict[str, Any] = Field({})
-    """Dotted keys that have another value than the recipe's in all trials, such as `training.epochs`."""
+    """Dotted keys that have another value than the recipe's, such as `training.epochs`: in all trials, unless the space
+    has them too."""
     output: DataLocation
     """Where all of the search goes, seen by all nodes under the same path, or a URL (`s3://…`). One that stands there
     goes on with `--resume`."""

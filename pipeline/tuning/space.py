@@ -62,11 +62,6 @@ def check_search(search: SearchConfig) -> None:
     """
     _check_metric(search, trial_config(search, {}))
     for name in search.space:
-        twice = sorted(
-            key for value in _corners(search, name) for key in _keys_of(search, name, value) if key in search.overrides
-        )
-        if twice:
-            raise UserError(twice[0], f"in overrides and in the space ({name})", "one of the two")
         for value in _corners(search, name):
             try:
                 trial_config(search, _with_conditions(search, name, value))

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,16 +55,35 @@ def run(search: Path, *options: str, timeout_s: float = 240) -> str:
     return text
 
 
-def workers(search: subprocess.Popen[str]) -> list[psutil.Process]:
-    """Processes that train, those of the first rank first."""
+def workers(launcher: subprocess.Popen[str]) -> list[psutil.Process]:
+    """Processes that train, below a search or a node."""
     found = []
-    for child in _descendants(search):
-        try:
-            if "TrainWorker" in " ".join(child.cmdline()):
-                found.append((child.environ().get("RANK", ""), child))
-        except psutil.Error:
-            continue
-    return [child for _, child in sorted(found, key=lambda pair: pair[0])]
+    for child in _descendants(launcher):
+        with suppress(psutil.Error):
+            if "RayTrainWorker" in " ".join(child.cmdline()):
+                found.append(child)
+    return found
+
+
+def kill(search: subprocess.Popen[str]) -> None:
+    """SIGKILL a search alone; what it started has to end by itself."""
+    started = list(_descendants(search))
+    search.kill()
+    search.communicate()
+    _, alive = psutil.wait_procs(started, 60)
+    assert not alive, "nothing of a killed search goes on"
+
+
+def wait_for_cluster(address: str, num_cpus: int, timeout_s: float = 90) -> None:
+    """Wait until so many CPUs have joined."""
+    script = f"import ray; ray.init({address!r}, log_to_driver=False); print(ray.cluster_resources().get('CPU', 0))"
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        asked = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+        if asked.returncode == 0 and float(asked.stdout.split()[-1]) >= num_cpus:
+            return
+        time.sleep(1)
+    raise AssertionError(f"the cluster has no {num_cpus} CPUs: {asked.stderr[-2000:]}")
 
 
 def wait_for(search: subprocess.Popen[str], pattern: str, folder: Path, timeout_s: float = 120) -> Path:
@@ -76,6 +96,18 @@ def wait_for(search: subprocess.Popen[str], pattern: str, folder: Path, timeout_
         assert search.poll() is None, training.finish(search)
         assert time.monotonic() < deadline, f"no {pattern}"
         time.sleep(0.05)
+
+
+@contextmanager
+def node(folder: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
+    """A Ray node of a process group of its own while the block runs, the head or another."""
+    words = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats", *options]
+    process = training.start_command(words)
+    try:
+        yield process
+    finally:
+        training.kill_tree(process.pid)
+        process.communicate()
 
 
 def _descendants(search: subprocess.Popen[str]) -> Iterator[psutil.Process]:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import signal
+import secrets
+import shutil
+import socket
 from pathlib import Path
 
-import psutil
 import pytest
 
 from pipeline.config.load import load_config
+from pipeline.data.remote import open_filesystem
 from pipeline.tuning.results import read_results
 from tests.datasets import make_dataset
 from tests.integration import searching, training
+from tests.s3_store import serve_s3
 
 LR = {"kind": "choice", "of": [1e-4, 1e30]}
 
@@ -45,11 +47,7 @@ def test_a_search_survives_a_bad_trial_a_killed_worker_and_its_own_death(
     victim.wait(30)
     searching.wait_for(process, "runs/search/*/run/failed.txt", output)
     first = searching.wait_for(process, "runs/search/*_00002/run/checkpoints/latest", output)
-    ray = psutil.Process(process.pid).children(recursive=True)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    _, alive = psutil.wait_procs(ray, 60)
-    assert not alive, "nothing of a killed search goes on"
+    searching.kill(process)
     before = training.losses(first.parents[1])
 
     assert "a search stands there" in training.finish(searching.start(path))
@@ -79,3 +77,82 @@ def test_a_search_survives_a_bad_trial_a_killed_worker_and_its_own_death(
     config = load_config(output / "best.yaml")
     assert config.seed == (5 if results.summary.best_trial == trials["long"].id else 0)
     assert (output / "report.html").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_a_node_of_a_cluster_dies_during_a_search(
+    tmp_path: Path, data: Path, held_out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A head without CPUs and two nodes with a trial each, of which one is killed: the other does the work of both."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    space = {"what": {"kind": "sets", "of": {"one": {}, "other": {"seed": 5}}}}
+    path = searching.write_search(tmp_path, data, held_out, space, searcher={"kind": "grid"}, num_samples=1)
+    head = ["--head", "--port", address.partition(":")[2], "--num-cpus", "0", "--include-dashboard", "false"]
+    member = ["--address", address, "--num-cpus", "2"]
+    with (
+        searching.node(*head),
+        searching.node(*member) as first,
+        searching.node(*member) as second,
+    ):
+        searching.wait_for_cluster(address, num_cpus=4)
+        search = searching.start(path, "--address", address)
+        for number in (0, 1):
+            searching.wait_for(search, f"runs/search/*_0000{number}/run/checkpoints/latest", tmp_path / "search")
+        assert searching.workers(first), "each node has a trial"
+        assert searching.workers(second)
+        training.kill_tree(first.pid)
+        text = training.finish(search, 400)
+        assert search.returncode == 0, text
+    results = read_results(tmp_path / "search/results.parquet")
+    assert [trial.state for trial in results.trials] == ["finished", "finished"]
+    for trial in results.trials:
+        assert list(training.losses(tmp_path / "search/runs/search" / trial.id / "run")) == list(range(1, 12))
+
+
+@pytest.mark.slow
+def test_a_population_goes_on_from_the_checkpoints_of_the_best(tmp_path: Path, data: Path, held_out: Path) -> None:
+    path = searching.write_search(
+        tmp_path,
+        data,
+        held_out,
+        {"optim.backbone.lr": {"kind": "loguniform", "low": 1e-5, "high": 1e-1}},
+        scheduler={"kind": "pbt", "every_epochs": 1, "quantile": 0.5},
+        num_samples=2,
+        workers={"count": 1},
+    )
+    searching.run(path)
+    results = read_results(tmp_path / "search/results.parquet")
+    assert [trial.state for trial in results.trials] == ["finished", "finished"]
+    runs = sorted((tmp_path / "search/runs/search").glob("*/run-*"))
+    assert runs, "one has taken over the other's weights"
+    steps = training.losses(runs[0])
+    assert min(steps) > 1, "from its checkpoint on, not from the start"
+    assert max(steps) == 11
+
+
+@pytest.mark.slow
+def test_a_search_in_a_store_goes_on_from_there(
+    tmp_path: Path, data: Path, held_out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder of the node that trained is gone, as on another head node."""
+    node = tmp_path / "node"
+    node.mkdir()
+    monkeypatch.setenv("TMPDIR", str(node))
+    with serve_s3(data / "train", monkeypatch) as url:
+        path = searching.write_search(
+            tmp_path, data, held_out, {"seed": {"kind": "choice", "of": [5]}}, num_samples=1, output=f"{url}/one"
+        )
+        search = searching.start(path)
+        searching.wait_for(search, "facemill-tune/s3/**/run/checkpoints/step-00000008", node)
+        searching.kill(search)
+        shutil.rmtree(node / "facemill-tune")
+        searching.run(path, "--resume")
+        open_filesystem("s3").get(f"{url}/one", str(tmp_path / "one"), recursive=True)
+    results = read_results(tmp_path / "one/results.parquet")
+    assert [trial.state for trial in results.trials] == ["finished"]
+    assert [round(report.epoch) for report in results.trials[0].reports] == [1, 2, 3]
+    assert load_config(tmp_path / "one/best.yaml").seed == 5

@@ -76,7 +76,7 @@ def finish(process: subprocess.Popen[str], timeout_s: float = 150) -> str:
     try:
         text, _ = process.communicate(timeout=timeout_s)
     except subprocess.TimeoutExpired:
-        _kill_tree(process.pid)
+        kill_tree(process.pid)
         text, _ = process.communicate()
         raise AssertionError(f"no end after {timeout_s} s:\n{text}") from None
     return text
@@ -111,7 +111,7 @@ def kill_at_step(
         time.sleep(0.002)
     time.sleep(delay_s)
     if signum == signal.SIGKILL and not only_launcher:
-        _kill_tree(process.pid)
+        kill_tree(process.pid)
     else:
         process.send_signal(signum)
     return finish(process)
@@ -124,7 +124,7 @@ def wait_for_step(process: subprocess.Popen[str], output: Path, step: int) -> No
         time.sleep(0.005)
 
 
-def _kill_tree(pid: int) -> None:
+def kill_tree(pid: int) -> None:
     """SIGKILL the launcher and its ranks at once; the ranks are in sessions of their own, so a group is not enough."""
     with contextlib.suppress(psutil.NoSuchProcess):  # it may have finished
         launcher = psutil.Process(pid)
