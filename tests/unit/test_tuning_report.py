@@ -177,6 +177,9 @@ def test_reruns_without_a_figure_are_said() -> None:
     assert compare(results) is None
     text = words(render_report(results))
     assert "Of the recipe's default, no rerun gave a figure (2 tried)." in text
+    assert "0.9050 ± 0.0071 val/score of the best setting, trained again with 2 seeds. There is no figure of" in text
+    text = words(render_report(with_reruns(search(), [0.8, 0.81], [math.nan])))
+    assert "Of the best setting, no rerun gave a figure (1 tried)." in text
     assert "Not compared with the recipe's default" in text
 
 
