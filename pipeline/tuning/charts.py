@@ -20,7 +20,7 @@ from pipeline.tuning.results import SearchResults, Trial, Value
 TONES = 6
 
 _DECADES = 50
-"""Positive numbers whose largest is more than this many times the least were searched over decades."""
+"""Positive numbers were searched over decades only where the largest is more than this many times the least."""
 _FEW = 6
 """Up to so many different numbers, some of them taken more than once, are a choice: each is a tick."""
 _TOP, _BOTTOM, _MARGIN, _HEIGHT = 62, 330, 84, 366
@@ -204,7 +204,7 @@ def describe(trial: Trial, metric: str) -> str:
 def _number_axis(numbers: Sequence[float]) -> Axis:
     """An axis for the numbers that a key took, ascending, repeated ones included."""
     low, high, different = numbers[0], numbers[-1], sorted(set(numbers))
-    log = low > 0 and high / low > _DECADES
+    log = low > 0 and high / low > _DECADES and _stand_better_on_logarithms(numbers)
     if len(different) == 1:
         return Axis(low - 1, low + 1, [(low, number(low))], "")
     if len(different) <= _FEW and len(different) < len(numbers):
@@ -219,6 +219,17 @@ def _number_axis(numbers: Sequence[float]) -> Axis:
     every = 1 + (last - first) // 8
     ticks = [10.0**power for power in range(first, last + 1, every) if low * 0.99 <= 10.0**power <= high * 1.01]
     return Axis(low, high, [(value, number(value)) for value in ticks], "", log=True)
+
+
+def _stand_better_on_logarithms(numbers: Sequence[float]) -> bool:
+    """Whether the median is nearer to the middle of a logarithmic axis than to that of a linear one.
+
+    A hundred numbers drawn evenly from 0 to 1 span decades, too, but crowd at the end of a logarithmic axis.
+    """
+    low, median, high = numbers[0], numbers[len(numbers) // 2], numbers[-1]
+    linear = (median - low) / (high - low)
+    logarithmic = math.log(median / low) / math.log(high / low)
+    return abs(logarithmic - 0.5) <= abs(linear - 0.5)
 
 
 def _without_far_ones(figures: Sequence[float]) -> Sequence[float]:

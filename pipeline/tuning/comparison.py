@@ -53,10 +53,9 @@ def compare(results: SearchResults) -> Comparison | None:
 
     The trials of the search do not count: the best one was chosen for its figure, which luck has helped.
     """
-    sides = [_side(results, "best"), _side(results, "default")]
-    if sides[0] is None or sides[1] is None:
+    best, default = reruns(results, "best"), reruns(results, "default")
+    if best is None or default is None:
         return None
-    best, default = sides[0], sides[1]
     difference = best.mean - default.mean
     if best.std is None or default.std is None:
         return Comparison(best, default, difference, None, "unknown")
@@ -67,10 +66,11 @@ def compare(results: SearchResults) -> Comparison | None:
     return Comparison(best, default, difference, interval, verdict)
 
 
-def _side(results: SearchResults, phase: Literal["best", "default"]) -> Side | None:
+def reruns(results: SearchResults, phase: Literal["best", "default"]) -> Side | None:
+    """The reruns of one setting; None where none gave a figure."""
     figures = sorted((trial.seed, objective) for trial, objective in results.scored(phase))
-    reruns = sum(trial.phase == phase for trial in results.trials)
-    return Side(tuple(figures), reruns - len(figures)) if figures else None
+    num_run = sum(trial.phase == phase for trial in results.trials)
+    return Side(tuple(figures), num_run - len(figures)) if figures else None
 
 
 def _welch(difference: float, *sides: tuple[float, int]) -> tuple[float, float]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pipeline.evaluate.charts import number
 from pipeline.evaluate.page import render_page
 from pipeline.tuning.charts import decimals, learning_curves, parallel_coordinates, seed_dots, shown, tones
-from pipeline.tuning.comparison import Comparison, compare
+from pipeline.tuning.comparison import Side, compare, reruns
 from pipeline.tuning.importance import Importances, key_importances
 from pipeline.tuning.results import Phase, SearchResults, Trial
 
@@ -82,7 +82,7 @@ def render_report(results: SearchResults) -> str:
     best = results.best()
     if summary.best_trial is not None and best is None:
         raise ValueError(f"the best trial {summary.best_trial!r} is not among the trials")
-    comparison = compare(results)
+    comparison, of_best, of_default = compare(results), reruns(results, "best"), reruns(results, "default")
     importances = key_importances(results)
     searched = [trial for trial in results.trials if trial.phase == "search"]
     curves = learning_curves(results)
@@ -94,9 +94,10 @@ def render_report(results: SearchResults) -> str:
         best=best,
         best_figure=None if best is None else best.objective(summary.metric),
         comparison=comparison,
-        places=_headline_decimals(comparison),
+        of_best=of_best,
+        places=_headline_decimals(of_best, of_default),
         dots=None if comparison is None else seed_dots(comparison, summary.metric),
-        notes=_notes(results, comparison),
+        notes=_notes(results, comparison is not None and comparison.interval is None),
         num_searched=len(searched),
         num_scored=len(scored),
         states=Counter(trial.state for trial in searched),
@@ -124,27 +125,26 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
-def _headline_decimals(comparison: Comparison | None) -> int:
-    """Two digits of the smaller spread, or four decimals."""
-    sides = () if comparison is None else (comparison.best, comparison.default)
-    spreads = [side.std for side in sides if side.std]
+def _headline_decimals(*sides: Side | None) -> int:
+    """Two digits of the smallest spread, or four decimals."""
+    spreads = [side.std for side in sides if side is not None and side.std]
     return min(max(1 - math.floor(math.log10(min(spreads))), 0), 6) if spreads else 4
 
 
-def _notes(results: SearchResults, comparison: Comparison | None) -> list[str]:
+def _notes(results: SearchResults, has_no_interval: bool) -> list[str]:
     """What a reader must know before trusting the headline."""
     notes = []
     sides: tuple[tuple[Phase, str], ...] = (("best", "the best setting"), ("default", "the recipe's default"))
     for phase, name in sides:
-        reruns = sum(trial.phase == phase for trial in results.trials)
-        lost = reruns - len(results.scored(phase))
-        if lost and lost == reruns:
-            notes.append(f"Of {name}, no rerun gave a figure ({reruns} tried).")
+        num_run = sum(trial.phase == phase for trial in results.trials)
+        lost = num_run - len(results.scored(phase))
+        if lost and lost == num_run:
+            notes.append(f"Of {name}, no rerun gave a figure ({num_run} tried).")
         elif lost:
             notes.append(
-                f"{lost} of {reruns} reruns of {name} gave no figure; the mean is of the others, which flatters it."
+                f"{lost} of {num_run} reruns of {name} gave no figure; the mean is of the others, which flatters it."
             )
-    if comparison is not None and comparison.verdict == "unknown":
+    if has_no_interval:
         notes.append("One figure on a side has no spread: run both with two seeds or more to see whether they differ.")
     return notes
 

@@ -177,6 +177,9 @@ def test_reruns_without_a_figure_are_said() -> None:
     assert compare(results) is None
     text = words(render_report(results))
     assert "Of the recipe's default, no rerun gave a figure (2 tried)." in text
+    assert "0.9050 ± 0.0071 val/score of the best setting, trained again with 2 seeds. There is no figure of" in text
+    text = words(render_report(with_reruns(search(), [0.8, 0.81], [math.nan])))
+    assert "Of the best setting, no rerun gave a figure (1 tried)." in text
     assert "Not compared with the recipe's default" in text
 
 
@@ -208,6 +211,8 @@ def test_numbers_over_decades_stand_on_a_logarithmic_axis() -> None:
     linear = places([1.0, 2.0, 3.0, 5.0, 11.0, 21.0, 41.0])
     at = [linear.places[str(n)] for n in range(7)]
     assert (at[6] - at[5]) == pytest.approx(2 * (at[5] - at[4]))  # type: ignore[operator]
+    even = places([n / 200 for n in range(1, 201)])
+    assert even.places["99"] == pytest.approx(0.5)
     # numbers below 0 have no logarithm
     assert places([-1.0, 1e-6, 1.0, 2.0]).places["1"] == pytest.approx(places([-1.0, 0.0, 1.0, 2.0]).places["1"])
     choice = places([512, 256, 128, 512])

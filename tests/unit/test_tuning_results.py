@@ -94,8 +94,10 @@ def kinds(results: SearchResults) -> list[list[type]]:
 
 @settings(max_examples=150, deadline=None)
 @given(summary=summaries, trials=trial_lists())
-def test_what_was_written_is_read(summary: SearchSummary, trials: tuple[Trial, ...], tmp_path_factory: object) -> None:
-    path = tmp_path_factory.getbasetemp() / "results.parquet"  # type: ignore[attr-defined]
+def test_what_was_written_is_read(
+    summary: SearchSummary, trials: tuple[Trial, ...], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "results.parquet"
     written = SearchResults(summary, trials)
     write_results(written, path)
     assert read_results(path) == written
