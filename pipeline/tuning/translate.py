@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -137,7 +138,10 @@ def trial_of(result: Any, search: SearchConfig, names: Mapping[str, Any]) -> Tri
         state = "unfinished"
     elif last.get("share", 0) >= 1:
         state = "finished"
-    setting = {name: result.config[name] for name in names}
+    # Tune's results know the settings of those alone that have reported
+    with result.filesystem.open_input_stream(f"{result.path}/params.json") as file:
+        drawn = json.loads(file.readall())
+    setting = {name: drawn[name] for name in names}
     return Trial(str(Path(result.path).name), "search", state, reason, setting, 0, reports)
 
 

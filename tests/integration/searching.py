@@ -57,21 +57,17 @@ def run(search: Path, *options: str, timeout_s: float = 240) -> str:
 
 def workers(launcher: subprocess.Popen[str]) -> list[psutil.Process]:
     """Processes that train, below a search or a node."""
-    found = []
-    for child in _descendants(launcher):
-        with suppress(psutil.Error):
-            if "RayTrainWorker" in " ".join(child.cmdline()):
-                found.append(child)
-    return found
+    return _named(launcher, "RayTrainWorker")
 
 
 def kill(search: subprocess.Popen[str]) -> None:
-    """SIGKILL a search alone; what it started has to end by itself."""
-    started = list(_descendants(search))
+    """SIGKILL a search alone; its trials have to end by themselves. (Ray's agents take a minute to notice.)"""
+    trials = _named(search, "RayTrainWorker") + _named(search, "ImplicitFunc") + _named(search, "TrainController")
+    assert trials
     search.kill()
     search.communicate()
-    _, alive = psutil.wait_procs(started, 60)
-    assert not alive, "nothing of a killed search goes on"
+    _, alive = psutil.wait_procs(trials, 60)
+    assert not alive
 
 
 def wait_for_cluster(address: str, num_cpus: int, timeout_s: float = 90) -> None:
@@ -110,8 +106,10 @@ def node(folder: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
         process.communicate()
 
 
-def _descendants(search: subprocess.Popen[str]) -> Iterator[psutil.Process]:
-    try:
-        yield from psutil.Process(search.pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        return
+def _named(launcher: subprocess.Popen[str], name: str) -> list[psutil.Process]:
+    found = []
+    for child in psutil.Process(launcher.pid).children(recursive=True):
+        with suppress(psutil.Error):
+            if name in " ".join(child.cmdline()):
+                found.append(child)
+    return found
