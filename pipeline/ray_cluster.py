@@ -20,7 +20,7 @@ def connect(address: str | None, **local: Any) -> str:
         local: what `ray.init` is told of a cluster that is started here.
 
     Raises:
-        UserError: there is no such cluster.
+        UserError: there is no such cluster, or none can be started.
     """
     if address is not None:
         check_address(address)
@@ -29,8 +29,10 @@ def connect(address: str | None, **local: Any) -> str:
     options = {"address": address} if address is not None else local
     try:
         context = ray.init(log_to_driver=False, logging_level="ERROR", **options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
+        if address is None:
+            raise UserError("Ray", f"does not start here ({reason})") from None
         raise UserError("--address", f"{address}: {reason}", "a running Ray cluster", _REMEDY) from None
     url: str = context.dashboard_url
     return url or ""

@@ -140,11 +140,12 @@ class HyperBandScheduler(Section):
 class PBTScheduler(Section):
     """Population-based training (Jaderberg et al. 2017, arXiv:1711.09846).
 
-    At intervals, trials among the worst go on from the checkpoint of one among the best, with its parameters changed a
-    little. Only keys that a run may change on its way can be searched so: rates, decay, margins; not the network."""
+    At intervals trials wait for each other, and those among the worst go on from the checkpoint of one among the best,
+    with its parameters changed a little. Only keys that a run may change on its way can be searched so: rates, decay,
+    margins; not the network."""
 
     kind: Literal["pbt"] = "pbt"
-    every_epochs: float = Field(1.0, gt=0)
+    every_validations: int = Field(1, ge=1)
     """Distance between two comparisons."""
     quantile: float = Field(0.25, gt=0, le=0.5)
     """Share of the population at either end."""

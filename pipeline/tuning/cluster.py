@@ -16,6 +16,8 @@ _ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     # the dashboard lists Ray Train's runs
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
+    # no tables of Tune's beside ours
+    "RAY_AIR_NEW_OUTPUT": "0",
     # Ctrl-C ends the search at once; what it would save is saved all the time
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from math import prod
+from math import ceil, prod
 from pathlib import Path
 from typing import Any, cast
 
@@ -34,12 +34,14 @@ def run_search(search: SearchConfig, max_concurrent: int, is_resumed: bool) -> l
     def make_config(drawn: Mapping[str, Any]) -> dict[str, Any]:
         return _as_plain(trial_config(search, drawn))
 
-    epochs = trial_config(search, {}).training.epochs
+    own = trial_config(search, {})
+    every = own.training.epochs if own.validation is None else own.validation.every_epochs
+    num_validations = ceil(own.training.epochs / every)
     tune_config = tune.TuneConfig(
         metric=search.metric,
         mode=search.direction,
         search_alg=searcher_of(search, max_concurrent),
-        scheduler=scheduler_of(search, epochs),
+        scheduler=scheduler_of(search, own.training.epochs, num_validations),
         num_samples=search.num_samples,
         trial_dirname_creator=_id_of,
     )
@@ -49,10 +51,7 @@ def run_search(search: SearchConfig, max_concurrent: int, is_resumed: bool) -> l
     if is_grid:
         num_trials *= prod(len(one.of) for one in search.space.values() if isinstance(one, Choice | Sets))
     trials = _run(search, SEARCH, domains, make_config, tune_config, num_trials, is_resumed)
-    return [
-        replace(trial, setting=active_part(search, trial.setting), seed=trial_config(search, {}).seed)
-        for trial in trials
-    ]
+    return [replace(trial, setting=active_part(search, trial.setting), seed=own.seed) for trial in trials]
 
 
 def run_comparison(search: SearchConfig, best: Setting, max_concurrent: int, is_resumed: bool) -> list[Trial]:
@@ -115,7 +114,6 @@ def _run(
             name=phase,
             storage_path=path,
             storage_filesystem=filesystem,
-            checkpoint_config=tune.CheckpointConfig(num_to_keep=2),
             callbacks=[LiveTable(search, phase, list(domains), num_trials)],
             verbose=0,
         )

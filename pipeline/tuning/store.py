@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.atomic_write import write_atomically
-from pipeline.checkpoint import LATEST
+from pipeline.checkpoint import LATEST, latest_checkpoint
 from pipeline.config.location import Location, RemotePath, parse_location
 from pipeline.data.remote import open_filesystem
 from pipeline.engine.run import CHECKPOINTS
@@ -55,8 +55,11 @@ class RunStore:
         return goal.url
 
     def begin_from(self, checkpoint: str) -> None:
-        """Put a kept checkpoint, of this run or another, where the run will find it; its own later ones stay."""
-        source = parse_location(checkpoint)
+        """Put a kept checkpoint, of this run or another, where the run will find it; its own later ones stay.
+
+        Where the other run has gone on and dropped it meanwhile, its newest takes its place.
+        """
+        source = _newest_if_gone(parse_location(checkpoint))
         goal = self.folder / CHECKPOINTS / source.name
         if goal.exists():
             return
@@ -71,3 +74,13 @@ class RunStore:
         latest = goal.parent / LATEST
         if not latest.exists() or latest.read_text().strip() < goal.name:
             write_atomically(latest, f"{goal.name}\n".encode())
+
+
+def _newest_if_gone(checkpoint: Location) -> Location:
+    if isinstance(checkpoint, Path):
+        return checkpoint if checkpoint.exists() else latest_checkpoint(checkpoint.parent) or checkpoint
+    filesystem = open_filesystem(checkpoint.scheme)
+    if filesystem.exists(checkpoint.url):
+        return checkpoint
+    found = sorted(filesystem.ls(checkpoint.parent.url, detail=False))
+    return checkpoint.parent / found[-1].rpartition("/")[2] if found else checkpoint

@@ -33,6 +33,8 @@ from pipeline.tuning.results import Report, State, Trial
 
 _PACKAGES = {"optuna": ("optuna",), "hyperopt": ("hyperopt",), "bohb": ("hpbandster", "ConfigSpace")}
 _TIME = "epoch"
+# where trials wait for each other their times must be the same numbers, which those of epochs are not
+_REPORTS = "training_iteration"
 _OWN = ("step", "samples", "epoch")
 
 
@@ -86,8 +88,17 @@ def searcher_of(search: SearchConfig, max_concurrent: int) -> Any:
     return ConcurrencyLimiter(searcher, max_concurrent)
 
 
-def scheduler_of(search: SearchConfig, epochs: float) -> Any:
-    """Who ends trials early; `epochs` is a trial's length. A trial that comes so far ends by itself."""
+def scheduler_of(search: SearchConfig, epochs: float, num_validations: int) -> Any:
+    """Who ends trials early. A trial that is not stopped ends by itself.
+
+    Args:
+        search: what is searched.
+        epochs: length of a trial.
+        num_validations: the same, in reports.
+
+    Raises:
+        UserError: a trial has no time to be stopped in.
+    """
     from ray.tune import schedulers
 
     match search.scheduler:
@@ -103,14 +114,15 @@ def scheduler_of(search: SearchConfig, epochs: float) -> Any:
             )
         case HyperBandScheduler(reduction=reduction):
             kind = schedulers.HyperBandForBOHB if search.searcher.kind == "bohb" else schedulers.HyperBandScheduler
-            return kind(_TIME, max_t=epochs, reduction_factor=reduction, stop_last_trials=False)
-        case PBTScheduler(every_epochs=every, quantile=quantile):
+            return kind(_REPORTS, max_t=num_validations, reduction_factor=reduction, stop_last_trials=False)
+        case PBTScheduler(every_validations=every, quantile=quantile):
             return schedulers.PopulationBasedTraining(
-                _TIME,
+                _REPORTS,
                 perturbation_interval=every,
                 hyperparam_mutations={name: domain_of(one, is_grid=False) for name, one in search.space.items()},
                 quantile_fraction=quantile,
                 custom_explore_fn=_Clip(search),
+                synch=True,  # who is compared with whom must not depend on who happens to be faster
             )
 
 

@@ -107,13 +107,13 @@ def _read_origin(checkpoint: Any) -> dict[str, str] | None:
 
 
 def _reports(config: dict[str, Any], store: RunStore, begin_from: str | None, workers: WorkersConfig) -> Any:
-    """Run the workers to their end; gives what the first rank reports, as it comes."""
+    """Run the workers to their end; gives what the first rank reports, which waits until the next is asked for."""
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.util.queue import Empty, Queue
 
-    queue = Queue(actor_options={"num_cpus": 0})
-    loop = {"config": config, "store": store, "begin_from": begin_from, "queue": queue}
+    queue, answers = (Queue(actor_options={"num_cpus": 0}) for _ in range(2))
+    loop = {"config": config, "store": store, "begin_from": begin_from, "queue": queue, "answers": answers}
     needs = {"CPU": workers.cpus} | ({"GPU": workers.gpus} if workers.gpus else {})
     is_shared = isinstance(store.place, Path)
     trainer = TorchTrainer(
@@ -142,7 +142,8 @@ def _reports(config: dict[str, Any], store: RunStore, begin_from: str | None, wo
         except BaseException as error:
             ended.append(error)
 
-    threading.Thread(target=fit, name="workers", daemon=True).start()
+    working = threading.Thread(target=fit, name="workers", daemon=True)
+    working.start()
     while True:
         is_over = bool(ended)  # asked before the queue, so that nothing stays in it
         try:
@@ -153,7 +154,13 @@ def _reports(config: dict[str, Any], store: RunStore, begin_from: str | None, wo
             continue
         if "failure" in message:
             raise TrialError(message["failure"])
+        step = message["step"]
+        if message["share"] >= 1:  # the last: nothing is to be decided on it, and the workers may put things in order
+            answers.put(step)
+            working.join()
+            message["done"] = True
         yield message
+        answers.put(step)
     if ended[0] is not None:
         raise TrialError(_in_a_line(ended[0]))
 
@@ -175,6 +182,9 @@ def _work(loop: Mapping[str, Any]) -> None:
             figures = {name: value for name, value in record.items() if name.startswith("val/") or name in FIGURES}
             share = record["samples"] / plan.total_samples
             queue.put({**figures, "share": share, "checkpoint": checkpoint and store.keep(checkpoint)})
+            # a trial that ran ahead of what is decided on its report would be stopped, or paused, at another step
+            while loop["answers"].get() != record["step"]:
+                pass  # for a report of workers that have died
 
         train(plan, report)
     except (UserError, MemoryError, RuntimeError) as error:

@@ -18,7 +18,14 @@ from tests.integration import training
 TUNE = training.REPOSITORY / "launch/tune.py"
 
 
-def write_search(folder: Path, data: Path, held_out: Path, space: Mapping[str, Any], **more: Any) -> Path:
+def write_search(
+    folder: Path,
+    data: Path,
+    held_out: Path,
+    space: Mapping[str, Any],
+    overrides: Mapping[str, Any] | None = None,
+    **more: Any,
+) -> Path:
     """A search over a tiny recipe, with a validation an epoch and no comparison; gives its file."""
     recipe = training.write_recipe(
         folder / "recipe.yaml", data, folder / "run", epochs=3, global_batch=32, local_batch=8
@@ -29,6 +36,7 @@ def write_search(folder: Path, data: Path, held_out: Path, space: Mapping[str, A
         "overrides": {
             "validation.sets": {"strangers": {"path": str(held_out), "split": "train"}},
             "checkpoint.every_epochs": 1,
+            **(overrides or {}),
         },
         "space": dict(space),
         "scheduler": {"kind": "none"},

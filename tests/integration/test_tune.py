@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import shutil
 import socket
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -119,8 +120,8 @@ def test_a_population_goes_on_from_the_checkpoints_of_the_best(tmp_path: Path, d
         tmp_path,
         data,
         held_out,
-        {"optim.backbone.lr": {"kind": "loguniform", "low": 1e-5, "high": 1e-1}},
-        scheduler={"kind": "pbt", "every_epochs": 1, "quantile": 0.5},
+        {"optim.backbone.lr": {"kind": "loguniform", "low": 1e-5, "high": 1.0}},
+        scheduler={"kind": "pbt", "quantile": 0.5},
         num_samples=2,
         workers={"count": 1},
     )
@@ -129,9 +130,9 @@ def test_a_population_goes_on_from_the_checkpoints_of_the_best(tmp_path: Path, d
     assert [trial.state for trial in results.trials] == ["finished", "finished"]
     runs = sorted((tmp_path / "search/runs/search").glob("*/run-*"))
     assert runs, "one has taken over the other's weights"
-    steps = training.losses(runs[0])
-    assert min(steps) > 1, "from its checkpoint on, not from the start"
-    assert max(steps) == 11
+    for run in runs:
+        assert min(training.losses(run)) in (5, 9), "from its checkpoint on, not from the start"
+    assert max(max(training.losses(run)) for run in runs) == 11
 
 
 @pytest.mark.slow
@@ -139,10 +140,12 @@ def test_a_search_in_a_store_goes_on_from_there(
     tmp_path: Path, data: Path, held_out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The folder of the node that trained is gone, as on another head node."""
-    node = tmp_path / "node"
-    node.mkdir()
-    monkeypatch.setenv("TMPDIR", str(node))
-    with serve_s3(data / "train", monkeypatch) as url:
+    with (
+        tempfile.TemporaryDirectory(prefix="node") as short,  # Ray's sockets must have short paths
+        serve_s3(data / "train", monkeypatch) as url,
+    ):
+        node = Path(short)
+        monkeypatch.setenv("TMPDIR", short)
         path = searching.write_search(
             tmp_path, data, held_out, {"seed": {"kind": "choice", "of": [5]}}, num_samples=1, output=f"{url}/one"
         )

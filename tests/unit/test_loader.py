@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import os
 import threading
 import time
@@ -230,6 +231,7 @@ def loader_threads() -> list[str]:
 
 @BOTH
 def test_a_consumer_may_stop_early(split: SplitIndex, decoder: CpuDecoder | DaliDecoder) -> None:
+    gc.collect()  # what tests before this one left open would count, too
     before = len(os.listdir("/proc/self/fd"))
     with small_loader(split, stop=10_000, decoder=decoder) as loader:
         for number, _ in enumerate(loader):

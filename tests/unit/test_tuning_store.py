@@ -15,6 +15,7 @@ def checkpoint(run: Path, step: int) -> Path:
     folder = run / "checkpoints" / f"step-{step:08d}"
     folder.mkdir(parents=True)
     (folder / "weights").write_text(f"of step {step}")
+    (folder / "checkpoint.json").write_text("{}")
     (folder.parent / "latest").write_text(f"{folder.name}\n")
     for name in ("metrics.jsonl", "config.yaml"):
         (run / name).write_text(f"at step {step}")
@@ -33,6 +34,13 @@ def test_in_a_shared_folder_nothing_is_copied(tmp_path: Path) -> None:
     other.begin_from(str(made))
     assert latest(other.folder) == made.name
     assert (other.folder / "checkpoints" / made.name / "weights").read_text() == "of step 3"
+    # the other run has gone on and dropped what it was to give
+    third = RunStore(tmp_path / "third")
+    newer = checkpoint(store.folder, 7)
+    made.rename(tmp_path / "dropped")
+    third.begin_from(str(made))
+    assert latest(third.folder) == newer.name
+    (tmp_path / "dropped").rename(made)
     # a run that has gone on since is not set back
     checkpoint(other.folder, 5)
     other.begin_from(str(made))
@@ -52,7 +60,7 @@ def test_a_remote_store_keeps_the_newest(tmp_path: Path, monkeypatch: pytest.Mon
     assert store.keep(store.folder / "checkpoints/step-00000006") == kept[-1], "once"
 
     other = RunStore(RemotePath("memory://bucket/search/runs/other"))
-    other.begin_from(kept[-1])
+    other.begin_from(kept[0])  # dropped by now
     assert latest(other.folder) == "step-00000006"
     assert (other.folder / "checkpoints/step-00000006/weights").read_text() == "of step 6"
 
@@ -64,4 +72,7 @@ def test_a_copy_that_was_cut_off_is_made_again(tmp_path: Path) -> None:
     partial.mkdir(parents=True)
     (partial / "half").write_text("")
     other.begin_from(str(made))
-    assert sorted(path.name for path in (other.folder / "checkpoints" / made.name).iterdir()) == ["weights"]
+    assert sorted(path.name for path in (other.folder / "checkpoints" / made.name).iterdir()) == [
+        "checkpoint.json",
+        "weights",
+    ]
