@@ -6,6 +6,7 @@ import difflib
 import inspect
 from typing import Any
 
+import torch
 import torchvision
 from torch import nn
 
@@ -36,7 +37,12 @@ def torchvision_embedder(config: TorchvisionConfig, crop_px: int) -> nn.Module:
         options |= {"aux_logits": False, "init_weights": True}
     if name.startswith("vit_") and "kwargs" in parameters:
         options["image_size"] = crop_px
-    network = builder(**options)
+    if name.startswith("regnet_"):  # computes its widths with tensors, which on the meta device have no values
+        with torch.device("cpu"):
+            network = builder(**options)
+        network.to(torch.get_default_device())
+    else:
+        network = builder(**options)
     _replace_classifier(network, config)
     features_of_crop(network, name, crop_px)
     return network
