@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pipeline.config.backbones import IResNetConfig
 from pipeline.config.errors import UserError
-from pipeline.model.backbones import build_backbone
+from pipeline.model.backbones import build_without_memory
 from pipeline.model.backbones.build import NETWORK_PREFIX
 from pipeline.model.backbones.iresnet import BLOCKS, CHANNELS
 from pipeline.onnx_weights import onnx_shapes, read_onnx
@@ -86,8 +86,7 @@ def read_backbone(path: Path) -> ImportedBackbone:
     depth = _depth(state, path)
     embedding_dim, crop_px = _sizes(state, path)
     config = IResNetConfig(depth=depth, embedding_dim=embedding_dim)
-    with torch.device("meta"):
-        expected = build_backbone(config, crop_px, seed=0).state_dict()
+    expected = build_without_memory(config, crop_px).state_dict()
     tensors: dict[str, Tensor] = {}
     for name, value in state.items():
         ours = _our_name(name, depth)

@@ -7,20 +7,15 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config.backbones import BackboneConfig, TimmConfig, TorchvisionConfig
-from pipeline.model.backbones import build_backbone
+from pipeline.model.backbones import build_backbone, build_without_memory
 from pipeline.model.backbones.build import FaceModel
 from pipeline.model.backbones.stages import find_stages
 from tests.backbones import HAS_TIMM, SMALL, every_small_one, usual_crop_px
 
 
-def on_meta(config: BackboneConfig, crop_px: int) -> FaceModel:
-    with torch.device("meta"):
-        return build_backbone(config, crop_px, seed=0)
-
-
 def stages_of(config: BackboneConfig, crop_px: int = 64) -> list[str]:
     """Each stage in a line, names without the network's own."""
-    stages = find_stages(on_meta(config, crop_px), crop_px)
+    stages = find_stages(build_without_memory(config, crop_px), crop_px)
     return [" ".join(name.removeprefix("backbone.") for name in stage) for stage in stages]
 
 
@@ -35,7 +30,7 @@ def parameters_of(model: FaceModel, stage: list[str]) -> list[tuple[str, nn.Para
 @every_small_one()
 def test_every_parameter_is_in_one_stage_and_the_embedding_in_the_last(config: BackboneConfig) -> None:
     crop_px = usual_crop_px(config)
-    model = on_meta(config, crop_px)
+    model = build_without_memory(config, crop_px)
     stages = find_stages(model, crop_px)
     assert len(stages) > 3
     found = [[name for name, _ in parameters_of(model, stage)] for stage in stages]
@@ -49,7 +44,7 @@ def test_every_parameter_is_in_one_stage_and_the_embedding_in_the_last(config: B
 def test_no_stage_hears_of_a_later_one(config: BackboneConfig) -> None:
     """What a stage gives out does not change with the weights of the stages after it, and does with its own."""
     crop_px = usual_crop_px(config)
-    stages = find_stages(on_meta(config, crop_px), crop_px)
+    stages = find_stages(build_without_memory(config, crop_px), crop_px)
     model = build_backbone(config, crop_px, seed=0).eval()
     images = torch.randint(0, 256, (2, 3, crop_px, crop_px), dtype=torch.uint8)
     given: dict[str, Tensor] = {}

@@ -7,7 +7,6 @@ import inspect
 from typing import Any
 
 import torch
-import torchvision
 from torch import nn
 
 from pipeline.config.backbones import TorchvisionConfig
@@ -24,6 +23,8 @@ def torchvision_embedder(config: TorchvisionConfig, crop_px: int) -> nn.Module:
     Raises:
         UserError: no such classifier, one whose minimum size is above `crop_px`, or one that cannot have the neck.
     """
+    import torchvision  # brings the compiler along, which takes longer than the networks
+
     name = config.name
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
