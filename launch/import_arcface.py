@@ -28,7 +28,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 
 @app.command(help=__doc__)
 def main(
-    backbone: Annotated[Path, typer.Option(help="backbone.pth, model.pt or checkpoint_gpu_0.pt")],
+    backbone: Annotated[Path, typer.Option(help="backbone.pth, model.pt, checkpoint_gpu_0.pt or an .onnx file")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key.path=value, over the recipe's values")] = None,
     output: Annotated[Path | None, typer.Option(help="the run's directory, where no recipe names it")] = None,
     config: Annotated[Path | None, typer.Option(help="a recipe: make a run to train on")] = None,

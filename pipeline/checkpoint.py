@@ -6,6 +6,9 @@ file `latest` names it. Class centres and their optimizer state are DTensors cut
 ranks loads on M.
 
 The tensors' index file is a pickle: load only checkpoints you trust.
+
+torch's parts for distributed tensors are imported where tensors are read: they bring a computer algebra system along,
+and a run is checked without them.
 """
 
 from __future__ import annotations
@@ -19,13 +22,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.distributed.checkpoint as dcp
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.tensor import DTensor, Shard
 
 from pipeline import dist
 from pipeline.config.errors import UserError
@@ -214,6 +213,8 @@ def shard_rows(local: Tensor, num_rows: int, mesh: DeviceMesh | None) -> Tensor:
     """
     if mesh is None:
         return local
+    from torch.distributed.tensor import DTensor, Shard
+
     shape = torch.Size((num_rows, *local.shape[1:]))
     stride = torch.empty(shape, device="meta").stride()
     return DTensor.from_local(local, mesh, [Shard(0)], run_check=False, shape=shape, stride=stride)
@@ -221,6 +222,8 @@ def shard_rows(local: Tensor, num_rows: int, mesh: DeviceMesh | None) -> Tensor:
 
 def local_rows(tensor: Tensor) -> Tensor:
     """What this rank holds of a tensor of a checkpoint: all of it, or its rows of one that `shard_rows` presents."""
+    from torch.distributed.tensor import DTensor
+
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
@@ -250,12 +253,16 @@ def load_into(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 def stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """The shape of each tensor of a checkpoint, whole."""
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
     metadata = _read_metadata(path)
     return {name: tuple(stored.size) for name, stored in metadata.items() if isinstance(stored, TensorStorageMetadata)}
 
 
 def read_tensors(path: Path, names: Collection[str] | None = None) -> dict[str, Tensor]:
     """Tensors of a checkpoint, all of them or the named ones, whole, on the CPU. Each process's own affair."""
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
     metadata = _read_metadata(path)
     tensors = {
         name: torch.empty(stored.size, dtype=stored.properties.dtype)
@@ -321,6 +328,8 @@ def _read_metadata(path: Path) -> dict[str, Any]:
     Raises:
         UserError: the index is missing or damaged.
     """
+    import torch.distributed.checkpoint as dcp
+
     try:
         return dcp.FileSystemReader(path).read_metadata().state_dict_metadata
     except Exception as error:  # whatever unpickling a damaged file may raise
@@ -329,6 +338,9 @@ def _read_metadata(path: Path) -> dict[str, Any]:
 
 
 def _read_into(path: Path, tensors: dict[str, Tensor], no_dist: bool) -> None:
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.api import CheckpointException
+
     try:
         silence_dcp()
         dcp.load(tensors, storage_reader=dcp.FileSystemReader(path), no_dist=no_dist)

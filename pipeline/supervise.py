@@ -9,7 +9,7 @@ in one process, so that a mistake is one line; then it runs the command, forward
     2   bad configuration: mend it, trying again does not help
     3   bad data: mend them, trying again does not help
     75  asked to stop: the same command goes on from the newest checkpoint
-    1   crashed
+    1   crashed, or stopped by what may pass, such as storage that fails or another run in the same directory
 
 Ranks that torchrun leaves behind are ended, too. The exit code says how the ranks of its node ended that were started
 last, however often torchrun restarted them. The command may be elastic, see `pipeline.rendezvous`.
@@ -30,6 +30,7 @@ from typing import Any
 
 from pipeline.config.errors import (
     EXIT_BAD_DATA,
+    EXIT_FAILED,
     EXIT_PREEMPTED,
     EXIT_USER_ERROR,
     STATUS_VARIABLE,
@@ -39,7 +40,6 @@ from pipeline.config.errors import (
 )
 from pipeline.process_tree import no_process_left
 
-EXIT_CRASHED = 1
 _SAVING_S = 600.0  # ranks that torchrun left behind may still be saving
 # Where torchrun's own store serves the ranks, too, those that it starts again may find the addresses of dead ones,
 # and an agent that joins later waits for an address in vain.
@@ -61,7 +61,7 @@ def supervise(command: Sequence[str]) -> int:
         if signals.is_asked_to_stop:
             return EXIT_PREEMPTED
         if check:
-            return check if check in MISTAKES.values() else EXIT_CRASHED
+            return check if check in MISTAKES.values() else EXIT_FAILED
         with no_process_left(_SAVING_S):
             code = signals.run(command, env={**_TORCHRUN_SETTINGS, **os.environ, STATUS_VARIABLE: directory})
         return _translate(Path(directory), code, signals.is_asked_to_stop)
@@ -121,7 +121,7 @@ def _translate(directory: Path, code: int, is_asked_to_stop: bool) -> int:
         # stopped between two starts, or before it had begun: repeating the command is right
         sys.stderr.write("stopped without a new checkpoint; the same command goes on from the newest one, if any\n")
         return EXIT_PREEMPTED
-    return EXIT_CRASHED
+    return EXIT_FAILED
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from pipeline.atomic_write import write_atomically
-from pipeline.config.errors import UserError
+from pipeline.config.errors import DataError, UserError
 from pipeline.data.dataset_format import (
     STATUS_KEPT,
     CodecInfo,
@@ -42,7 +42,7 @@ def finish_dataset(plan: Plan, out: Path) -> DatasetInfo:
     if info.splits[commits[0].split].num_samples == 0:
         counts = ", ".join(f"{count:,} {reason}" for reason, count in info.reject_counts.items())
         found = f"no usable photo in the split {commits[0].split!r} ({counts})"
-        raise UserError(out, found, "photos with a face", f"look at {out / 'rejects'}")
+        raise DataError(out, found, "photos with a face", f"look at {out / 'rejects'}")
     work = work_folder(out)
     write_atomically(out / "README.md", _card(info).encode(), work)
     for leftover in out.glob(".index.arrow.*.tmp"):  # of a reader or a run that was killed while it wrote

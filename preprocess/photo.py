@@ -22,6 +22,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from pipeline.config.errors import UserError
+from preprocess.storage import GOES_ON, storage_error
 
 MAX_FILE_BYTES = 256 * 2**20
 MAX_PHOTO_PX = 100_000_000
@@ -61,7 +62,7 @@ def read_photo(photo: str | os.PathLike[str] | Callable[[], bytes]) -> Photo:
 
     Raises:
         Reject: unreadable, not_a_file, empty_file, too_large, not_an_image, truncated or corrupt.
-        UserError: reading failed for a reason that is not the photo's, such as a broken disk or network.
+        TemporaryError: reading failed for a reason that is not the photo's, such as a broken disk or network.
         MemoryError: there is not enough memory to decode it, which says nothing about the photo.
     """
     data = photo() if callable(photo) else read_file(photo)
@@ -131,7 +132,7 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
 
     Raises:
         Reject: unreadable, not_a_file or too_large.
-        UserError: reading failed for a reason that is not the photo's, such as a broken disk or network.
+        TemporaryError: reading failed for a reason that is not the photo's, such as a broken disk or network.
     """
     try:
         # O_NONBLOCK: opening a named pipe would otherwise wait for ever for someone to write to it.
@@ -160,8 +161,7 @@ def _judge(error: OSError, path: str | os.PathLike[str]) -> Reject | UserError:
         return Reject("unreadable")
     if error.errno in (errno.ENXIO, errno.ENODEV):  # a socket, a device without a driver
         return Reject("not_a_file")
-    found = f"cannot be read ({error.strerror or error})"
-    return UserError(path, found, remedy="mend it and repeat the same command, it goes on where it stopped")
+    return storage_error(path, "cannot be read", error, remedy=GOES_ON)
 
 
 def _has_known_magic(data: bytes) -> bool:

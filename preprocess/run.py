@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.config.errors import UserError
+from pipeline.config.errors import DataError, InUseError, UserError
 from pipeline.data.dataset_format import DatasetInfo
 from pipeline.data.manifest import open_dataset
 from pipeline.data.tombstones import TOMBSTONES_FILE, read_tombstones
@@ -40,7 +40,7 @@ from preprocess.progress import show_progress
 from preprocess.shard import SLICE_ROWS, num_slices, read_commit, slice_path
 from preprocess.sources import find_source, list_source
 from preprocess.sources.store import PhotoStore
-from preprocess.storage import WORK_FOLDER, work_folder
+from preprocess.storage import WORK_FOLDER, storage_error, work_folder
 from preprocess.verify import find_faults
 
 
@@ -65,7 +65,8 @@ def shard(
     labels, splits, keys and withdrawals stay.
 
     Raises:
-        UserError: for everything the user can mend.
+        UserError: for everything the user can mend; `DataError`: too many rejects; `TemporaryError`: storage that
+            fails, a worker process that died, another run that is working on it.
     """
     _check_places(source, out)
     if options.keep_jpegs and options.crop.detector != NO_DETECTOR:
@@ -91,7 +92,7 @@ def shard(
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(out, f"cannot be made ({error.strerror})", "a folder for the data set") from None
+        raise storage_error(out, "cannot be made", error, "a folder for the data set") from None
     work = _Work(plan, photos, out, weights, num_workers, driver, extends, console)
     if driver.kind == "index":
         # pods start at any time, and several at once: each makes shards of its own, and none waits for another
@@ -135,9 +136,13 @@ def _shard_as_pod(work: _Work, max_rejects: float) -> DatasetInfo | None:
         _say(work.console, f"pod {driver.index}: done; {left:,} of {plan.num_shards:,} shards are left to other pods")
         return None
     _check_rejects(plan, out, max_rejects)
-    # The lock is a courtesy: where it does not hold across nodes, two pods write the same files, each whole.
-    with exclusive(out):
-        info = _finish(work)
+    try:
+        # The lock is a courtesy: where it does not hold across nodes, two pods write the same files, each whole.
+        with exclusive(out):
+            info = _finish(work)
+    except InUseError:  # should the other pod fail, it is its own index that is tried again
+        _say(work.console, f"pod {driver.index}: done; another pod is finishing the data set")
+        return None
     print_summary(work.console, info, num_made, time.monotonic() - start_s)
     return info
 
@@ -300,7 +305,7 @@ def _unused(listing: pa.Table, weights: Path | None) -> list[str]:
 def _check_rejects(plan: Plan, out: Path, max_rejects: float) -> None:
     share = sum(commit.num_rejected for commit in read_commits(plan, out)) / len(plan.rows)
     if max_rejects < share < 1:  # without a single photo `finish_dataset` says more
-        raise UserError(
+        raise DataError(
             out,
             f"{share:.1%} of the photos were rejected",
             f"at most {max_rejects:.1%} (--max-rejects)",

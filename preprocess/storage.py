@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and the folder where they are made.
+"""Files that appear whole or not at all, the folder where they are made, and what to say where storage refuses.
 
 Everything unfinished lives in `OUT/.work`: temporary files and the slices of shards in progress. What bears a final
 name is complete, checked and on the disk. The folder is removed when the data set is finished.
@@ -6,6 +6,7 @@ name is complete, checked and on the disk. The folder is removed when the data s
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,9 +17,33 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.atomic_write import sync_folder, write_atomically
-from pipeline.config.errors import UserError
+from pipeline.config.errors import TemporaryError, UserError
 
 WORK_FOLDER = ".work"
+GOES_ON = "mend it and repeat the same command, it goes on where it stopped"
+"""What to do about storage that refuses."""
+
+_OF_A_PLACE = frozenset(
+    {
+        *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ENAMETOOLONG, errno.ELOOP),
+        *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EINVAL, errno.ENXIO, errno.ENODEV, errno.EXDEV, errno.ENOTSUP),
+    }
+)
+"""What stays until someone mends a path or a right. All else (full, stale, timed out, broken) may pass."""
+
+
+def storage_error(where: object, what: str, error: OSError, expected: str = "", remedy: str = "") -> UserError:
+    """What to raise where the system refuses: a `TemporaryError` where it is the storage's fault, not the path's.
+
+    Args:
+        where: the path.
+        what: could not be done, as `cannot be read`.
+        error: what the system said.
+        expected, remedy: see `UserError`.
+    """
+    # Arrow raises it without a number for files that are not what they should be
+    kind = UserError if error.errno is None or error.errno in _OF_A_PLACE else TemporaryError
+    return kind(where, f"{what} ({error.strerror or error})", expected, remedy)
 
 
 def work_folder(out: Path) -> Path:
@@ -31,7 +56,7 @@ def one_line_errors(out: Path) -> Iterator[None]:
     """Turn what the file system refuses (permission, space, names too long) into one line.
 
     Raises:
-        UserError: for each `OSError`, naming its file, or `out` where it names none.
+        UserError: for each `OSError`, naming its file, or `out` where it names none; see `storage_error`.
     """
     try:
         yield
@@ -39,8 +64,7 @@ def one_line_errors(out: Path) -> Iterator[None]:
         raise
     except OSError as error:
         where = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes | os.PathLike) else str(out)
-        remedy = "mend it and repeat the same command"
-        raise UserError(where, f"cannot be used ({error.strerror or error})", remedy=remedy) from None
+        raise storage_error(where, "cannot be used", error, remedy="mend it and repeat the same command") from None
 
 
 def write_parquet(table: pa.Table, path: Path, work: Path) -> None:

@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
+EXIT_FAILED = 1  # crashed, killed, or stopped by what may pass; trying again may help
 EXIT_USER_ERROR = 2
 EXIT_BAD_DATA = 3
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: asked to stop, saved; try again
@@ -52,6 +53,20 @@ class DataError(UserError):
 
     exit_code = EXIT_BAD_DATA
     state = "bad_data"
+
+
+class TemporaryError(UserError):
+    """What nobody's configuration is to blame for and what may pass: storage that is full or fails, a process that was
+    killed, a store that does not answer. Exit code 1, as of a crash: the same command goes on where it stopped, and a
+    cluster tries again as often as its job may.
+    """
+
+    exit_code = EXIT_FAILED
+    state = "failed"
+
+
+class InUseError(TemporaryError):
+    """Another process holds what only one may write to."""
 
 
 def exit_with_user_error(error: UserError) -> NoReturn:

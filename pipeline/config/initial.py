@@ -14,8 +14,8 @@ class InitConfig(Section):
     """Weights of an earlier model to begin from. A run that stands in `output` is resumed and does not look at them."""
 
     path: Path
-    """A run directory or one checkpoint of it (the average of its weights where it has one), a `.safetensors` file, or
-    torchvision's weights (`.pth`, read weights-only)."""
+    """A run directory or one checkpoint of it (the average of its weights where it has one), a `.safetensors` file, an
+    `.onnx` file in which batch norms are not folded, or torchvision's weights (`.pth`, read weights-only)."""
     parts: Literal["backbone", "all"] = "backbone"
     """`all` takes the head too: from a checkpoint of a head of the same kind, over the same label map."""
     leave: tuple[str, ...] = Field(())

@@ -116,11 +116,12 @@ class FreezeRule(Section):
 
 
 class ThawConfig(Section):
-    """Everything named here is frozen at first; the stages are let go one by one, the last one first."""
+    """The stages are frozen at first and let go one by one, the last one first."""
 
-    stages: tuple[str | tuple[str, ...], ...] = Field(min_length=1)
+    stages: Annotated[tuple[str | tuple[str, ...], ...], Field(min_length=1)] | None = None
     """From the network's input to its output: patterns as of `freeze`, one or several a stage. What none of them
-    names trains from the beginning."""
+    names trains from the beginning. None for all of the network's own stages but the last, which makes the embedding;
+    the run's config.yaml names them."""
     every_epochs: float = Field(gt=0)
     """Epochs before the last stage is let go, and between two stages."""
 

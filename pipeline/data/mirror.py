@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.atomic_write import write_atomically
-from pipeline.config.errors import UserError
+from pipeline.config.errors import TemporaryError, UserError
 from pipeline.config.location import RemotePath, user_cache
-from pipeline.data.retry import FetchError, RetryPolicy, retry
+from pipeline.data.retry import FetchError, RetryPolicy, TransientError, retry
 
 # Requests at a time: a manifest is small, and most of its time is the way there and back.
 _NUM_THREADS = 16
@@ -81,7 +81,9 @@ class Mirror:
         except FileNotFoundError:
             return None
         except FetchError as error:
-            raise UserError(place, str(error).removeprefix(f"{place}: "), remedy="is the address right?") from None
+            # what was tried again in vain may be an outage as well as a wrong address
+            kind = TemporaryError if isinstance(error.__cause__, TransientError) else UserError
+            raise kind(place, str(error).removeprefix(f"{place}: "), remedy="is the address right?") from None
 
     def file(self, place: RemotePath, sha256: str | None = None) -> Path:
         """Give the local copy of a file below `root`, fetching it first where it is missing.

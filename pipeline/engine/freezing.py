@@ -14,7 +14,32 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipeline.config.errors import UserError
 from pipeline.config.optim import FreezeRule, ThawConfig
-from pipeline.model.backbones.build import NETWORK_PREFIX
+from pipeline.config.schema import Config
+from pipeline.model.backbones.build import NETWORK_PREFIX, FaceModel
+from pipeline.model.backbones.stages import find_stages
+
+
+def with_stages(config: Config, model: FaceModel, crop_px: int) -> Config:
+    """The same configuration with the network's own stages where it says when to thaw, but not what.
+
+    Args:
+        config: of the run.
+        model: its network, on the meta device.
+        crop_px: side of its crops.
+
+    Raises:
+        UserError: a network of one stage.
+    """
+    if config.thaw is None or config.thaw.stages is not None:
+        return config
+    parameters = {name for name, _ in model.named_parameters()}
+    *stages, _ = (
+        tuple(name.removeprefix(NETWORK_PREFIX) + ("" if name in parameters else ".*") for name in stage)
+        for stage in find_stages(model, crop_px)
+    )
+    if not stages:
+        raise UserError("thaw.stages", "the network is a single stage", "two or more", "name them by patterns")
+    return config.model_copy(update={"thaw": config.thaw.model_copy(update={"stages": tuple(stages)})})
 
 
 class Freezing:
@@ -22,7 +47,7 @@ class Freezing:
 
     Args:
         rules: patterns and when they end.
-        thaw: stages that are let go one after another, or None.
+        thaw: stages that are let go one after another, by name (`with_stages`), or None.
         model: the network, with nothing frozen yet.
 
     Raises:
@@ -40,11 +65,12 @@ class Freezing:
         self._ends: dict[str, float] = {}
         """Epoch at which a name is free; names that never rest are not here."""
         patterns = [(f"freeze.{number}", rule.pattern, rule.until_epoch) for number, rule in enumerate(rules)]
-        for number, stage in enumerate(thaw.stages if thaw else ()):
-            assert thaw is not None
-            end = (len(thaw.stages) - number) * thaw.every_epochs
-            globs = (stage,) if isinstance(stage, str) else stage
-            patterns += [(f"thaw.stages.{number}", glob, end) for glob in globs]
+        if thaw is not None:
+            assert thaw.stages is not None
+            for number, stage in enumerate(thaw.stages):
+                end = (len(thaw.stages) - number) * thaw.every_epochs
+                globs = (stage,) if isinstance(stage, str) else stage
+                patterns += [(f"thaw.stages.{number}", glob, end) for glob in globs]
         for key, pattern, until in patterns:
             matched = [name for name in names if fnmatchcase(name.removeprefix(NETWORK_PREFIX), pattern)]
             if not matched:

@@ -130,12 +130,16 @@ def _open(config: InitConfig, label_map: str) -> _Opened:
     if config.parts == "all":
         raise UserError("init_from.parts", f"all, but {path} is no checkpoint", "a run directory", "set parts=backbone")
     if not path.is_file():
-        raise UserError(path, "no such file or directory", "a run, a .safetensors file or torchvision's .pth file")
+        raise UserError(path, "no such file or directory", "a run, a .safetensors, .onnx or torchvision's .pth file")
     if path.suffix == ".safetensors":
         return _open_safetensors(path)
     if path.suffix in (".pth", ".pt"):
         return _open_torch(path)
-    raise UserError(path, f"a file of type {path.suffix!r}", "a run directory, .safetensors, or .pth")
+    if path.suffix == ".onnx":
+        from pipeline.onnx_weights import onnx_shapes, read_onnx  # onnx is slow to import
+
+        return str(path), onnx_shapes(path), lambda names: read_onnx(path, names), None
+    raise UserError(path, f"a file of type {path.suffix!r}", "a run directory, .safetensors, .onnx or .pth")
 
 
 def _open_checkpoint(config: InitConfig, label_map: str) -> _Opened:

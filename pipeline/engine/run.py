@@ -30,11 +30,11 @@ from pipeline.data.mined_order import MiningLayout
 from pipeline.data.orders import balanced_parts, build_order
 from pipeline.data.step_plan import EpochOrder, check_batches
 from pipeline.data.training_data import TrainingSet, open_training_data
-from pipeline.engine.freezing import Freezing
+from pipeline.engine.freezing import Freezing, with_stages
 from pipeline.engine.initial import open_initial
 from pipeline.engine.teacher import TeacherPlan, plan_teacher
 from pipeline.engine.validation import ValidationPairs, open_validation
-from pipeline.model.backbones import build_backbone
+from pipeline.model.backbones import build_without_memory
 from pipeline.monitor.sinks import check_sinks
 
 CONFIG_FILE = "config.yaml"
@@ -141,8 +141,8 @@ def plan_run(config: Config) -> RunPlan:
     _check_output(config.output)
     _check_decoder(config)
     check_sinks(config.monitor)
-    with torch.device("meta"):  # builds and checks the network without spending memory or time on it
-        model = build_backbone(config.backbone, data.crop.size_px, config.seed)
+    model = build_without_memory(config.backbone, data.crop.size_px)  # checks the network
+    config = with_stages(config, model, data.crop.size_px)
     Freezing(config.freeze, config.thaw, model)  # checks the patterns
     training = config.training
     check_batches(len(split), training.global_batch, training.local_batch)

@@ -20,9 +20,10 @@ from torch import Tensor
 
 from pipeline.config.backbones import IResNetConfig
 from pipeline.config.errors import UserError
-from pipeline.model.backbones import build_backbone
+from pipeline.model.backbones import build_without_memory
 from pipeline.model.backbones.build import NETWORK_PREFIX
 from pipeline.model.backbones.iresnet import BLOCKS, CHANNELS
+from pipeline.onnx_weights import onnx_shapes, read_onnx
 
 # what the ranks' files were called over the years; the number in brackets is the rank
 CENTRE_FILES = {
@@ -32,6 +33,7 @@ CENTRE_FILES = {
 }
 BACKBONE_KEY = "state_dict_backbone"
 CENTRES_KEY = "state_dict_softmax_fc"
+BATCH_COUNTER = ".num_batches_tracked"
 
 _STEM = {
     "conv1": "stem.0",
@@ -68,12 +70,13 @@ class ImportedBackbone:
 
 
 def read_backbone(path: Path) -> ImportedBackbone:
-    """Read `backbone.pth`, `model.pt` or the backbone inside a `checkpoint_gpu_N.pt`.
+    """Read `backbone.pth`, `model.pt`, the backbone inside a `checkpoint_gpu_N.pt`, or an .onnx file whose batch norms
+    are not folded.
 
     Raises:
         UserError: not such a file, one that holds more than tensors, or a network that is none of the IResNets.
     """
-    content = _load(path)
+    content = read_onnx(path, onnx_shapes(path)) if path.suffix == ".onnx" else _load(path)
     state = content.get(BACKBONE_KEY, content) if isinstance(content, dict) else content
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(path, f"holds {_describe(content)}", "a state dict", "save it with model.state_dict()")
@@ -83,8 +86,7 @@ def read_backbone(path: Path) -> ImportedBackbone:
     depth = _depth(state, path)
     embedding_dim, crop_px = _sizes(state, path)
     config = IResNetConfig(depth=depth, embedding_dim=embedding_dim)
-    with torch.device("meta"):
-        expected = build_backbone(config, crop_px, seed=0).state_dict()
+    expected = build_without_memory(config, crop_px).state_dict()
     tensors: dict[str, Tensor] = {}
     for name, value in state.items():
         ours = _our_name(name, depth)
@@ -93,6 +95,8 @@ def read_backbone(path: Path) -> ImportedBackbone:
         if value.shape != expected[ours].shape:
             raise UserError(path, f"{name!r} has shape {tuple(value.shape)}", f"{tuple(expected[ours].shape)}")
         tensors[ours] = value.to(expected[ours].dtype)
+    if path.suffix == ".onnx":  # which counts no batches, and nothing reads the counters
+        tensors |= {name: torch.zeros((), dtype=torch.int64) for name in expected if name.endswith(BATCH_COUNTER)}
     missing = sorted(expected.keys() - tensors.keys())
     if missing:
         theirs = sorted(_their_name(name, depth) for name in missing)

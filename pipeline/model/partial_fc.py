@@ -18,7 +18,8 @@ from pipeline.config.errors import UserError
 from pipeline.config.heads import MarginSoftmaxConfig
 from pipeline.model.active_classes import ActiveClasses, choose_classes
 from pipeline.model.block_size import block_rows
-from pipeline.model.class_blocks import MIN_NORM, WalkOptions, target_length, target_product, walk_classes
+from pipeline.model.class_blocks import MIN_NORM, WalkOptions
+from pipeline.model.class_walk import target_length, target_product, walk_classes
 from pipeline.model.global_batch import Slots, gather_slots, without_masked
 from pipeline.model.head import ActiveRows, Head, HeadOutput, register_head
 from pipeline.model.huge_pages import in_huge_pages

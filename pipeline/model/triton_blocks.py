@@ -1,6 +1,6 @@
 """The walk over class centres on a GPU: tiles of logits that never leave the chip, in Triton.
 
-`pipeline.model.class_blocks` does the same with torch operations, whose blocks of logits go through memory several
+`pipeline.model.class_walk` does the same with torch operations, whose blocks of logits go through memory several
 times. With queries q [N, D] (embeddings times scale), class centres w [rows, D] of one rank and
 z_ij = q_i·w_j / |w_j| + b_j:
 

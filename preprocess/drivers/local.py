@@ -15,11 +15,12 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from pipeline.config.errors import UserError
+from pipeline.config.errors import InUseError, TemporaryError
 from preprocess.drivers.schedule import OnPhotos, run_tasks, unfinished
 from preprocess.plan import Plan
 from preprocess.shard import ShardContext
 from preprocess.sources.store import PhotoStore
+from preprocess.storage import GOES_ON, storage_error
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +46,8 @@ def run_local(
         numbers: of the shards to make; None for all.
 
     Raises:
-        UserError: a worker process died or lacks memory, the source is gone, or the data set cannot be written.
+        TemporaryError: a worker process died or lacks memory, or storage fails.
+        UserError: the source is gone, or the data set cannot be written.
     """
     context = ShardContext(photos, out, plan.options, plan.hash)
     todo = unfinished(plan, out, numbers)
@@ -55,23 +57,19 @@ def run_local(
         try:
             run_tasks(pool, plan, todo, context, weights, 3 * num_workers, on_photos)
         except BrokenProcessPool:
-            raise UserError(
+            raise TemporaryError(
                 out,
                 "a worker process died (killed, or out of memory)",
                 remedy="repeat the same command, it goes on where it stopped; fewer --workers need less memory",
             ) from None
         except MemoryError:
-            raise UserError(
+            raise TemporaryError(
                 out,
                 "not enough memory for a photo",
                 remedy="repeat the same command with fewer --workers, it goes on where it stopped",
             ) from None
         except OSError as error:  # photos that cannot be read are rejects or a UserError: this is about writing
-            raise UserError(
-                out,
-                f"cannot be written ({error.strerror})",
-                remedy="mend it and repeat the same command, it goes on where it stopped",
-            ) from None
+            raise storage_error(out, "cannot be written", error, remedy=GOES_ON) from None
 
 
 @contextmanager
@@ -79,14 +77,14 @@ def exclusive(out: Path) -> Iterator[None]:
     """Hold a data set's directory for one run on this machine. The lock vanishes with the process, however it ends.
 
     Raises:
-        UserError: another run holds it.
+        InUseError: another run holds it.
     """
     handle = os.open(out, os.O_RDONLY | os.O_DIRECTORY)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(out, "another run is working on it", remedy="wait for it, or stop it") from None
+            raise InUseError(out, "another run is working on it", remedy="wait for it, or stop it") from None
         except OSError as error:  # some network file systems have no locks; two runs would only waste work
             logger.warning("%s cannot be locked (%s): start one run at a time", out, error.strerror)
         yield

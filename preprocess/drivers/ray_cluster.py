@@ -13,16 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.atomic_write import write_atomically
-from pipeline.config.errors import UserError
+from pipeline.config.errors import TemporaryError, UserError
 from pipeline.ray_cluster import connect
 from preprocess.drivers.schedule import OnPhotos, run_tasks, unfinished
 from preprocess.plan import Plan, environment
 from preprocess.shard import ShardContext
 from preprocess.sources.store import PhotoStore
-from preprocess.storage import work_folder
+from preprocess.storage import GOES_ON, storage_error, work_folder
 
 _MAX_RETRIES = 10
-_REMEDY = "repeat the same command, it goes on where it stopped"
 _FIRST_WORD_S = 15.0
 """Without room for a task, until it is said: a worker may take several seconds to start."""
 _NEXT_WORD_S = 60.0
@@ -54,8 +53,8 @@ def run_ray(
         gpus_per_task: share of a GPU that a task asks for.
 
     Raises:
-        UserError: there is no such cluster, a node does not see `out` or the photos, a task failed too often, or the
-            data set cannot be written.
+        UserError: there is no such cluster, a node does not see `out` or the photos, or the data set cannot be
+            written; `TemporaryError`: a task failed too often, or storage fails.
     """
     todo = unfinished(plan, out)
     if not todo:
@@ -77,11 +76,12 @@ def run_ray(
         except ray.exceptions.RayTaskError as error:
             cause = error.cause
             if isinstance(cause, OSError):
-                raise UserError(out, f"cannot be written ({cause.strerror})", remedy=_REMEDY) from None
+                raise storage_error(out, "cannot be written", cause, remedy=GOES_ON) from None
             raise
         except ray.exceptions.RayError as error:
             reason = str(error).splitlines()[0]
-            raise UserError(out, f"a task failed {_MAX_RETRIES + 1} times ({reason})", remedy=_REMEDY) from None
+            remedy = "repeat the same command, it goes on where it stopped"
+            raise TemporaryError(out, f"a task failed {_MAX_RETRIES + 1} times ({reason})", remedy=remedy) from None
     finally:
         ray.shutdown()
 

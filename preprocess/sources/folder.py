@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from pipeline.config.errors import UserError
 from preprocess.photo import PHOTO_SUFFIXES
 from preprocess.sources.listing import LISTING_SCHEMA
+from preprocess.storage import storage_error
 
 _Entry = tuple[bytes, bytes, str]  # path relative to the root, identity, problem
 
@@ -53,7 +53,7 @@ def _walk(root: bytes, passed_over: Counter[str]) -> Iterator[_Entry]:
             here = above | {(status.st_dev, status.st_ino)}
             children = list(os.scandir(folder))
         except OSError as error:
-            raise UserError(os.fsdecode(folder), f"cannot be listed ({error.strerror})", "a readable folder") from None
+            raise storage_error(os.fsdecode(folder), "cannot be listed", error, "a readable folder") from None
         for child in children:
             path = os.path.join(relative, child.name)
             identity = path.split(b"/", 1)[0]

@@ -19,6 +19,7 @@ from preprocess.photo import Reject
 from preprocess.recordio import MAX_EXACT_LABEL, RecordError, RecordHead, parse_image, read_head, scan
 from preprocess.sources.listing import OnBytes, Rows
 from preprocess.sources.store import ContainerPhotos, PhotoStore, Place, container_stamp, read_part
+from preprocess.storage import storage_error
 
 _IDX_LINE = re.compile(rb"([0-9]{1,18})\t([0-9]{1,18})\r?\n?")
 _MAX_IDX_LINE_BYTES = 64
@@ -104,7 +105,7 @@ class RecordSource:
             note = f"{idx.name} is missing: keys were found by going through {self.path.name}"
             return iter(self._scan(descriptor)), [note]
         except OSError as error:
-            raise UserError(idx, f"cannot be read ({error.strerror})") from None
+            raise storage_error(idx, "cannot be read", error) from None
         return self._indexed(descriptor, keys, offsets), []
 
     def _indexed(
@@ -122,7 +123,7 @@ class RecordSource:
         except RecordError as error:
             raise UserError(self.path, str(error), "a whole RecordIO file", _DOWNLOAD) from None
         except OSError as error:
-            raise UserError(self.path, f"cannot be read ({error.strerror})") from None
+            raise storage_error(self.path, "cannot be read", error) from None
         repeated = [key for key, count in Counter(key for key, _, _ in records).items() if count > 1]
         if repeated:
             found = f"{len(repeated):,} ids stand in several records, such as {min(repeated)}"
@@ -136,7 +137,7 @@ class RecordSource:
             remedy = f"{_DOWNLOAD}; where only {self.path.with_suffix('.idx').name} is wrong, delete it"
             raise UserError(self.path, f"record {key}: {error}", "a whole record", remedy) from None
         except OSError as error:
-            raise UserError(self.path, f"cannot be read ({error.strerror})") from None
+            raise storage_error(self.path, "cannot be read", error) from None
 
     def _identity(self, key: int, head: RecordHead) -> str:
         label = head.labels[0]

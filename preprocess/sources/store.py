@@ -16,9 +16,9 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from pipeline.config.errors import UserError
 from preprocess.photo import read_file
+from preprocess.storage import GOES_ON, storage_error
 
 _MAX_OPEN_CONTAINERS = 64
-_REMEDY = "mend it and repeat the same command, it goes on where it stopped"
 
 
 class Stamp(NamedTuple):
@@ -91,11 +91,8 @@ class PhotoFiles:
                 with os.scandir(folder) as entries:
                     next(entries, None)
             except OSError as error:
-                raise UserError(
-                    folder,
-                    f"cannot be listed any more ({error.strerror}); was it unmounted, moved or deleted?",
-                    remedy=_REMEDY,
-                ) from None
+                remedy = f"was it unmounted, moved or deleted? {GOES_ON}"
+                raise storage_error(folder, "cannot be listed any more", error, remedy=remedy) from None
 
 
 @dataclass(frozen=True)
@@ -169,7 +166,7 @@ def container_stamp(path: Path) -> Stamp:
     try:
         return file_stamp(path)
     except OSError as error:
-        raise UserError(path, f"cannot be read ({error.strerror})", remedy=_REMEDY) from None
+        raise storage_error(path, "cannot be read", error, remedy=GOES_ON) from None
 
 
 def changed_error(path: Path) -> UserError:
@@ -195,7 +192,7 @@ def read_part(descriptor: int, offset: int, num_bytes: int, path: Path) -> bytes
             parts.append(part)
             offset, num_bytes = offset + len(part), num_bytes - len(part)
     except OSError as error:
-        raise UserError(path, f"cannot be read ({error.strerror})", remedy=_REMEDY) from None
+        raise storage_error(path, "cannot be read", error, remedy=GOES_ON) from None
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
@@ -221,7 +218,7 @@ class OpenFiles(Generic[_Opened]):
         try:
             opened = self._open_file(path)
         except OSError as error:
-            raise UserError(path, f"cannot be read ({error.strerror or error})", remedy=_REMEDY) from None
+            raise storage_error(path, "cannot be read", error, remedy=GOES_ON) from None
         self._opened[path] = opened
         if len(self._opened) > self._limit:
             self._close(self._opened.popitem(last=False)[1])

@@ -16,6 +16,7 @@ from pipeline.config.errors import UserError
 from preprocess.photo import PHOTO_SUFFIXES, Reject
 from preprocess.sources.listing import OnBytes, Rows
 from preprocess.sources.store import ContainerFiles, ContainerPhotos, PhotoStore, Place, container_stamp, read_part
+from preprocess.storage import storage_error
 from preprocess.tar_index import Member, TarError, read_members
 
 _MAX_LABEL_BYTES = 2**16
@@ -75,7 +76,7 @@ class TarSource(ContainerFiles):
             except TarError as error:
                 raise UserError(path, str(error)) from None
             except OSError as error:
-                raise UserError(path, f"cannot be read ({error.strerror})") from None
+                raise storage_error(path, "cannot be read", error) from None
             done += size
             on_bytes(done)
         notes = [f"passed over {count:,} members: {reason}" for reason, count in sorted(passed_over.items())]

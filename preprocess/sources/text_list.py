@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from pipeline.config.errors import UserError
 from preprocess.sources.listing import Rows
+from preprocess.storage import storage_error
 
 _MAX_LINE_CHARACTERS = 2**16
 _LST_FORMS = "ALIGNED<TAB>PATH<TAB>LABEL or INDEX<TAB>LABEL<TAB>PATH"
@@ -33,7 +34,7 @@ def read_text_list(path: Path) -> tuple[pa.Table, list[str]]:
                 if text := line.strip("\r\n"):
                     add(rows, text, f"{path}, line {number}")
     except OSError as error:
-        raise UserError(path, f"unreadable list ({error.strerror})") from None
+        raise storage_error(path, "unreadable list", error) from None
     except UnicodeDecodeError:
         raise UserError(path, "unreadable list (text that is not UTF-8)", "UTF-8") from None
     return rows.sorted_by_source(), []

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from tests.datasets import make_dataset
 from tests.integration import in_ranks, training
@@ -87,6 +88,25 @@ def test_stages_move_once_they_are_let_go_and_not_before(
     figures = training.metric(undisturbed[3], "trained_parameters")
     assert len(set(figures.values())) == 3
     assert list(figures.values()) == sorted(figures.values())
+
+
+def test_the_networks_own_stages_thaw_one_by_one_and_a_resumed_run_is_bit_equal(tmp_path: Path, data: Path) -> None:
+    """Six stages, half an epoch apart: the last is trained from the beginning, the first in the last step alone."""
+    own = ["training.epochs=3", "optim.backbone.lr=1e-3", "thaw.every_epochs=0.5"]
+    first = training.write_recipe(tmp_path / "first.yaml", data, tmp_path / "first")
+    in_ranks.train(first, 3, own)
+    named = yaml.safe_load((tmp_path / "first" / "config.yaml").read_text())["thaw"]["stages"]
+    assert named[0] == ["stem.*"]
+    assert [stage[0] for stage in named[1:]] == [f"blocks.{number}.*" for number in (0, 2, 4, 6)]
+    trained = training.metric(tmp_path / "first", "trained_parameters")
+    assert len(set(trained.values())) == 6
+    assert list(trained.values()) == sorted(trained.values())
+
+    second = training.write_recipe(tmp_path / "second.yaml", data, tmp_path / "second")
+    in_ranks.train(second, 3, own, stop_at=4)
+    in_ranks.train(second, 3, own)
+    assert training.losses(tmp_path / "second") == training.losses(tmp_path / "first")
+    assert in_ranks.differences(tmp_path / "second", tmp_path / "first") == []
 
 
 def test_a_new_head_on_a_backbone_that_rests(tmp_path: Path, data: Path) -> None:

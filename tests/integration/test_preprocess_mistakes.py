@@ -1,4 +1,7 @@
-"""Mistakes on `preprocess`'s command line, in this process: each is one line and exit code 2, whatever it is."""
+"""What stops `preprocess`, in this process: each is one line, and the exit code says what helps.
+
+2 is for the user to mend, 3 for someone who looks at the data, and after 1 another try may do.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import pytest
 
 from pipeline.config.errors import run_command
 from preprocess.cli import app
+from preprocess.drivers.local import exclusive
 from tests.unit.test_shard import tree, write_photos
 
 ALIGNED = ("--already-aligned", "--size", "32", "--workers", "1")
@@ -87,7 +91,7 @@ def test_more_rejects_than_photos_need_a_word(
     """Six of ten are bad: left unfinished until the user accepts them."""
     words = ("shard", photos, tmp_path / "out", *ALIGNED)
     code, _, errors = call(monkeypatch, capsys, *words)
-    assert code == 2
+    assert code == 3
     assert "60.0% of the photos were rejected; expected at most 50.0% (--max-rejects)" in errors
     assert not (tmp_path / "out" / "dataset.json").exists()
     assert call(monkeypatch, capsys, *words, "--max-rejects", "0.6")[0] == 0
@@ -101,7 +105,7 @@ def test_lack_of_memory_is_one_line(
 
     monkeypatch.setattr("preprocess.drivers.local.run_tasks", fail)
     code, _, errors = call(monkeypatch, capsys, "shard", photos, tmp_path / "out", *ALIGNED)
-    assert (code, errors.count("\n")) == (2, 1)
+    assert (code, errors.count("\n")) == (1, 1)
     assert "not enough memory for a photo; repeat the same command with fewer --workers" in errors
 
 
@@ -125,21 +129,45 @@ def test_names_that_are_too_long(
     assert f"{LONG}: cannot be used (File name too long)" in errors
 
 
+@pytest.mark.parametrize(
+    ("number", "expected"), [(errno.ENOSPC, 1), (errno.EACCES, 2)], ids=["full or failing", "forbidden"]
+)
 @pytest.mark.parametrize("fails", ["fsync", "open", "listdir", "scandir"])
-def test_a_full_or_forbidden_disk(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], fails: str
+def test_a_disk_that_refuses(
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    fails: str,
+    number: int,
+    expected: int,
 ) -> None:
     """`open` locks OUT, `listdir` looks into it, `scandir` lists the photos, `fsync` stands for each write."""
 
     def fail(*_: object, **__: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        raise OSError(number, os.strerror(number))
 
     (tmp_path / "out").mkdir()
     with monkeypatch.context() as patched:
         patched.setattr(os, fails, fail)
         code, _, errors = call(patched, capsys, "shard", photos, tmp_path / "out", *ALIGNED)
-    assert (code, errors.count("\n")) == (2, 1)
-    assert "(No space left on device)" in errors
+    assert (code, errors.count("\n")) == (expected, 1)
+    assert f"({os.strerror(number)})" in errors
+
+
+def test_a_pod_leaves_the_end_to_the_one_that_is_at_it(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("shard", photos, tmp_path / "out", *ALIGNED, "--max-rejects", "0.9", "--driver", "index")
+    words += ("--num-pods", "1", "--index", "0")
+    (tmp_path / "out").mkdir()
+    with exclusive(tmp_path / "out"):
+        code, output, errors = call(monkeypatch, capsys, *words)
+    assert (code, errors) == (0, "")
+    assert "another pod is finishing the data set" in output
+    assert not (tmp_path / "out" / "dataset.json").exists()
+    assert call(monkeypatch, capsys, *words)[0] == 0
+    assert (tmp_path / "out" / "dataset.json").exists()
 
 
 def test_names_with_brackets(

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import random
 import shutil
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 
 from pipeline.checkpoint import latest_checkpoint, load_backbone, read_info, read_tensors
-from pipeline.config.errors import UserError
+from pipeline.config.errors import InUseError
 from pipeline.data.manifest import open_dataset
 from pipeline.engine.lock import exclusive
 from tests.datasets import make_dataset
@@ -91,13 +93,38 @@ def test_sigterm_saves_and_the_supervisor_says_so(tmp_path: Path, data: Path) ->
     assert 5 <= read_info(newest).step < NUM_STEPS
 
 
-def test_two_runs_do_not_share_a_directory(tmp_path: Path) -> None:
+def test_two_runs_do_not_share_a_directory(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     output = tmp_path / "run"
     output.mkdir()
     with open(output / ".lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(UserError, match="another run writes here"):
+        file.write("process 4711 on node-3")
+        file.flush()
+        with pytest.raises(InUseError, match=r"another run writes here \(process 4711 on node-3\)"):
             exclusive(output, wait_s=0.1).__enter__()
+        assert [record.message for record in caplog.records] == [
+            f"{output}: process 4711 on node-3 writes here; waiting 0.1 s for it to end"
+        ]
+        fcntl.flock(file, fcntl.LOCK_UN)
+        with exclusive(output):
+            assert (output / ".lock").read_text() == f"process {os.getpid()} on {os.uname().nodename}"
+
+
+def test_a_person_is_told_soon_that_the_directory_is_in_use(tmp_path: Path, data: Path) -> None:
+    """Without a terminal this would be tried for two minutes; the exit code has it tried again, either way."""
+    output = tmp_path / "run"
+    output.mkdir()
+    recipe = training.write_recipe(tmp_path / "recipe.yaml", data, output)
+    terminal, end = os.openpty()
+    with open(output / ".lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        done = subprocess.run(training.command(recipe, ranks=1), stderr=end, timeout=100, check=False)
+    os.close(end)
+    text = os.read(terminal, 10_000).decode()
+    os.close(terminal)
+    assert done.returncode == 1
+    assert "writes here; waiting 5 s for it to end" in text
+    assert f"error: {output}: another run writes here (a process); expected one at a time; wait for it" in text
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from tests.k8s.manifests import Manifest, Pod, environment, name_of, of_kind, pods, quantity, words
-from tests.k8s.rules import BAD_CONFIGURATION, BAD_DATA, PREEMPTED, RULE_NAME, rule, trains
+from tests.k8s.rules import BAD_CONFIGURATION, BAD_DATA, FAILED, PREEMPTED, RULE_NAME, rule, trains
 
 Actions = dict[str, list[int]]
 
@@ -61,6 +61,9 @@ def exit_codes_are_understood(manifests: list[Manifest]) -> Iterator[str]:
             "FailJob" if is_in_set else "Ignore"
         ):
             yield f"{where}: preempted ({PREEMPTED}) is not answered by {'FailJob' if is_in_set else 'Ignore'}"
+        retries = spec.get("backoffLimitPerIndex" if is_indexed else "backoffLimit", 6)
+        if actions.get(FAILED, "Count") != "Count" or not (is_in_set or 1 <= retries <= 6):
+            yield f"{where}: what may pass ({FAILED}) is not tried again a few times"
         if spec["template"]["spec"].get("restartPolicy") != "Never":
             yield f"{where}: podFailurePolicy needs restartPolicy Never"
         if is_indexed and not {"backoffLimitPerIndex", "maxFailedIndexes"} <= spec.keys():

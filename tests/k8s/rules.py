@@ -22,7 +22,7 @@ RULES: list[Rule] = []
 
 RULE_NAME = re.compile(r"[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?")  # of a JobSet's failure rule, as its webhook wants it
 SAVE_ANNOTATION = "facemill.io/save-seconds"
-PREEMPTED, BAD_CONFIGURATION, BAD_DATA = 75, 2, 3
+PREEMPTED, FAILED, BAD_CONFIGURATION, BAD_DATA = 75, 1, 2, 3
 
 
 def rule(check: Rule) -> Rule:

@@ -12,7 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pipeline.config.margins import ArcFaceMargin, MarginConfig, SoftmaxMargin
-from pipeline.model.class_blocks import Reduction, WalkOptions, target_product, walk_classes
+from pipeline.model.class_blocks import Reduction, WalkOptions
+from pipeline.model.class_walk import target_product, walk_classes
 from pipeline.model.margins.base import build_margin
 from pipeline.model.partial_fc import HeadOptions, MarginSoftmaxHead
 

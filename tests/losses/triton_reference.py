@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipeline.model import triton_blocks
-from pipeline.model.class_blocks import MIN_NORM, WalkOptions, target_product, walk_classes
+from pipeline.model.class_blocks import MIN_NORM, WalkOptions
+from pipeline.model.class_walk import target_product, walk_classes
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ LAYERS = [
     ["pipeline.data"],
     ["pipeline.model"],
     ["pipeline.checkpoint"],
-    ["pipeline.checkpoint_writer", "pipeline.export"],
+    ["pipeline.checkpoint_writer", "pipeline.export", "pipeline.onnx_weights"],
     ["pipeline.evaluate"],
     ["pipeline.engine"],
     ["pipeline.tuning"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ from pipeline.config.backbones import (
 from pipeline.config.errors import UserError
 from pipeline.interop.arcface_torch import ImportedBackbone
 from pipeline.interop.imported import save_for_evaluation
-from pipeline.model.backbones import FaceModel, build_backbone
+from pipeline.model.backbones import FaceModel, build_backbone, build_without_memory
 from pipeline.model.backbones.inception_resnet_v1 import MIN_CROP_PX
 from pipeline.model.backbones.neck import Neck
 from tests.backbones import DIM, as_loaded, every_small_one, usual_crop_px
@@ -68,6 +69,18 @@ def test_gradients_reach_every_parameter_in_its_layout(config: BackboneConfig) -
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     assert [name for name, p in trained.items() if p.grad is None or not p.grad.any()] == []
     assert [name for name, p in trained.items() if p.grad is not None and p.grad.stride() != p.stride()] == []
+
+
+@every_small_one()
+def test_a_network_without_memory_has_the_same_names_and_shapes(config: BackboneConfig) -> None:
+    real, empty = (
+        build(config, usual_crop_px(config)) for build in (partial(build_backbone, seed=0), build_without_memory)
+    )
+    assert [(name, t.shape, t.dtype) for name, t in empty.state_dict().items()] == [
+        (name, t.shape, t.dtype) for name, t in real.state_dict().items()
+    ]
+    assert [p.requires_grad for p in empty.parameters()] == [p.requires_grad for p in real.parameters()]
+    assert all(tensor.is_meta for tensor in empty.state_dict().values())
 
 
 @every_small_one()
@@ -135,8 +148,7 @@ def test_initial_weights_follow_the_seed_and_leave_the_global_generator_alone(co
     ids=lambda value: str(value.kind) if hasattr(value, "kind") else str(value),
 )
 def test_networks_have_the_published_number_of_parameters(config: BackboneConfig, crop_px: int, published: int) -> None:
-    with torch.device("meta"):
-        model = build_backbone(config, crop_px, seed=0)
+    model = build_without_memory(config, crop_px)
     assert num_parameters(model) == published
 
 
@@ -145,15 +157,13 @@ def test_sphereface_has_the_layers_of_its_paper() -> None:
     convolutions = 3 * 64 + 2 * 64**2 + 64 * 128 + 4 * 128**2 + 128 * 256 + 8 * 256**2 + 256 * 512 + 2 * 512**2
     slopes = 3 * 64 + 5 * 128 + 9 * 256 + 3 * 512
     biases = 64 + 128 + 256 + 512 + 512
-    with torch.device("meta"):
-        model = build_backbone(SphereFaceConfig(), 112, seed=0)
+    model = build_without_memory(SphereFaceConfig(), 112)
     assert num_parameters(model) == 9 * convolutions + slopes + biases + 512 * 49 * 512
     assert sum(isinstance(m, torch.nn.Conv2d) for m in model.modules()) == 20
 
 
 def test_squeeze_and_excitation_adds_two_matrices_a_block() -> None:
-    with torch.device("meta"):
-        plain, se = (build_backbone(IResNetConfig(depth=50, se=value), 112, 0) for value in (False, True))
+    plain, se = (build_without_memory(IResNetConfig(depth=50, se=value), 112) for value in (False, True))
     added = sum(num_blocks * 2 * c * c // 16 for num_blocks, c in ((3, 64), (4, 128), (14, 256), (3, 512)))
     assert num_parameters(se) - num_parameters(plain) == added
 

@@ -12,8 +12,8 @@ from pipeline.config.load import validate_config
 from pipeline.config.optim import AdamWConfig, FreezeRule, ThawConfig
 from pipeline.engine.batch_norm import RunningStatistics
 from pipeline.engine.ddp import DDPBackend
-from pipeline.engine.freezing import Freezing
-from pipeline.model.backbones import build_backbone
+from pipeline.engine.freezing import Freezing, with_stages
+from pipeline.model.backbones import build_backbone, build_without_memory
 
 STAGES = ("stem.*", ("blocks.0.*", "blocks.1.*"), "blocks.[234567].*")
 
@@ -48,6 +48,32 @@ def test_stages_thaw_from_the_last_to_the_first() -> None:
     assert first_parts(freezing.at(2)) == {"stem"} | blocks(0, 1)
     assert first_parts(freezing.at(4)) == {"stem"}
     assert first_parts(freezing.at(6)) == set()
+
+
+def test_the_networks_own_stages_are_written_into_the_configuration_but_for_the_last() -> None:
+    config = validate_config(
+        {
+            "output": "run",
+            "data": {"path": "d"},
+            "training": {"epochs": 1, "global_batch": 2, "local_batch": 2},
+            "backbone": {"kind": "iresnet", "depth": 18, "width": 0.125, "embedding_dim": 8},
+            "thaw": {"every_epochs": 0.5},
+        }
+    )
+    model = build_without_memory(config.backbone, 32)
+    thaw = with_stages(config, model, 32).thaw
+    assert thaw is not None
+    assert thaw.stages == (
+        *(("stem.*",), ("blocks.0.*", "blocks.1.*"), ("blocks.2.*", "blocks.3.*")),
+        *(("blocks.4.*", "blocks.5.*"), ("blocks.6.*", "blocks.7.*")),
+    )
+    freezing = Freezing((), thaw, model)
+    assert first_parts(freezing.at(0)) == {"stem"} | blocks(*range(8))
+    assert first_parts(freezing.at(0.5)) == {"stem"} | blocks(*range(6))
+    assert first_parts(freezing.at(2.0)) == {"stem"}
+    assert first_parts(freezing.at(2.5)) == set()
+    named = config.model_copy(update={"thaw": ThawConfig(stages=("stem.*",), every_epochs=1)})
+    assert with_stages(named, model, 32) == named
 
 
 def test_the_longer_of_two_rules_holds() -> None:

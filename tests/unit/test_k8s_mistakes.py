@@ -263,6 +263,20 @@ MISTAKES: list[tuple[Rule, str, Seed, str]] = [
         "bad configuration (2) does not fail",
     ),
     (
+        exit_codes_are_understood,
+        "gpu-8",
+        lambda m: named(m, "Job", "sharding")["spec"]["podFailurePolicy"]["rules"][1]["onExitCodes"]["values"].append(
+            1
+        ),
+        "what may pass (1) is not tried again",
+    ),
+    (
+        exit_codes_are_understood,
+        "gpu-8",
+        lambda m: named(m, "Job", "sharding")["spec"].update(backoffLimitPerIndex=0),
+        "what may pass (1) is not tried again",
+    ),
+    (
         rules_have_names,
         "multi-node-rdma",
         lambda m: named(m, "JobSet")["spec"]["failurePolicy"]["rules"][0].pop("name"),

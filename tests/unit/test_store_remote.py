@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.config.cache import CacheConfig
-from pipeline.config.errors import UserError
+from pipeline.config.errors import TemporaryError, UserError
 from pipeline.data.manifest import SplitIndex, open_dataset
 from pipeline.data.reader import BadSample, Reader
 from pipeline.data.remote import ChangedObjectError
@@ -226,6 +227,15 @@ def test_shards_of_another_version_are_refused_until_the_copy_is_whole(
 def test_an_address_without_a_data_set_is_one_line(remote: Remote) -> None:
     with pytest.raises(UserError, match=r"/nowhere/dataset\.json: no such file"):
         open_dataset(f"{remote.store.url}/nowhere")
+
+
+def test_a_store_that_does_not_answer_may_do_so_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.data.mirror.RetryPolicy", lambda: QUICK)
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    with pytest.raises(TemporaryError, match=r"dataset\.json: 3 attempts in .*, last: Client") as caught:
+        open_dataset(f"http://127.0.0.1:{port}/data")
+    assert caught.value.exit_code == 1
 
 
 @pytest.mark.parametrize("granularity", ["shard", "block"])

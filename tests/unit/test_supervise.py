@@ -24,13 +24,14 @@ sys.exit(1)
 """
 SCRIPT = """
 import os, signal, sys, time
-from pipeline.config.errors import DataError, UserError, report_status, run_command
+from pipeline.config.errors import DataError, InUseError, UserError, report_status, run_command
 def crash(): os.kill(os.getpid(), signal.SIGKILL)
 def finish(): report_status("finished")
 def finish_but_fail(): report_status("finished"); crash()
 def preempted(): report_status("preempted")
 def configuration(): raise UserError("lr", "-1", "a positive number")
 def data(): raise DataError("shard", "damaged")
+def in_use(): raise InUseError("run", "another run writes here")
 def nothing(): pass
 def main():
     if sys.argv[-1] != "--check":
@@ -47,6 +48,7 @@ run_command(main)
         (["configuration"], 2),
         (["data"], 3),
         (["crash"], 1),
+        (["in_use"], 1),
         (["preempted"], 75),
         (["crash", "finish"], 0),
         (["finish_but_fail"], 0),

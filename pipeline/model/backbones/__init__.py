@@ -1,5 +1,5 @@
 """Networks that turn crops into embeddings."""
 
-from pipeline.model.backbones.build import FaceModel, build_backbone
+from pipeline.model.backbones.build import FaceModel, build_backbone, build_without_memory
 
-__all__ = ["FaceModel", "build_backbone"]
+__all__ = ["FaceModel", "build_backbone", "build_without_memory"]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from pipeline.config.backbones import (
     BackboneConfig,
@@ -60,6 +63,27 @@ def build_backbone(config: BackboneConfig, crop_px: int, seed: int) -> FaceModel
         # last, so that the network begins the same with and without it
         alignment = None if config.alignment is None else SpatialTransformer(config.alignment)
         return FaceModel(network, alignment)
+
+
+def build_without_memory(config: BackboneConfig, crop_px: int) -> FaceModel:
+    """The same network on the meta device: names, shapes and structure, no values.
+
+    Raises:
+        UserError: as `build_backbone`.
+    """
+    with torch.device("meta"), _NoInitialValues():
+        return build_backbone(config, crop_px, seed=0)
+
+
+class _NoInitialValues(TorchFunctionMode):
+    """Leaves `torch.nn.init` out: on the meta device it computes nothing, and loads torch's compiler to do so."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if getattr(func, "__module__", None) == nn.init.__name__:
+            return kwargs["tensor"] if kwargs and "tensor" in kwargs else args[0]
+        return func(*args, **(kwargs or {}))
 
 
 def _network(config: BackboneConfig, crop_px: int) -> nn.Module:

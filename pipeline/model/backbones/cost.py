@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from pipeline.config.backbones import BackboneConfig
-from pipeline.model.backbones.build import build_backbone
+from pipeline.model.backbones.build import build_without_memory
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,7 @@ def backbone_cost(config: BackboneConfig, crop_px: int) -> BackboneCost:
     Raises:
         UserError: a network that cannot be built.
     """
-    with torch.device("meta"):  # initial values are asked for, which fake tensors do not have
-        model = build_backbone(config, crop_px, seed=0)
+    model = build_without_memory(config, crop_px)  # initial values are asked for, which fake tensors do not have
     # fake tensors pass for tensors of a CPU, where attention is fused as it is on a GPU; on the meta device it is not
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device="cpu")

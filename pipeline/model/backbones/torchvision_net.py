@@ -6,7 +6,7 @@ import difflib
 import inspect
 from typing import Any
 
-import torchvision
+import torch
 from torch import nn
 
 from pipeline.config.backbones import TorchvisionConfig
@@ -23,6 +23,8 @@ def torchvision_embedder(config: TorchvisionConfig, crop_px: int) -> nn.Module:
     Raises:
         UserError: no such classifier, one whose minimum size is above `crop_px`, or one that cannot have the neck.
     """
+    import torchvision  # brings the compiler along, which takes longer than the networks
+
     name = config.name
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
@@ -36,7 +38,12 @@ def torchvision_embedder(config: TorchvisionConfig, crop_px: int) -> nn.Module:
         options |= {"aux_logits": False, "init_weights": True}
     if name.startswith("vit_") and "kwargs" in parameters:
         options["image_size"] = crop_px
-    network = builder(**options)
+    if name.startswith("regnet_"):  # computes its widths with tensors, which on the meta device have no values
+        with torch.device("cpu"):
+            network = builder(**options)
+        network.to(torch.get_default_device())
+    else:
+        network = builder(**options)
     _replace_classifier(network, config)
     features_of_crop(network, name, crop_px)
     return network

@@ -11,7 +11,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torchvision.ops import StochasticDepth
 
 from pipeline.config.backbones import ViTConfig
 from pipeline.model.backbones.neck import Neck
@@ -33,7 +32,11 @@ class Block(nn.Module):
         self.perceptron = nn.Sequential(
             nn.LayerNorm(channels), nn.Linear(channels, 4 * channels), nn.ReLU6(), nn.Linear(4 * channels, channels)
         )
-        self.drop_path: nn.Module = StochasticDepth(drop_path, mode="row") if drop_path > 0 else nn.Identity()
+        self.drop_path: nn.Module = nn.Identity()
+        if drop_path > 0:
+            from torchvision.ops import StochasticDepth  # slow to import
+
+            self.drop_path = StochasticDepth(drop_path, mode="row")
 
     def forward(self, tokens: Tensor) -> Tensor:
         tokens = tokens + self.drop_path(self._attend(self.attention_norm(tokens)))
