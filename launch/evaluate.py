@@ -94,7 +94,7 @@ def main(
     from pipeline.evaluate.console import embedding_progress, print_summary
     from pipeline.evaluate.embed import Embedder
     from pipeline.evaluate.pairs import write_pairs
-    from pipeline.evaluate.run import coverage_notes, environment, measure, score_pairs
+    from pipeline.evaluate.run import add_intervals, coverage_notes, environment, measure, score_pairs
 
     if pairs is not None and split is not None:
         raise UserError("--split", "given with --pairs", "one of them: the split is where pairs are drawn from")
@@ -119,7 +119,7 @@ def main(
     with embedding_progress(len(pair_list.photos())) as advance:
         scored = score_pairs(embedder, tests.source, pair_list, batch=batch, flip=flip, advance=advance)
     embedding_s = time.perf_counter() - started
-    figures = measure(scored, flip)
+    figures = add_intervals(measure(scored, flip), scored, by_identity=tests.pairs is None)
     evaluation = result.Evaluation(
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         command=shlex.join(["python", *sys.argv]),

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from pipeline.atomic_write import write_atomically
 from pipeline.config.errors import UserError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class _Frozen(BaseModel):
@@ -58,6 +58,38 @@ class Threshold(_Frozen):
     accuracy: float
 
 
+class FixedThreshold(_Frozen):
+    """A threshold that was not chosen on these pairs: FaceNet's 1.1 on the squared distance."""
+
+    squared_distance: float
+    """A pair below it is accepted."""
+    cosine: float
+    accuracy: float
+    far: float
+    tar: float
+
+
+class Bounds(_Frozen):
+    """The ends of an interval."""
+
+    low: float
+    high: float
+
+
+class Intervals(_Frozen):
+    """Bootstrap intervals of the figures."""
+
+    level: float
+    num_resamples: int
+    unit: Literal["identity", "pair"]
+    """What was drawn with replacement; pairs where it is not known who is on the photos."""
+    figures: dict[str, Bounds | None]
+    """Keys `accuracy`, `auc`, `eer`, `d_prime` and `tar_at_far.1e-3` for each rate that was measured.
+
+    null where a figure could seldom be computed from the pairs drawn.
+    """
+
+
 class RocPoints(_Frozen):
     """The ROC, thinned for drawing; the figures were computed on all points."""
 
@@ -95,10 +127,14 @@ class Verification(_Frozen):
     missing: list[Missing]
     accuracy: Accuracy
     tar_at_far: dict[str, TarAtFar]
-    """Keys `1e-1` to `1e-4`."""
+    """Keys `1e-1` to `1e-6`."""
     auc: float
     eer: float
+    d_prime: float | None
+    """null where scores have no spread."""
     best_threshold: Threshold
+    fixed_threshold: FixedThreshold
+    intervals: Intervals | None = None
     roc: RocPoints
     histogram: Histogram
 

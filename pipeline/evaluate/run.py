@@ -12,12 +12,12 @@ import numpy as np
 import torch
 
 from pipeline.config.errors import UserError
-from pipeline.evaluate import result, verification
+from pipeline.evaluate import intervals, result, verification
 from pipeline.evaluate.embed import Embedder, Embeddings, extract_embeddings
 from pipeline.evaluate.pairs import Pair, PairList, Photo
 from pipeline.evaluate.photos import PhotoSource
 
-FAR_TARGETS = {"1e-1": 1e-1, "1e-2": 1e-2, "1e-3": 1e-3, "1e-4": 1e-4}
+FAR_TARGETS = {"1e-1": 1e-1, "1e-2": 1e-2, "1e-3": 1e-3, "1e-4": 1e-4, "1e-5": 1e-5, "1e-6": 1e-6}
 
 _ROC_POINTS = 1000
 
@@ -65,6 +65,9 @@ def measure(scored: ScoredPairs, flip: bool) -> result.Verification:
     roc = verification.roc_curve(scored.distances, scored.same)
     threshold, accuracy = verification.best_threshold(scored.distances, scored.same)
     histogram = verification.score_histogram(scored.distances, scored.same)
+    fixed = verification.at_threshold(scored.distances, scored.same, verification.FACENET_THRESHOLD)
+    assert fixed.far is not None  # the ROC has pairs of both kinds
+    assert fixed.tar is not None
     thin = _thin(roc)
     return result.Verification(
         protocol=f"{len(folds.fold)}-fold, unshuffled, squared distance < threshold of 0 to 4 by 0.01",
@@ -95,11 +98,45 @@ def measure(scored: ScoredPairs, flip: bool) -> result.Verification:
         best_threshold=result.Threshold(
             squared_distance=threshold, cosine=verification.cosine(threshold), accuracy=accuracy
         ),
+        d_prime=verification.d_prime(scored.distances, scored.same),
+        fixed_threshold=result.FixedThreshold(
+            squared_distance=fixed.threshold,
+            cosine=verification.cosine(fixed.threshold),
+            accuracy=fixed.accuracy,
+            far=fixed.far,
+            tar=fixed.tar,
+        ),
         roc=result.RocPoints(far=roc.far[thin].tolist(), tar=roc.tar[thin].tolist()),
         histogram=result.Histogram(
             edges=histogram.edges.tolist(), same=histogram.same.tolist(), different=histogram.different.tolist()
         ),
     )
+
+
+def add_intervals(figures: result.Verification, scored: ScoredPairs, by_identity: bool) -> result.Verification:
+    """The figures with bootstrap intervals; see `pipeline.evaluate.intervals`.
+
+    Args:
+        figures: of `measure`.
+        scored: what they were measured on.
+        by_identity: draw people; else pairs, where it is not known who is on the photos.
+    """
+    left = right = np.arange(len(scored.pairs))
+    if by_identity:
+        names = [[getattr(pair, side).identity for pair in scored.pairs] for side in ("left", "right")]
+        numbers = np.unique(names, return_inverse=True)[1].reshape(2, -1)
+        left, right = numbers[0], numbers[1]
+    fars = {f"tar_at_far.{name}": far for name, far in FAR_TARGETS.items() if figures.tar_at_far[name].tar is not None}
+    weighted = intervals.VerificationFigures(scored.distances, scored.same, scored.fold, fars)
+    found = intervals.bootstrap(weighted, left, right)
+    bounds = {name: None if one is None else result.Bounds(low=one.low, high=one.high) for name, one in found.items()}
+    added = result.Intervals(
+        level=intervals.LEVEL,
+        num_resamples=intervals.NUM_RESAMPLES,
+        unit="identity" if by_identity else "pair",
+        figures=bounds,
+    )
+    return figures.model_copy(update={"intervals": added})
 
 
 def coverage_notes(scored: ScoredPairs, pairs: PairList) -> list[str]:

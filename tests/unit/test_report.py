@@ -135,14 +135,24 @@ def check_self_contained(page: str) -> Tags:
 def test_drawn_pairs_to_report(evaluate: Command, run: Path, data: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
     out = evaluate(split="train")
     content = json.loads((out / "evaluation.json").read_text())
-    assert Evaluation.model_validate(content).schema_version == 1
+    assert Evaluation.model_validate(content).schema_version == 2
     figures = content["verification"]
     # 10 people x 15 same pairs.
     assert (figures["num_same"], figures["num_different"]) == (150, 150)
     assert len(figures["accuracy"]["per_fold"]) == 10
     assert figures["accuracy"]["mean"] == pytest.approx(np.mean(figures["accuracy"]["per_fold"]))
-    assert figures["tar_at_far"]["1e-2"]["tar"] is not None
-    assert figures["tar_at_far"]["1e-3"] == {"tar": None, "far": None, "threshold": None, "num_different_needed": 1000}
+    assert figures["tar_at_far"]["1e-1"]["tar"] is not None
+    refused = {"tar": None, "far": None, "threshold": None, "num_different_needed": 300}
+    assert figures["tar_at_far"]["1e-2"] == refused
+    assert figures["tar_at_far"]["1e-6"]["num_different_needed"] == 3_000_000
+    assert figures["d_prime"] > 0
+    assert figures["fixed_threshold"]["squared_distance"] == 1.1
+    assert figures["fixed_threshold"]["cosine"] == pytest.approx(0.45)
+    intervals = figures["intervals"]
+    assert (intervals["unit"], intervals["level"], intervals["num_resamples"]) == ("identity", 0.95, 1000)
+    assert set(intervals["figures"]) == {"accuracy", "auc", "eer", "d_prime", "tar_at_far.1e-1"}
+    for name, value in (("auc", figures["auc"]), ("tar_at_far.1e-1", figures["tar_at_far"]["1e-1"]["tar"])):
+        assert intervals["figures"][name]["low"] <= value <= intervals["figures"][name]["high"]
     assert figures["missing"] == []
     assert content["model"]["step"] == 7
     assert content["model"]["num_samples"] == 28
@@ -157,7 +167,12 @@ def test_drawn_pairs_to_report(evaluate: Command, run: Path, data: Dataset, caps
     assert sum(tag == "svg" for tag, _ in tags.tags) == 4
     assert "Training loss" in page
     assert f"{100 * figures['accuracy']['mean']:.2f} %" in page
-    assert capsys.readouterr().out.splitlines()[-1] == f"report: {out / 'report.html'}"
+    printed = capsys.readouterr().out
+    assert printed.splitlines()[-1] == f"report: {out / 'report.html'}"
+    assert f"{figures['d_prime']:.3f}" in printed
+    assert "95% intervals over people" in printed
+    assert "needs 300 different pairs" in printed
+    assert "1e-3" not in printed
     assert sorted(path.name for path in out.iterdir()) == ["evaluation.json", "pairs.txt", "report.html"]
 
     # The list that was written gives the same figures again, from the checkpoint itself.
@@ -289,6 +304,7 @@ def test_a_verification_set_gives_the_figures_of_its_shards_and_pair_list(evalua
         assert found["verification"][key] == expected["verification"][key]
     assert (found["data"]["kind"], found["data"]["num_photos"]) == ("pair_bin", 80)
     assert found["data"]["num_identities"] is None
+    assert found["verification"]["intervals"]["unit"] == "pair"
     assert found["data"]["pairs"] == str(path)
     assert found["data"]["pairs_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     assert (found["data"]["split"], found["data"]["detector"]["name"], found["notes"]) == (None, "none", [])
