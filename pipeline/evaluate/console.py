@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from pipeline.evaluate.result import Evaluation, Intervals
+from pipeline.evaluate.result import Evaluation, Identification, Intervals
 
 
 @contextmanager
@@ -45,6 +45,8 @@ def print_summary(evaluation: Evaluation, report: Path, console: Console) -> Non
     for note in evaluation.notes:
         console.print(f"note: {note}", style="yellow", highlight=False, markup=False)
     console.print(summary_table(evaluation))
+    if evaluation.identification is not None:
+        console.print(identification_table(evaluation.identification))
     console.print(f"report: {report}", highlight=False, markup=False, soft_wrap=True)
 
 
@@ -83,6 +85,25 @@ def summary_table(evaluation: Evaluation) -> Table:
     add(f"accuracy at cosine {fixed.cosine:.2f}", f"{fixed.accuracy:.4f}")
     add("pairs dropped", f"{figures.num_pairs_dropped:,}")
     add("photos missing", f"{len(figures.missing):,}")
+    return table
+
+
+def identification_table(figures: Identification) -> Table:
+    """Closed-set ranks, then the open set, two columns."""
+    title = f"Identification, {figures.num_probes:,} photos among {figures.num_gallery:,} people"
+    table = Table(title=title, title_justify="left", show_header=False)
+    table.add_column("measure")
+    table.add_column("value", justify="right")
+    for k, rate in figures.rank.items():
+        table.add_row(f"rank {k}", f"{rate:.4f}")
+    for name, point in figures.open_set.tpir_at_fpir.items():
+        label = f"TPIR at FPIR {name}, {figures.open_set.num_gallery:,} people"
+        if point.tpir is None:
+            table.add_row(label, f"needs {point.num_unmated_needed:,} photos of others")
+            break
+        table.add_row(label, f"{point.tpir:.4f}")
+    if figures.num_missing:
+        table.add_row("photos missing", f"{figures.num_missing:,}")
     return table
 
 

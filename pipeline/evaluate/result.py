@@ -139,6 +139,47 @@ class Verification(_Frozen):
     histogram: Histogram
 
 
+class TpirAtFpir(_Frozen):
+    """True positive identification rate where at most the named share of strangers' searches returns anybody."""
+
+    tpir: float | None
+    """null where there are too few strangers' searches to measure it."""
+    fpir: float | None
+    """The rate really reached there, at most the one asked for."""
+    threshold: float | None
+    """Cosine; people who score above it are returned."""
+    num_unmated_needed: int
+    """The least number of strangers' searches that this rate takes."""
+
+
+class OpenSet(_Frozen):
+    """Searches among a part of the people, by them and by the others."""
+
+    num_gallery: int
+    num_mated: int
+    """Searches for people in the gallery."""
+    num_unmated: int
+    """Searches for people who are not."""
+    tpir_at_fpir: dict[str, TpirAtFpir]
+    """Keys `1e-1` to `1e-3`."""
+
+
+class Identification(_Frozen):
+    """Searches among all people of a split, each enrolled with one photo."""
+
+    protocol: str
+    num_gallery: int
+    """People."""
+    num_probes: int
+    num_missing: int
+    """Photos of the split that could not be embedded, and are in no search."""
+    rank: dict[str, float]
+    """Share of the probes whose person is among the first 1, 5, 10."""
+    cmc: list[float]
+    """The same for 1, 2, …, at most 50."""
+    open_set: OpenSet
+
+
 class Model(_Frozen):
     """Where the model comes from."""
 
@@ -197,6 +238,8 @@ class Evaluation(_Frozen):
     notes: list[str]
     """What a reader must know before trusting the figures."""
     verification: Verification
+    identification: Identification | None = None
+    """null unless it was asked for."""
     model: Model
     data: Data
     environment: Environment

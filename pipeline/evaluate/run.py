@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 
@@ -13,9 +13,8 @@ import torch
 
 from pipeline.config.errors import UserError
 from pipeline.evaluate import intervals, result, verification
-from pipeline.evaluate.embed import Embedder, Embeddings, extract_embeddings
+from pipeline.evaluate.embed import Embeddings
 from pipeline.evaluate.pairs import Pair, PairList, Photo
-from pipeline.evaluate.photos import PhotoSource
 
 FAR_TARGETS = {"1e-1": 1e-1, "1e-2": 1e-2, "1e-3": 1e-3, "1e-4": 1e-4, "1e-5": 1e-5, "1e-6": 1e-6}
 
@@ -34,25 +33,6 @@ class ScoredPairs:
     missing: dict[Photo, str]
     num_photos: int
     num_dropped: int
-
-
-def score_pairs(
-    embedder: Embedder,
-    source: PhotoSource,
-    pairs: PairList,
-    *,
-    batch: int,
-    flip: bool,
-    advance: Callable[[int], None] | None = None,
-) -> ScoredPairs:
-    """Embed every photo of the list once and measure each pair.
-
-    Raises:
-        UserError: none of the pairs has both photos, or what `extract_embeddings` raises.
-    """
-    photos = pairs.photos()
-    found = extract_embeddings(embedder, source, photos, batch=batch, flip=flip, advance=advance)
-    return score_embeddings(found, pairs, len(photos))
 
 
 def measure(scored: ScoredPairs, flip: bool) -> result.Verification:
@@ -172,7 +152,12 @@ def environment(device: torch.device) -> result.Environment:
 
 
 def score_embeddings(found: Embeddings, pairs: PairList, num_photos: int) -> ScoredPairs:
-    """Measure each pair whose photos both have an embedding; `num_photos` is how many the pairs name.
+    """Measure each pair whose photos both have an embedding.
+
+    Args:
+        found: of the pairs' photos, and perhaps of others.
+        pairs: the pairs.
+        num_photos: how many photos the pairs name.
 
     Raises:
         UserError: no pair has both.
@@ -195,7 +180,7 @@ def score_embeddings(found: Embeddings, pairs: PairList, num_photos: int) -> Sco
         distances=verification.squared_distances(found.vectors, left, right),
         same=np.array([pair.same for pair in kept], bool),
         fold=np.array([pair.fold for pair in kept], np.int64),
-        missing=found.missing,
+        missing={photo: found.missing[photo] for photo in pairs.photos() if photo in found.missing},
         num_photos=len(found.photos),
         num_dropped=num_dropped,
     )

@@ -182,6 +182,31 @@ def test_drawn_pairs_to_report(evaluate: Command, run: Path, data: Dataset, caps
     assert "Training loss" in (again / "report.html").read_text()
 
 
+def test_identification_of_a_splits_people(
+    evaluate: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = json.loads((evaluate(split="train") / "evaluation.json").read_text())
+    assert plain["identification"] is None
+    content = json.loads((evaluate("--identify", split="train") / "evaluation.json").read_text())
+    # All photos are embedded once; the figures of pairs are the same but for rounding in other batches.
+    assert content["verification"]["num_pairs"] == 300
+    assert content["verification"]["auc"] == pytest.approx(plain["verification"]["auc"], abs=1e-3)
+    found = content["identification"]
+    assert (found["num_gallery"], found["num_probes"], found["num_missing"]) == (10, 50, 0)
+    assert set(found["rank"]) == {"1", "5", "10"}
+    assert found["rank"]["10"] == 1.0
+    assert (len(found["cmc"]), found["cmc"][0], found["cmc"][4]) == (10, found["rank"]["1"], found["rank"]["5"])
+    one = found["open_set"]
+    # Five people of six photos: five first photos enrolled.
+    assert (one["num_gallery"], one["num_mated"], one["num_unmated"]) == (5, 25, 30)
+    assert one["tpir_at_fpir"]["1e-1"]["fpir"] <= 0.1
+    refused = {"tpir": None, "fpir": None, "threshold": None, "num_unmated_needed": 300}
+    assert one["tpir_at_fpir"]["1e-2"] == refused
+    printed = capsys.readouterr().out
+    assert "Identification, 50 photos among 10 people" in printed
+    assert "needs 300 photos of others" in printed
+
+
 def test_missing_photos_are_said_loudly(
     evaluate: Command, data: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -323,6 +348,8 @@ def test_a_verification_set_of_another_size_is_resized_and_says_so(evaluate: Com
     for option, value in (("pairs", tmp_path / "list.txt"), ("split", "val"), ("detector", "mtcnn")):
         with pytest.raises(UserError, match=f"--{option}: given with x.bin, whose photos are aligned and paired"):
             evaluate(data=tmp_path / "x.bin", **{option: value})
+    with pytest.raises(UserError, match=r"--identify: given with x\.bin; expected a data set"):
+        evaluate("--identify", data=tmp_path / "x.bin")
     (tmp_path / "x.bin").write_bytes(pickle.dumps(print))
     with pytest.raises(UserError, match=r"a pickle that calls \S*print"):
         evaluate(data=tmp_path / "x.bin")
@@ -352,9 +379,11 @@ def test_users_mistakes(evaluate: Command, tmp_path: Path) -> None:
         ({"data": tmp_path / "photos", "pairs": pairs}, "--detector: missing, and the training photos came already"),
         ({"data": tmp_path / "photos", "pairs": pairs, "detector": "none"}, r"x_0001 \(not_an_image\)"),
         ({"detector": "mtcnn", "pairs": pairs}, "--detector: given with a data set"),
+        ({"pairs": pairs, "identify": ""}, "--identify: given with --pairs"),
     ):
+        flags = ["--identify"] if options.pop("identify", None) is not None else []
         with pytest.raises(UserError, match=message) as caught:
-            evaluate(**options)
+            evaluate(*flags, **options)
         assert "\n" not in str(caught.value)
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="--device: cuda, but this machine offers none"):
@@ -369,6 +398,7 @@ def test_help_keeps_its_lines_on_a_narrow_terminal() -> None:
     examples = [line for line in lines if line.startswith("python launch/evaluate.py --checkpoint RUN --data ")]
     assert [line.split(" --data ")[1] for line in examples] == [
         "build/data",
+        "build/data --identify",
         "DATA --pairs pairs.txt",
         "PHOTOS --pairs pairs.txt",
         "faces_emore/lfw.bin",
@@ -382,7 +412,9 @@ def test_help_keeps_its_lines_on_a_narrow_terminal() -> None:
 def test_an_output_that_cannot_be_written_is_named_before_any_work(
     evaluate: Command, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.evaluate.run.score_pairs", lambda *_, **__: pytest.fail("embedding had begun"))
+    monkeypatch.setattr(
+        "pipeline.evaluate.embed.extract_embeddings", lambda *_, **__: pytest.fail("embedding had begun")
+    )
     (tmp_path / "file").write_text("")
     for output, message in (
         (tmp_path / "file", r"file: not a folder to write to \(File exists\)"),
