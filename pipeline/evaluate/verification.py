@@ -131,6 +131,11 @@ def cosine(distance: float) -> float:
     return 1.0 - distance / 2.0
 
 
+def squared_distance(cosines: Floats) -> Floats:
+    """[P] squared distances of unit vectors with these cosines."""
+    return 2.0 - 2.0 * cosines
+
+
 def fold_accuracy(distances: Floats, same: Bools, fold: Ints) -> FoldAccuracy:
     """Accuracy by InsightFace's protocol: each fold is judged at the threshold that is best on all the others.
 
