@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,6 +14,7 @@ from sklearn.metrics import roc_auc_score
 
 from pipeline.config.errors import UserError
 from pipeline.evaluate import verification as v
+from pipeline.evaluate.pairs import read_pairs
 
 
 def loop_fold_accuracy(distances: np.ndarray, same: np.ndarray, fold: np.ndarray) -> tuple[list[float], list[float]]:
@@ -46,6 +51,25 @@ def test_fold_accuracy_equals_the_loop_to_the_last_digit(seed: int, per_fold: in
     assert result.threshold.tolist() == thresholds
     assert result.mean == float(np.mean(accuracies))
     assert result.std == float(np.std(accuracies))
+
+
+@pytest.mark.skipif("FACEMILL_TEST_DATA" not in os.environ, reason="FACEMILL_TEST_DATA is not set")
+def test_fold_accuracy_equals_the_loop_on_real_photos() -> None:
+    """LFW's pairs, embedded as what a small grey picture shows: poor, but real scores with real ties of thresholds."""
+    root = Path(os.environ["FACEMILL_TEST_DATA"]) / "lfw"
+    pairs = read_pairs(root / "pairs.txt")
+    row = {photo: number for number, photo in enumerate(pairs.photos())}
+    vectors = []
+    for photo in row:
+        pixels = cv2.imread(str(root / photo.identity / f"{photo}.jpg"), cv2.IMREAD_GRAYSCALE)
+        small = cv2.resize(pixels[60:-60, 60:-60], (12, 12), interpolation=cv2.INTER_AREA).ravel().astype(float)
+        vectors.append((small - small.mean()) / np.linalg.norm(small - small.mean()))
+    left, right = (np.array([row[getattr(pair, side)] for pair in pairs.pairs]) for side in ("left", "right"))
+    same, fold = (np.array([getattr(pair, name) for pair in pairs.pairs]) for name in ("same", "fold"))
+    distances = v.squared_distances(np.array(vectors), left, right)
+    found = v.fold_accuracy(distances, same, fold)
+    assert (found.accuracy.tolist(), found.threshold.tolist()) == loop_fold_accuracy(distances, same, fold)
+    assert 0.5 < found.mean < 0.8
 
 
 def test_fold_accuracy_by_hand() -> None:
