@@ -96,6 +96,19 @@ def test_intervals_over_people_are_wider_than_over_pairs_where_people_differ() -
     assert width(person, person) > 4 * width(pairs, pairs)
 
 
+def test_intervals_are_sqrt_3_too_wide_where_each_person_is_in_one_pair() -> None:
+    """As the docs say: the product of two people's weights varies three times as much as one weight does."""
+    is_right = np.arange(2000) % 4 > 0
+    widths = []
+    for right in (np.arange(2000), np.arange(2000) + 2000):
+        found = intervals.bootstrap(
+            lambda weights: {"x": weights @ is_right / weights.sum()}, np.arange(2000), right, num_resamples=2000
+        )["x"]
+        assert found is not None
+        widths.append(found.high - found.low)
+    assert widths[1] / widths[0] == pytest.approx(np.sqrt(3.0), rel=0.12)
+
+
 def test_about_95_of_100_intervals_hold_the_truth() -> None:
     """Same pairs of people who are recognised with chances of their own, 0.8 on average."""
     rng = np.random.default_rng(1)
