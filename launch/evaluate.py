@@ -85,6 +85,9 @@ def main(
     model_weights: Annotated[
         ModelWeights | None, typer.Option(help="the weights' moving average or the weights; default: ema where it is")
     ] = None,
+    threshold_from: Annotated[
+        Path | None, typer.Option(help="judge by the best threshold of another set, too: its evaluation.json")
+    ] = None,
     flip: Annotated[bool, typer.Option("--flip/--no-flip", help="add the mirror image's embedding")] = True,
     identify: Annotated[
         bool, typer.Option("--identify", help="search each photo among the split's people, too")
@@ -99,12 +102,13 @@ def main(
     from pipeline.evaluate.embed import Embedder, extract_embeddings
     from pipeline.evaluate.identify import identify as identify_people
     from pipeline.evaluate.pairs import write_pairs
-    from pipeline.evaluate.run import add_intervals, coverage_notes, environment, measure, score_embeddings
+    from pipeline.evaluate.run import add_intervals, coverage_notes, environment, judge, measure, score_embeddings
 
     if pairs is not None and split is not None:
         raise UserError("--split", "given with --pairs", "one of them: the split is where pairs are drawn from")
     if identify and pairs is not None:
         raise UserError("--identify", "given with --pairs", "a data set whose split to search in", "leave one out")
+    carried = None if threshold_from is None else result.read_best_threshold(threshold_from)
     torch_device = _choose_device(device)
     loaded = load_backbone(checkpoint, torch_device, None if model_weights is None else model_weights.value)
     run_directory = _run_directory(checkpoint)
@@ -131,6 +135,8 @@ def main(
     embedding_s = time.perf_counter() - started
     scored = score_embeddings(found, pair_list, len(pair_list.photos()))
     figures = add_intervals(measure(scored, flip), scored, by_identity=tests.pairs is None)
+    if carried is not None:
+        figures = figures.model_copy(update={"carried_threshold": judge(scored, carried)})
     evaluation = result.Evaluation(
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         command=shlex.join(["python", *sys.argv]),

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from pipeline.evaluate.result import Evaluation, Identification, Intervals
+from pipeline.evaluate.result import Bounds, Evaluation, Identification, Intervals
 
 
 @contextmanager
@@ -83,19 +83,24 @@ def summary_table(evaluation: Evaluation) -> Table:
     add("best threshold (cosine)", f"{figures.best_threshold.cosine:.3f}")
     fixed = figures.fixed_threshold
     add(f"accuracy at cosine {fixed.cosine:.2f}", f"{fixed.accuracy:.4f}")
+    carried = figures.carried_threshold
+    if carried is not None:
+        add(f"accuracy at cosine {carried.cosine:.3f}", f"{carried.accuracy:.4f}")
+        add("  FAR, TAR there", f"{carried.far:.4f}, {carried.tar:.4f}")
     add("pairs dropped", f"{figures.num_pairs_dropped:,}")
     add("photos missing", f"{len(figures.missing):,}")
     return table
 
 
 def identification_table(figures: Identification) -> Table:
-    """Closed-set ranks, then the open set, two columns."""
+    """Closed-set ranks with their intervals, then the open set."""
     title = f"Identification, {figures.num_probes:,} photos among {figures.num_gallery:,} people"
     table = Table(title=title, title_justify="left", show_header=False)
     table.add_column("measure")
     table.add_column("value", justify="right")
+    table.add_column("interval")
     for k, rate in figures.rank.items():
-        table.add_row(f"rank {k}", f"{rate:.4f}")
+        table.add_row(f"rank {k}", f"{rate:.4f}", _bounds(figures.rank_intervals[k]))
     for name, point in figures.open_set.tpir_at_fpir.items():
         label = f"TPIR at FPIR {name}, {figures.open_set.num_gallery:,} people"
         if point.tpir is None:
@@ -116,5 +121,8 @@ def _about_intervals(intervals: Intervals | None) -> str:
 
 def _interval(intervals: Intervals, key: str) -> str:
     """The interval of a figure as text; empty where it has none."""
-    bounds = intervals.figures.get(key)
+    return _bounds(intervals.figures.get(key))
+
+
+def _bounds(bounds: Bounds | None) -> str:
     return "" if bounds is None else f"{bounds.low:.4f} to {bounds.high:.4f}"

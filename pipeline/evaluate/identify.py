@@ -7,6 +7,7 @@ import numpy as np
 from pipeline.config.errors import UserError
 from pipeline.evaluate import identification, result
 from pipeline.evaluate.embed import Embeddings
+from pipeline.evaluate.intervals import bootstrap
 from pipeline.evaluate.search import Vectors
 from pipeline.evaluate.verification import Bools, Ints, least_different_pairs
 
@@ -54,9 +55,18 @@ def identify(found: Embeddings, where: object, seed: int = 0) -> result.Identifi
         num_probes=int(np.count_nonzero(~is_first)),
         num_missing=len(found.missing),
         rank={str(k): identification.rank_rate(closed, k) for k in RANKS},
+        rank_intervals=_rank_intervals(closed, person[~is_first]),
         cmc=identification.cumulative_match(closed, up_to).tolist(),
         open_set=_open_set(vectors, person, is_first, enrolled[person]),
     )
+
+
+def _rank_intervals(ranks: identification.Ranks, person: Ints) -> dict[str, result.Bounds | None]:
+    """Over the people who search; who is enrolled stays."""
+    found = bootstrap(
+        lambda weights: {str(k): float(np.average(ranks.rank <= k, weights=weights)) for k in RANKS}, person, person
+    )
+    return {k: None if one is None else result.Bounds(low=one.low, high=one.high) for k, one in found.items()}
 
 
 def _open_set(vectors: Vectors, person: Ints, is_first: Bools, enrolled: Bools) -> result.OpenSet:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -59,7 +60,7 @@ class Threshold(_Frozen):
 
 
 class FixedThreshold(_Frozen):
-    """A threshold that was not chosen on these pairs: FaceNet's 1.1 on the squared distance."""
+    """What a threshold does that was not chosen on these pairs."""
 
     squared_distance: float
     """A pair below it is accepted."""
@@ -134,6 +135,9 @@ class Verification(_Frozen):
     """null where scores have no spread."""
     best_threshold: Threshold
     fixed_threshold: FixedThreshold
+    """FaceNet's 1.1 on the squared distance."""
+    carried_threshold: FixedThreshold | None = None
+    """The best threshold of the evaluation that was named; null when none was."""
     intervals: Intervals | None = None
     roc: RocPoints
     histogram: Histogram
@@ -175,6 +179,8 @@ class Identification(_Frozen):
     """Photos of the split that could not be embedded, and are in no search."""
     rank: dict[str, float]
     """Share of the probes whose person is among the first 1, 5, 10."""
+    rank_intervals: dict[str, Bounds | None]
+    """95 %, over people, as `Intervals`."""
     cmc: list[float]
     """The same for 1, 2, …, at most 50."""
     open_set: OpenSet
@@ -243,6 +249,24 @@ class Evaluation(_Frozen):
     model: Model
     data: Data
     environment: Environment
+
+
+def read_best_threshold(path: Path) -> float:
+    """The best threshold, as a squared distance, of an `evaluation.json` of any version.
+
+    Raises:
+        UserError: no such file, or it holds none.
+    """
+    try:
+        threshold = json.loads(path.read_text(encoding="utf-8"))["verification"]["best_threshold"]["squared_distance"]
+        if isinstance(threshold, int | float) and 0.0 <= threshold <= 4.0:
+            return float(threshold)
+        found = f"a best threshold of {threshold!r}"
+    except OSError as error:
+        found = f"unreadable ({error.strerror})"
+    except (ValueError, KeyError, TypeError):
+        found = "no best threshold in it"
+    raise UserError(path, found, "an evaluation.json that `launch/evaluate.py` wrote")
 
 
 def write_json(path: Path, evaluation: Evaluation) -> None:

@@ -45,9 +45,6 @@ def measure(scored: ScoredPairs, flip: bool) -> result.Verification:
     roc = verification.roc_curve(scored.distances, scored.same)
     threshold, accuracy = verification.best_threshold(scored.distances, scored.same)
     histogram = verification.score_histogram(scored.distances, scored.same)
-    fixed = verification.at_threshold(scored.distances, scored.same, verification.FACENET_THRESHOLD)
-    assert fixed.far is not None  # the ROC has pairs of both kinds
-    assert fixed.tar is not None
     thin = _thin(roc)
     return result.Verification(
         protocol=f"{len(folds.fold)}-fold, unshuffled, squared distance < threshold of 0 to 4 by 0.01",
@@ -79,17 +76,25 @@ def measure(scored: ScoredPairs, flip: bool) -> result.Verification:
             squared_distance=threshold, cosine=verification.cosine(threshold), accuracy=accuracy
         ),
         d_prime=verification.d_prime(scored.distances, scored.same),
-        fixed_threshold=result.FixedThreshold(
-            squared_distance=fixed.threshold,
-            cosine=verification.cosine(fixed.threshold),
-            accuracy=fixed.accuracy,
-            far=fixed.far,
-            tar=fixed.tar,
-        ),
+        fixed_threshold=judge(scored, verification.FACENET_THRESHOLD),
         roc=result.RocPoints(far=roc.far[thin].tolist(), tar=roc.tar[thin].tolist()),
         histogram=result.Histogram(
             edges=histogram.edges.tolist(), same=histogram.same.tolist(), different=histogram.different.tolist()
         ),
+    )
+
+
+def judge(scored: ScoredPairs, threshold: float) -> result.FixedThreshold:
+    """What a threshold from elsewhere, a squared distance, does on pairs of both kinds."""
+    found = verification.at_threshold(scored.distances, scored.same, threshold)
+    assert found.far is not None
+    assert found.tar is not None
+    return result.FixedThreshold(
+        squared_distance=threshold,
+        cosine=verification.cosine(threshold),
+        accuracy=found.accuracy,
+        far=found.far,
+        tar=found.tar,
     )
 
 

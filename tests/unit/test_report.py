@@ -195,6 +195,8 @@ def test_identification_of_a_splits_people(
     assert (found["num_gallery"], found["num_probes"], found["num_missing"]) == (10, 50, 0)
     assert set(found["rank"]) == {"1", "5", "10"}
     assert found["rank"]["10"] == 1.0
+    assert found["rank_intervals"]["10"] == {"low": 1.0, "high": 1.0}
+    assert found["rank_intervals"]["1"]["low"] <= found["rank"]["1"] <= found["rank_intervals"]["1"]["high"]
     assert (len(found["cmc"]), found["cmc"][0], found["cmc"][4]) == (10, found["rank"]["1"], found["rank"]["5"])
     one = found["open_set"]
     # Five people of six photos: five first photos enrolled.
@@ -205,6 +207,35 @@ def test_identification_of_a_splits_people(
     printed = capsys.readouterr().out
     assert "Identification, 50 photos among 10 people" in printed
     assert "needs 300 photos of others" in printed
+
+
+def test_a_threshold_is_carried_over_from_another_set(
+    evaluate: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = evaluate(split="train") / "evaluation.json"
+    other = tmp_path / "other.json"
+    content = json.loads(first.read_text())
+    assert content["verification"]["carried_threshold"] is None
+    threshold = content["verification"]["best_threshold"]
+    first.rename(other)
+    capsys.readouterr()
+    found = json.loads((evaluate("--threshold-from", str(other), split="train") / "evaluation.json").read_text())
+    carried = found["verification"]["carried_threshold"]
+    # Carried to the very pairs that it was chosen on, it does what it did there.
+    assert {name: carried[name] for name in threshold} == threshold
+    right = carried["tar"] * 150 + (1 - carried["far"]) * 150
+    assert carried["accuracy"] == pytest.approx(right / 300)
+    assert f"accuracy at cosine {carried['cosine']:.3f}" in capsys.readouterr().out
+    for text, message in (
+        ("{", "no best threshold in it"),
+        ("[]", "no best threshold in it"),
+        ('{"verification": {"best_threshold": {"squared_distance": 5}}}', "a best threshold of 5"),
+    ):
+        other.write_text(text)
+        with pytest.raises(UserError, match=f"other.json: {message}; expected an evaluation.json"):
+            evaluate("--threshold-from", str(other), split="train")
+    with pytest.raises(UserError, match=r"unreadable \(No such file"):
+        evaluate("--threshold-from", str(tmp_path / "none.json"), split="train")
 
 
 def test_missing_photos_are_said_loudly(
