@@ -99,6 +99,17 @@ def test_compatibility_by_hand() -> None:
     assert compatibility(new, old, query, gallery, same, far=0.01).update_gain is None
 
 
+def test_queries_are_the_new_models_and_the_gallery_is_the_old_ones() -> None:
+    """The old model is hopeless on the even rows, which are the queries, and perfect on the odd ones."""
+    new = np.repeat(np.eye(20), 2, axis=0)
+    old = new.copy()
+    old[::2] = np.roll(new[::2], 1, axis=0)
+    query, gallery = (part.ravel() for part in np.meshgrid(np.arange(0, 40, 2), np.arange(1, 40, 2)))
+    found = compatibility(old, new, query, gallery, query // 2 == gallery // 2, far=0.01)
+    assert (found.old_old, found.new_old, found.new_new) == (0.0, 1.0, 1.0)
+    assert found.update_gain == 1.0
+
+
 def test_update_gain_by_hand() -> None:
     assert Compatibility(1e-3, old_old=0.5, new_old=0.6, new_new=0.9).update_gain == pytest.approx(0.25)
     assert not Compatibility(1e-3, old_old=0.5, new_old=0.5, new_new=0.5).is_compatible

@@ -97,6 +97,13 @@ def test_a_tie_counts_against_the_model() -> None:
     assert ident.enrolled_ranks(at_angles(0, 0.001), np.array([0, 1]), near, np.array([0, 1])).rank.tolist() == [2, 2]
 
 
+def test_copies_of_the_mate_rank_before_it_whatever_float32_makes_of_them() -> None:
+    rng = np.random.default_rng(0)
+    mates, probes = unit(rng, 40, 512), unit(rng, 40, 512)
+    gallery, people = np.concatenate((mates, mates)), np.arange(80)
+    assert (ident.enrolled_ranks(probes, np.arange(40), gallery, people).rank > 1).all()
+
+
 def test_several_photos_of_a_stranger_count_once() -> None:
     gallery, people = at_angles(1, 2, 3, 20), np.array([4, 4, 4, 6])
     assert ident.enrolled_ranks(at_angles(0), np.array([6]), gallery, people).rank.tolist() == [2]

@@ -110,6 +110,13 @@ def test_facex_zoos_accuracy_by_hand() -> None:
     assert found.accuracy[1] == 1.0
 
 
+def test_a_score_at_the_highest_step_is_not_above_it() -> None:
+    # Only at 1.0, the last step, could the same pair be told from the different one below it: it is not above 1.0.
+    scores, same = np.array([0.5, 0.5, 0.0, 0.9999, 1.0]), np.array([True, False, False, False, True])
+    found = protocols.facex_zoo_accuracy(scores, same, np.array([0, 0, 1, 1, 1]))
+    assert found.threshold[0] == pytest.approx(0.001)
+
+
 @pytest.mark.parametrize("num_pairs", [2, 19, 20, 6000])
 def test_folds_are_those_of_kfold(num_pairs: int) -> None:
     num_folds = min(10, num_pairs)
