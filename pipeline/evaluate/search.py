@@ -25,6 +25,10 @@ PROBE_BLOCK = 1024
 GALLERY_BLOCK = 4096
 """A block of scores takes 16 MiB; its product is long enough that what else is done with it hardly counts."""
 
+_PIECE = 512
+"""Columns looked through at once. Most pieces soon hold nothing better than what was found, and cost no more than their
+maximum; the smaller they are, the fewer scores are partitioned for the one that is better."""
+
 _SPARE = 8
 """Candidates kept beyond those asked for, so that the float64 scores can put them in another order."""
 _PAIR_BLOCK = 4096
@@ -156,22 +160,26 @@ class _BlockCandidates:
     def __call__(self, probes: Vectors, count: int) -> tuple[Ints, Vectors]:
         rows = np.zeros((len(probes), count), np.int64)
         best = np.full((len(probes), count), -np.inf, np.float32)
-        worst_kept = best[:, 0].copy()
         for start, scores in score_blocks(probes, self._gallery, self._edges):
-            # After the first blocks few probes find anything better: the rest cost one pass over their scores.
-            hit = np.flatnonzero(scores.max(axis=1) > worst_kept)
-            if len(hit) == 0:
-                continue
-            width = min(count, scores.shape[1])
-            new = scores[hit]
-            columns = np.argpartition(new, new.shape[1] - width, axis=1)[:, -width:]
-            all_scores = np.hstack((best[hit], np.take_along_axis(new, columns, axis=1)))
-            all_rows = np.hstack((rows[hit], columns + start))
-            kept = np.argpartition(all_scores, width, axis=1)[:, -count:]
-            best[hit] = np.take_along_axis(all_scores, kept, axis=1)
-            rows[hit] = np.take_along_axis(all_rows, kept, axis=1)
-            worst_kept[hit] = best[hit].min(axis=1)
+            for column in range(0, scores.shape[1], _PIECE):
+                self._keep_better(scores[:, column : column + _PIECE], start + column, rows, best)
         return rows, best
+
+    @staticmethod
+    def _keep_better(scores: Vectors, first_row: int, rows: Ints, best: Vectors) -> None:
+        """Put what is better than the worst of `best` in its place."""
+        hit = np.flatnonzero(scores.max(axis=1) > best.min(axis=1))
+        if len(hit) == 0:
+            return
+        count = best.shape[1]
+        width = min(count, scores.shape[1])
+        new = scores[hit]
+        columns = np.argpartition(new, new.shape[1] - width, axis=1)[:, -width:]
+        all_scores = np.hstack((best[hit], np.take_along_axis(new, columns, axis=1)))
+        all_rows = np.hstack((rows[hit], columns + first_row))
+        kept = np.argpartition(all_scores, width, axis=1)[:, -count:]
+        best[hit] = np.take_along_axis(all_scores, kept, axis=1)
+        rows[hit] = np.take_along_axis(all_rows, kept, axis=1)
 
 
 class _FaissCandidates:

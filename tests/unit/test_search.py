@@ -34,6 +34,7 @@ def loop_nearest(probes: np.ndarray, gallery: np.ndarray, k: int) -> list[list[i
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search, "PROBE_BLOCK", 3)
     monkeypatch.setattr(search, "GALLERY_BLOCK", 5)
+    monkeypatch.setattr(search, "_PIECE", 2)
     monkeypatch.setattr(search, "_PAIR_BLOCK", 4)
 
 
