@@ -8,6 +8,7 @@ pairs are drawn from the people whom the data set holds out. Writes
 `evaluation.json`, `report.html` and, when drawn, `pairs.txt`.
 
     python launch/evaluate.py --checkpoint RUN --data build/data
+    python launch/evaluate.py --checkpoint RUN --data build/data --identify
     python launch/evaluate.py --checkpoint RUN --data DATA --pairs pairs.txt
     python launch/evaluate.py --checkpoint RUN --data PHOTOS --pairs pairs.txt
     python launch/evaluate.py --checkpoint RUN --data faces_emore/lfw.bin
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from pipeline.checkpoint import LoadedBackbone
     from pipeline.data.dataset_format import DatasetInfo
     from pipeline.data.manifest import Dataset
-    from pipeline.evaluate.pairs import PairList
+    from pipeline.evaluate.pairs import PairList, Photo
     from pipeline.evaluate.photos import Crop, PhotoSource, Rejected
     from pipeline.evaluate.result import Model
 
@@ -84,7 +85,13 @@ def main(
     model_weights: Annotated[
         ModelWeights | None, typer.Option(help="the weights' moving average or the weights; default: ema where it is")
     ] = None,
+    threshold_from: Annotated[
+        Path | None, typer.Option(help="judge by the best threshold of another set, too: its evaluation.json")
+    ] = None,
     flip: Annotated[bool, typer.Option("--flip/--no-flip", help="add the mirror image's embedding")] = True,
+    identify: Annotated[
+        bool, typer.Option("--identify", help="search each photo among the split's people, too")
+    ] = False,
 ) -> None:
     """Embed, measure, report."""
     from rich.console import Console
@@ -92,12 +99,16 @@ def main(
     from pipeline.checkpoint import load_backbone
     from pipeline.evaluate import report, result
     from pipeline.evaluate.console import embedding_progress, print_summary
-    from pipeline.evaluate.embed import Embedder
+    from pipeline.evaluate.embed import Embedder, extract_embeddings
+    from pipeline.evaluate.identify import identify as identify_people
     from pipeline.evaluate.pairs import write_pairs
-    from pipeline.evaluate.run import coverage_notes, environment, measure, score_pairs
+    from pipeline.evaluate.run import add_intervals, coverage_notes, environment, judge, measure, score_embeddings
 
     if pairs is not None and split is not None:
         raise UserError("--split", "given with --pairs", "one of them: the split is where pairs are drawn from")
+    if identify and pairs is not None:
+        raise UserError("--identify", "given with --pairs", "a data set whose split to search in", "leave one out")
+    carried = None if threshold_from is None else result.read_best_threshold(threshold_from)
     torch_device = _choose_device(device)
     loaded = load_backbone(checkpoint, torch_device, None if model_weights is None else model_weights.value)
     run_directory = _run_directory(checkpoint)
@@ -112,20 +123,27 @@ def main(
     is_drawn = pairs is None and tests.pairs is None
     if is_drawn:
         write_pairs(folder / "pairs.txt", pair_list)
+    if identify and not is_drawn:
+        raise UserError("--identify", f"given with {data.name}", "a data set", "leave --identify out")
     pairs_file = folder / "pairs.txt" if is_drawn else pairs or data
 
     embedder = Embedder(loaded.module, loaded.crop_px, torch_device, str(checkpoint))
     started = time.perf_counter()
-    with embedding_progress(len(pair_list.photos())) as advance:
-        scored = score_pairs(embedder, tests.source, pair_list, batch=batch, flip=flip, advance=advance)
+    photos = _split_photos(tests, split or "val") if identify else pair_list.photos()
+    with embedding_progress(len(photos)) as advance:
+        found = extract_embeddings(embedder, tests.source, photos, batch=batch, flip=flip, advance=advance)
     embedding_s = time.perf_counter() - started
-    figures = measure(scored, flip)
+    scored = score_embeddings(found, pair_list, len(pair_list.photos()))
+    figures = add_intervals(measure(scored, flip), scored, by_identity=tests.pairs is None)
+    if carried is not None:
+        figures = figures.model_copy(update={"carried_threshold": judge(scored, carried)})
     evaluation = result.Evaluation(
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         command=shlex.join(["python", *sys.argv]),
         embedding_s=embedding_s,
         notes=coverage_notes(scored, pair_list) + tests.notes,
         verification=figures,
+        identification=identify_people(found, data) if identify else None,
         model=_describe(checkpoint, loaded),
         data=result.Data(
             path=str(data),
@@ -298,6 +316,16 @@ def _choose_pairs(tests: TestSet, data: Path, pairs: Path | None, split: str) ->
     counts = f"{len(dealt.pairs):,} of its {len(listed.pairs):,}"
     tests.notes.append(f"The pair list has one block; {counts} pairs were dealt into ten folds.")
     return dealt
+
+
+def _split_photos(tests: TestSet, split: str) -> list[Photo]:
+    """All usable photos of a split, in order."""
+    from pipeline.evaluate.pairs import Photo
+    from pipeline.evaluate.photos import DatasetPhotos
+
+    assert tests.dataset is not None
+    numbers = DatasetPhotos(tests.dataset, [split]).numbers()
+    return [Photo(name, number) for name in sorted(numbers) for number in sorted(numbers[name])]
 
 
 def _difference_notes(tested: DatasetInfo, trained: DatasetInfo) -> list[str]:

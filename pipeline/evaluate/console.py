@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from pipeline.evaluate.result import Evaluation
+from pipeline.evaluate.result import Bounds, Evaluation, Identification, Intervals
 
 
 @contextmanager
@@ -45,26 +45,84 @@ def print_summary(evaluation: Evaluation, report: Path, console: Console) -> Non
     for note in evaluation.notes:
         console.print(f"note: {note}", style="yellow", highlight=False, markup=False)
     console.print(summary_table(evaluation))
+    if evaluation.identification is not None:
+        console.print(identification_table(evaluation.identification))
     console.print(f"report: {report}", highlight=False, markup=False, soft_wrap=True)
 
 
 def summary_table(evaluation: Evaluation) -> Table:
-    """The headline figures, two columns."""
+    """The headline figures: measure, value and, where there are intervals, these."""
     figures = evaluation.verification
     folds = len(figures.accuracy.per_fold)
-    table = Table(title=f"Verification, {figures.num_pairs:,} pairs", title_justify="left", show_header=False)
-    table.add_column("measure")
-    table.add_column("value", justify="right")
-    table.add_row(f"accuracy, {folds} folds", f"{figures.accuracy.mean:.4f} ± {figures.accuracy.std:.4f}", style="bold")
-    table.add_row("area under the ROC curve", f"{figures.auc:.4f}")
-    table.add_row("equal error rate", f"{figures.eer:.4f}")
-    for name, point in figures.tar_at_far.items():
-        value = f"needs {point.num_different_needed:,} different pairs" if point.tar is None else f"{point.tar:.4f}"
-        table.add_row(f"TAR at FAR {name}", value)
-    threshold = figures.best_threshold
-    table.add_row("best threshold (cosine)", f"{threshold.cosine:.3f}")
-    table.add_row("pairs dropped, photos missing", f"{figures.num_pairs_dropped:,}, {len(figures.missing):,}")
     model = evaluation.model
     weights = "moving average of the weights, " if model.weights == "ema" else ""
-    table.add_row("model", escape(f"{weights}step {model.step:,}, {model.num_parameters:,} parameters"))
+    table = Table(
+        title=f"Verification, {figures.num_pairs:,} pairs{_about_intervals(figures.intervals)}",
+        title_justify="left",
+        caption=escape(f"model: {weights}step {model.step:,}, {model.num_parameters:,} parameters"),
+        caption_justify="left",
+        show_header=False,
+    )
+    table.add_column("measure")
+    table.add_column("value", justify="right")
+    if figures.intervals is not None:
+        table.add_column("interval")
+
+    def add(name: str, value: str, key: str = "", style: str | None = None) -> None:
+        table.add_row(name, value, *([_interval(figures.intervals, key)] if figures.intervals else []), style=style)
+
+    add(f"accuracy, {folds} folds", f"{figures.accuracy.mean:.4f} ± {figures.accuracy.std:.4f}", "accuracy", "bold")
+    add("area under the ROC curve", f"{figures.auc:.4f}", "auc")
+    add("equal error rate", f"{figures.eer:.4f}", "eer")
+    add("d'", "no spread" if figures.d_prime is None else f"{figures.d_prime:.3f}", "d_prime")
+    for name, point in figures.tar_at_far.items():
+        if point.tar is None:  # the rarer ones need even more
+            add(f"TAR at FAR {name}", f"needs {point.num_different_needed:,} different pairs")
+            break
+        add(f"TAR at FAR {name}", f"{point.tar:.4f}", f"tar_at_far.{name}")
+    add("best threshold (cosine)", f"{figures.best_threshold.cosine:.3f}")
+    fixed = figures.fixed_threshold
+    add(f"accuracy at cosine {fixed.cosine:.2f}", f"{fixed.accuracy:.4f}")
+    carried = figures.carried_threshold
+    if carried is not None:
+        add(f"accuracy at cosine {carried.cosine:.3f}", f"{carried.accuracy:.4f}")
+        add("  FAR, TAR there", f"{carried.far:.4f}, {carried.tar:.4f}")
+    add("pairs dropped", f"{figures.num_pairs_dropped:,}")
+    add("photos missing", f"{len(figures.missing):,}")
     return table
+
+
+def identification_table(figures: Identification) -> Table:
+    """Closed-set ranks with their intervals, then the open set."""
+    title = f"Identification, {figures.num_probes:,} photos among {figures.num_gallery:,} people"
+    table = Table(title=title, title_justify="left", show_header=False)
+    table.add_column("measure")
+    table.add_column("value", justify="right")
+    table.add_column("interval")
+    for k, rate in figures.rank.items():
+        table.add_row(f"rank {k}", f"{rate:.4f}", _bounds(figures.rank_intervals[k]))
+    for name, point in figures.open_set.tpir_at_fpir.items():
+        label = f"TPIR at FPIR {name}, {figures.open_set.num_gallery:,} people"
+        if point.tpir is None:
+            table.add_row(label, f"needs {point.num_unmated_needed:,} photos of others")
+            break
+        table.add_row(label, f"{point.tpir:.4f}")
+    if figures.num_missing:
+        table.add_row("photos missing", f"{figures.num_missing:,}")
+    return table
+
+
+def _about_intervals(intervals: Intervals | None) -> str:
+    if intervals is None:
+        return ""
+    unit = "people" if intervals.unit == "identity" else "pairs"
+    return f"; {intervals.level:.0%} intervals over {unit}"
+
+
+def _interval(intervals: Intervals, key: str) -> str:
+    """The interval of a figure as text; empty where it has none."""
+    return _bounds(intervals.figures.get(key))
+
+
+def _bounds(bounds: Bounds | None) -> str:
+    return "" if bounds is None else f"{bounds.low:.4f} to {bounds.high:.4f}"

@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 
-import numpy as np
-
 from pipeline.data.pair_bin import PairBin, photo_names
 from pipeline.evaluate.pairs import NUM_FOLDS, Pair, PairList, Photo
 from pipeline.evaluate.photos import Crop, Rejected
+from pipeline.evaluate.protocols import consecutive_folds
 
 
 class PairSetPhotos:
@@ -45,10 +44,9 @@ def list_pairs(pairs: PairBin) -> PairList:
 
     Where ten do not divide the pairs, the first folds have one more.
     """
-    places = np.array_split(np.arange(len(pairs.is_same)), NUM_FOLDS)
-    fold_of = [fold for fold, part in enumerate(places) for _ in part]
+    folds = consecutive_folds(len(pairs.is_same), NUM_FOLDS).tolist()
     listed = []
-    for number, (same, fold) in enumerate(zip(pairs.is_same, fold_of, strict=True)):
+    for number, (same, fold) in enumerate(zip(pairs.is_same, folds, strict=True)):
         left, right = photo_names(number, same)
         listed.append(Pair(Photo(*left), Photo(*right), fold))
     return PairList(listed, NUM_FOLDS)

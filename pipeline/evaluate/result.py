@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from pipeline.atomic_write import write_atomically
 from pipeline.config.errors import UserError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class _Frozen(BaseModel):
@@ -58,6 +59,38 @@ class Threshold(_Frozen):
     accuracy: float
 
 
+class FixedThreshold(_Frozen):
+    """What a threshold does that was not chosen on these pairs."""
+
+    squared_distance: float
+    """A pair below it is accepted."""
+    cosine: float
+    accuracy: float
+    far: float
+    tar: float
+
+
+class Bounds(_Frozen):
+    """The ends of an interval."""
+
+    low: float
+    high: float
+
+
+class Intervals(_Frozen):
+    """Bootstrap intervals of the figures."""
+
+    level: float
+    num_resamples: int
+    unit: Literal["identity", "pair"]
+    """What was drawn with replacement; pairs where it is not known who is on the photos."""
+    figures: dict[str, Bounds | None]
+    """Keys `accuracy`, `auc`, `eer`, `d_prime` and `tar_at_far.1e-3` for each rate that was measured.
+
+    null where a figure could seldom be computed from the pairs drawn.
+    """
+
+
 class RocPoints(_Frozen):
     """The ROC, thinned for drawing; the figures were computed on all points."""
 
@@ -95,12 +128,62 @@ class Verification(_Frozen):
     missing: list[Missing]
     accuracy: Accuracy
     tar_at_far: dict[str, TarAtFar]
-    """Keys `1e-1` to `1e-4`."""
+    """Keys `1e-1` to `1e-6`."""
     auc: float
     eer: float
+    d_prime: float | None
+    """null where scores have no spread."""
     best_threshold: Threshold
+    fixed_threshold: FixedThreshold
+    """FaceNet's 1.1 on the squared distance."""
+    carried_threshold: FixedThreshold | None = None
+    """The best threshold of the evaluation that was named; null when none was."""
+    intervals: Intervals | None = None
     roc: RocPoints
     histogram: Histogram
+
+
+class TpirAtFpir(_Frozen):
+    """True positive identification rate where at most the named share of strangers' searches returns anybody."""
+
+    tpir: float | None
+    """null where there are too few strangers' searches to measure it."""
+    fpir: float | None
+    """The rate really reached there, at most the one asked for."""
+    threshold: float | None
+    """Cosine; people who score above it are returned."""
+    num_unmated_needed: int
+    """The least number of strangers' searches that this rate takes."""
+
+
+class OpenSet(_Frozen):
+    """Searches among a part of the people, by them and by the others."""
+
+    num_gallery: int
+    num_mated: int
+    """Searches for people in the gallery."""
+    num_unmated: int
+    """Searches for people who are not."""
+    tpir_at_fpir: dict[str, TpirAtFpir]
+    """Keys `1e-1` to `1e-3`."""
+
+
+class Identification(_Frozen):
+    """Searches among all people of a split, each enrolled with one photo."""
+
+    protocol: str
+    num_gallery: int
+    """People."""
+    num_probes: int
+    num_missing: int
+    """Photos of the split that could not be embedded, and are in no search."""
+    rank: dict[str, float]
+    """Share of the probes whose person is among the first 1, 5, 10."""
+    rank_intervals: dict[str, Bounds | None]
+    """95 %, over people, as `Intervals`."""
+    cmc: list[float]
+    """The same for 1, 2, …, at most 50."""
+    open_set: OpenSet
 
 
 class Model(_Frozen):
@@ -161,9 +244,29 @@ class Evaluation(_Frozen):
     notes: list[str]
     """What a reader must know before trusting the figures."""
     verification: Verification
+    identification: Identification | None = None
+    """null unless it was asked for."""
     model: Model
     data: Data
     environment: Environment
+
+
+def read_best_threshold(path: Path) -> float:
+    """The best threshold, as a squared distance, of an `evaluation.json` of any version.
+
+    Raises:
+        UserError: no such file, or it holds none.
+    """
+    try:
+        threshold = json.loads(path.read_text(encoding="utf-8"))["verification"]["best_threshold"]["squared_distance"]
+        if isinstance(threshold, int | float) and 0.0 <= threshold <= 4.0:
+            return float(threshold)
+        found = f"a best threshold of {threshold!r}"
+    except OSError as error:
+        found = f"unreadable ({error.strerror})"
+    except (ValueError, KeyError, TypeError):
+        found = "no best threshold in it"
+    raise UserError(path, found, "an evaluation.json that `launch/evaluate.py` wrote")
 
 
 def write_json(path: Path, evaluation: Evaluation) -> None:

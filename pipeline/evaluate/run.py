@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 
@@ -12,12 +12,11 @@ import numpy as np
 import torch
 
 from pipeline.config.errors import UserError
-from pipeline.evaluate import result, verification
-from pipeline.evaluate.embed import Embedder, Embeddings, extract_embeddings
+from pipeline.evaluate import intervals, result, verification
+from pipeline.evaluate.embed import Embeddings
 from pipeline.evaluate.pairs import Pair, PairList, Photo
-from pipeline.evaluate.photos import PhotoSource
 
-FAR_TARGETS = {"1e-1": 1e-1, "1e-2": 1e-2, "1e-3": 1e-3, "1e-4": 1e-4}
+FAR_TARGETS = {"1e-1": 1e-1, "1e-2": 1e-2, "1e-3": 1e-3, "1e-4": 1e-4, "1e-5": 1e-5, "1e-6": 1e-6}
 
 _ROC_POINTS = 1000
 
@@ -34,25 +33,6 @@ class ScoredPairs:
     missing: dict[Photo, str]
     num_photos: int
     num_dropped: int
-
-
-def score_pairs(
-    embedder: Embedder,
-    source: PhotoSource,
-    pairs: PairList,
-    *,
-    batch: int,
-    flip: bool,
-    advance: Callable[[int], None] | None = None,
-) -> ScoredPairs:
-    """Embed every photo of the list once and measure each pair.
-
-    Raises:
-        UserError: none of the pairs has both photos, or what `extract_embeddings` raises.
-    """
-    photos = pairs.photos()
-    found = extract_embeddings(embedder, source, photos, batch=batch, flip=flip, advance=advance)
-    return score_embeddings(found, pairs, len(photos))
 
 
 def measure(scored: ScoredPairs, flip: bool) -> result.Verification:
@@ -95,11 +75,53 @@ def measure(scored: ScoredPairs, flip: bool) -> result.Verification:
         best_threshold=result.Threshold(
             squared_distance=threshold, cosine=verification.cosine(threshold), accuracy=accuracy
         ),
+        d_prime=verification.d_prime(scored.distances, scored.same),
+        fixed_threshold=judge(scored, verification.FACENET_THRESHOLD),
         roc=result.RocPoints(far=roc.far[thin].tolist(), tar=roc.tar[thin].tolist()),
         histogram=result.Histogram(
             edges=histogram.edges.tolist(), same=histogram.same.tolist(), different=histogram.different.tolist()
         ),
     )
+
+
+def judge(scored: ScoredPairs, threshold: float) -> result.FixedThreshold:
+    """What a threshold from elsewhere, a squared distance, does on pairs of both kinds."""
+    found = verification.at_threshold(scored.distances, scored.same, threshold)
+    assert found.far is not None
+    assert found.tar is not None
+    return result.FixedThreshold(
+        squared_distance=threshold,
+        cosine=verification.cosine(threshold),
+        accuracy=found.accuracy,
+        far=found.far,
+        tar=found.tar,
+    )
+
+
+def add_intervals(figures: result.Verification, scored: ScoredPairs, by_identity: bool) -> result.Verification:
+    """The figures with bootstrap intervals; see `pipeline.evaluate.intervals`.
+
+    Args:
+        figures: of `measure`.
+        scored: what they were measured on.
+        by_identity: draw people; else pairs, where it is not known who is on the photos.
+    """
+    left = right = np.arange(len(scored.pairs))
+    if by_identity:
+        names = [[getattr(pair, side).identity for pair in scored.pairs] for side in ("left", "right")]
+        numbers = np.unique(names, return_inverse=True)[1].reshape(2, -1)
+        left, right = numbers[0], numbers[1]
+    fars = {f"tar_at_far.{name}": far for name, far in FAR_TARGETS.items() if figures.tar_at_far[name].tar is not None}
+    weighted = intervals.VerificationFigures(scored.distances, scored.same, scored.fold, fars)
+    found = intervals.bootstrap(weighted, left, right)
+    bounds = {name: None if one is None else result.Bounds(low=one.low, high=one.high) for name, one in found.items()}
+    added = result.Intervals(
+        level=intervals.LEVEL,
+        num_resamples=intervals.NUM_RESAMPLES,
+        unit="identity" if by_identity else "pair",
+        figures=bounds,
+    )
+    return figures.model_copy(update={"intervals": added})
 
 
 def coverage_notes(scored: ScoredPairs, pairs: PairList) -> list[str]:
@@ -135,7 +157,12 @@ def environment(device: torch.device) -> result.Environment:
 
 
 def score_embeddings(found: Embeddings, pairs: PairList, num_photos: int) -> ScoredPairs:
-    """Measure each pair whose photos both have an embedding; `num_photos` is how many the pairs name.
+    """Measure each pair whose photos both have an embedding.
+
+    Args:
+        found: of the pairs' photos, and perhaps of others.
+        pairs: the pairs.
+        num_photos: how many photos the pairs name.
 
     Raises:
         UserError: no pair has both.
@@ -158,7 +185,7 @@ def score_embeddings(found: Embeddings, pairs: PairList, num_photos: int) -> Sco
         distances=verification.squared_distances(found.vectors, left, right),
         same=np.array([pair.same for pair in kept], bool),
         fold=np.array([pair.fold for pair in kept], np.int64),
-        missing=found.missing,
+        missing={photo: found.missing[photo] for photo in pairs.photos() if photo in found.missing},
         num_photos=len(found.photos),
         num_dropped=num_dropped,
     )

@@ -6,6 +6,7 @@ pair. Squared distance d and cosine c say the same: d = 2 - 2c. A smaller distan
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,17 @@ Ints = npt.NDArray[np.int64]
 
 GRID: Floats = np.arange(0, 4, 0.01)
 """InsightFace's thresholds on the squared distance, made by the same expression so that every bit agrees."""
+
+FACENET_THRESHOLD = 1.1
+"""FaceNet's fixed threshold on the squared distance (Schroff et al. 2015, figure 1)."""
+
+PAIRS_PER_ACCEPT = 3
+"""Different pairs it takes for a rate, in units of 1/FAR.
+
+By the rule of three (Jovanovic & Levy 1997; ISO/IEC 19795-1) a rate is below FAR with 95 % confidence when 3/FAR
+independent pairs hold no false accept. LFW's 3,000 different pairs then carry a rate of 1e-3, IJB-B's 8 and IJB-C's
+15.6 million one of 1e-6, as these sets are reported.
+"""
 
 _BLOCK_PAIRS = 65_536
 _NUM_BINS = 100
@@ -69,6 +81,20 @@ class OperatingPoint:
 
 
 @dataclass(frozen=True)
+class AtThreshold:
+    """What one threshold does that was not chosen on these pairs. A pair is accepted below it, as in `GRID`."""
+
+    threshold: float
+    """Squared distance."""
+    accuracy: float
+    """Share of all pairs judged rightly."""
+    far: float | None
+    """Share of different pairs accepted (false match rate); None without different pairs."""
+    tar: float | None
+    """Share of same pairs accepted (1 - false non-match rate); None without same pairs."""
+
+
+@dataclass(frozen=True)
 class ScoreHistogram:
     """Counts of cosine scores between `edges[i]` and `edges[i + 1]`, for both kinds of pairs."""
 
@@ -87,10 +113,15 @@ def squared_distances(embeddings: Floats, left: Ints, right: Ints) -> Floats:
     Returns:
         [P] float64 between 0 and 4.
     """
+    return squared_distances_between(embeddings, embeddings, left, right)
+
+
+def squared_distances_between(left_embeddings: Floats, right_embeddings: Floats, left: Ints, right: Ints) -> Floats:
+    """As `squared_distances`, but the two sides have matrices of their own, [N, D] and [M, D] float64."""
     distances = np.empty(len(left), np.float64)
     for start in range(0, len(left), _BLOCK_PAIRS):
         part = slice(start, start + _BLOCK_PAIRS)
-        difference = embeddings[left[part]] - embeddings[right[part]]
+        difference = left_embeddings[left[part]] - right_embeddings[right[part]]
         distances[part] = np.sum(np.square(difference), axis=1)
     return distances
 
@@ -98,6 +129,11 @@ def squared_distances(embeddings: Floats, left: Ints, right: Ints) -> Floats:
 def cosine(distance: float) -> float:
     """The cosine of two unit vectors at this squared distance."""
     return 1.0 - distance / 2.0
+
+
+def squared_distance(cosines: Floats) -> Floats:
+    """[P] squared distances of unit vectors with these cosines."""
+    return 2.0 - 2.0 * cosines
 
 
 def fold_accuracy(distances: Floats, same: Bools, fold: Ints) -> FoldAccuracy:
@@ -140,6 +176,44 @@ def best_threshold(distances: Floats, same: Bools) -> tuple[float, float]:
     return float(GRID[best]), float(correct[best] / len(distances))
 
 
+def at_threshold(distances: Floats, same: Bools, threshold: float) -> AtThreshold:
+    """Judge all pairs at a threshold from elsewhere: a fixed one, or the best one of another set.
+
+    To carry a threshold from one set to another, hand in `best_threshold(…)[0]` of the first and the pairs of the
+    second; `true_accept_rate(…).threshold` is inclusive, so the next larger number is what is to be handed in:
+    `np.nextafter(threshold, np.inf)`.
+
+    Raises:
+        UserError: no pairs, or a distance that is not finite.
+    """
+    _require_finite(distances)
+    if len(distances) == 0:
+        raise UserError("pairs", "no pairs", "at least one")
+    accepted = distances < threshold
+    rates = [float(np.mean(accepted[kind])) if kind.any() else None for kind in (~same, same)]
+    return AtThreshold(threshold, accuracy=float(np.mean(accepted == same)), far=rates[0], tar=rates[1])
+
+
+def d_prime(distances: Floats, same: Bools) -> float | None:
+    """d': how far apart the scores of same and different pairs lie, in units of their spread (Daugman 2000, eq. 1).
+
+    |mean of same - mean of different| / sqrt((variance of same + variance of different) / 2), with population
+    variances. Cosine and squared distance give the same figure, for one is a linear function of the other.
+
+    Returns:
+        None where it is not defined: a kind of pairs is missing, or neither kind has any spread.
+
+    Raises:
+        UserError: a distance is not finite.
+    """
+    _require_finite(distances)
+    if same.all() or not same.any():
+        return None
+    spread = math.sqrt((np.var(distances[same]) + np.var(distances[~same])) / 2.0)
+    gap = abs(float(np.mean(distances[same]) - np.mean(distances[~same])))
+    return gap / spread if spread > 0.0 else None
+
+
 def roc_curve(distances: Floats, same: Bools) -> Roc:
     """All operating points; pairs at equal distances move together.
 
@@ -180,8 +254,15 @@ def equal_error_rate(roc: Roc) -> float:
 
 
 def least_different_pairs(far: float) -> int:
-    """How many different pairs it takes before one single false accept is as rare as `far`."""
-    return round(1.0 / far)
+    """The least number of different pairs to measure a rate of `far` on: `PAIRS_PER_ACCEPT` / far, rounded up.
+
+    Args:
+        far: above 0, at most 1.
+    """
+    if not 0.0 < far <= 1.0:
+        raise UserError("FAR", f"{far:g}", "a rate above 0 and at most 1")
+    # Rounded first: 3 / 0.1 must not become 30.000000000000004 and then 31.
+    return math.ceil(round(PAIRS_PER_ACCEPT / far, 6))
 
 
 def true_accept_rate(roc: Roc, far: float) -> OperatingPoint | None:

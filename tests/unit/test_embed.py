@@ -16,7 +16,7 @@ from pipeline.config.errors import UserError
 from pipeline.data.dataset_format import STATUS_KEPT, shard_paths
 from pipeline.data.manifest import open_dataset
 from pipeline.evaluate.embed import Embedder, extract_embeddings
-from pipeline.evaluate.pairs import Photo, parse_pairs
+from pipeline.evaluate.pairs import PairList, Photo, parse_pairs
 from pipeline.evaluate.photos import (
     Crop,
     DatasetPhotos,
@@ -26,7 +26,7 @@ from pipeline.evaluate.photos import (
     contradicts_names,
     number_photos,
 )
-from pipeline.evaluate.run import coverage_notes, score_pairs
+from pipeline.evaluate.run import ScoredPairs, coverage_notes, score_embeddings
 from tests.datasets import make_dataset
 
 CROP_PX = 16
@@ -83,9 +83,14 @@ def test_embeddings_equal_the_formula_whatever_the_batch(flip: bool) -> None:
         np.testing.assert_allclose(vector, expected / np.linalg.norm(expected), atol=1e-6)
 
 
+def score_pairs(source: Memory, pairs: PairList) -> ScoredPairs:
+    photos = pairs.photos()
+    return score_embeddings(extract_embeddings(embedder(), source, photos, batch=2), pairs, len(photos))
+
+
 def test_missing_photos_are_listed_and_their_pairs_dropped() -> None:
     pairs = parse_pairs("2\t1\nA\t1\t2\nA\t1\tB\t1\nB\t1\t2\nB\t2\tA\t2\n", "p")
-    scored = score_pairs(embedder(), Memory({Photo("A", 2): "no_face"}), pairs, batch=2, flip=True)
+    scored = score_pairs(Memory({Photo("A", 2): "no_face"}), pairs)
     assert scored.missing == {Photo("A", 2): "no_face"}
     assert [(str(pair.left), str(pair.right)) for pair in scored.pairs] == [("A_0001", "B_0001"), ("B_0001", "B_0002")]
     assert (scored.num_dropped, scored.num_photos) == (2, 3)
@@ -96,7 +101,16 @@ def test_missing_photos_are_listed_and_their_pairs_dropped() -> None:
 def test_no_pair_left_is_an_error() -> None:
     pairs = parse_pairs("1\t1\nA\t1\t2\nA\t1\tB\t1\n", "p")
     with pytest.raises(UserError, match=r"none of 2 pairs has both photos; 1 of 3 photos are missing.*A_0001 \(gone\)"):
-        score_pairs(embedder(), Memory({Photo("A", 1): "gone"}), pairs, batch=2, flip=True)
+        score_pairs(Memory({Photo("A", 1): "gone"}), pairs)
+
+
+def test_photos_beyond_the_pairs_change_nothing() -> None:
+    pairs = parse_pairs("1\t1\nA\t1\t2\nA\t1\tB\t1\n", "p")
+    source = Memory({Photo("C", 1): "gone"})
+    more = extract_embeddings(embedder(), source, [Photo("C", 1), Photo("C", 2), *pairs.photos()], batch=2)
+    scored = score_embeddings(more, pairs, len(pairs.photos()))
+    assert scored.distances.tolist() == score_pairs(source, pairs).distances.tolist()
+    assert (scored.missing, scored.num_photos) == ({}, 4)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0])

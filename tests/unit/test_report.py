@@ -98,14 +98,24 @@ def evaluate(tmp_path: Path, run: Path, data: Dataset, monkeypatch: pytest.Monke
 def test_drawn_pairs_to_report(evaluate: Command, run: Path, data: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
     out = evaluate(split="train")
     content = json.loads((out / "evaluation.json").read_text())
-    assert Evaluation.model_validate(content).schema_version == 1
+    assert Evaluation.model_validate(content).schema_version == 2
     figures = content["verification"]
     # 10 people x 15 same pairs.
     assert (figures["num_same"], figures["num_different"]) == (150, 150)
     assert len(figures["accuracy"]["per_fold"]) == 10
     assert figures["accuracy"]["mean"] == pytest.approx(np.mean(figures["accuracy"]["per_fold"]))
-    assert figures["tar_at_far"]["1e-2"]["tar"] is not None
-    assert figures["tar_at_far"]["1e-3"] == {"tar": None, "far": None, "threshold": None, "num_different_needed": 1000}
+    assert figures["tar_at_far"]["1e-1"]["tar"] is not None
+    refused = {"tar": None, "far": None, "threshold": None, "num_different_needed": 300}
+    assert figures["tar_at_far"]["1e-2"] == refused
+    assert figures["tar_at_far"]["1e-6"]["num_different_needed"] == 3_000_000
+    assert figures["d_prime"] > 0
+    assert figures["fixed_threshold"]["squared_distance"] == 1.1
+    assert figures["fixed_threshold"]["cosine"] == pytest.approx(0.45)
+    intervals = figures["intervals"]
+    assert (intervals["unit"], intervals["level"], intervals["num_resamples"]) == ("identity", 0.95, 1000)
+    assert set(intervals["figures"]) == {"accuracy", "auc", "eer", "d_prime", "tar_at_far.1e-1"}
+    for name, value in (("auc", figures["auc"]), ("tar_at_far.1e-1", figures["tar_at_far"]["1e-1"]["tar"])):
+        assert intervals["figures"][name]["low"] <= value <= intervals["figures"][name]["high"]
     assert figures["missing"] == []
     assert content["model"]["step"] == 7
     assert content["model"]["num_samples"] == 28
@@ -120,7 +130,12 @@ def test_drawn_pairs_to_report(evaluate: Command, run: Path, data: Dataset, caps
     assert sum(tag == "svg" for tag, _ in tags.tags) == 4
     assert "Training loss" in page
     assert f"{100 * figures['accuracy']['mean']:.2f} %" in page
-    assert capsys.readouterr().out.splitlines()[-1] == f"report: {out / 'report.html'}"
+    printed = capsys.readouterr().out
+    assert printed.splitlines()[-1] == f"report: {out / 'report.html'}"
+    assert f"{figures['d_prime']:.3f}" in printed
+    assert "95% intervals over people" in printed
+    assert "needs 300 different pairs" in printed
+    assert "1e-3" not in printed
     assert sorted(path.name for path in out.iterdir()) == ["evaluation.json", "pairs.txt", "report.html"]
 
     # The list that was written gives the same figures again, from the checkpoint itself.
@@ -128,6 +143,62 @@ def test_drawn_pairs_to_report(evaluate: Command, run: Path, data: Dataset, caps
     again = evaluate(pairs=out.parent / "list.txt", checkpoint=next((run / "checkpoints").glob("step-*")))
     assert json.loads((again / "evaluation.json").read_text())["verification"] == figures
     assert "Training loss" in (again / "report.html").read_text()
+
+
+def test_identification_of_a_splits_people(
+    evaluate: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = json.loads((evaluate(split="train") / "evaluation.json").read_text())
+    assert plain["identification"] is None
+    content = json.loads((evaluate("--identify", split="train") / "evaluation.json").read_text())
+    # All photos are embedded once; the figures of pairs are the same but for rounding in other batches.
+    assert content["verification"]["num_pairs"] == 300
+    assert content["verification"]["auc"] == pytest.approx(plain["verification"]["auc"], abs=1e-3)
+    found = content["identification"]
+    assert (found["num_gallery"], found["num_probes"], found["num_missing"]) == (10, 50, 0)
+    assert set(found["rank"]) == {"1", "5", "10"}
+    assert found["rank"]["10"] == 1.0
+    assert found["rank_intervals"]["10"] == {"low": 1.0, "high": 1.0}
+    assert found["rank_intervals"]["1"]["low"] <= found["rank"]["1"] <= found["rank_intervals"]["1"]["high"]
+    assert (len(found["cmc"]), found["cmc"][0], found["cmc"][4]) == (10, found["rank"]["1"], found["rank"]["5"])
+    one = found["open_set"]
+    # Five people of six photos: five first photos enrolled.
+    assert (one["num_gallery"], one["num_mated"], one["num_unmated"]) == (5, 25, 30)
+    assert one["tpir_at_fpir"]["1e-1"]["fpir"] <= 0.1
+    refused = {"tpir": None, "fpir": None, "threshold": None, "num_unmated_needed": 300}
+    assert one["tpir_at_fpir"]["1e-2"] == refused
+    printed = capsys.readouterr().out
+    assert "Identification, 50 photos among 10 people" in printed
+    assert "needs 300 photos of others" in printed
+
+
+def test_a_threshold_is_carried_over_from_another_set(
+    evaluate: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = evaluate(split="train") / "evaluation.json"
+    other = tmp_path / "other.json"
+    content = json.loads(first.read_text())
+    assert content["verification"]["carried_threshold"] is None
+    threshold = content["verification"]["best_threshold"]
+    first.rename(other)
+    capsys.readouterr()
+    found = json.loads((evaluate("--threshold-from", str(other), split="train") / "evaluation.json").read_text())
+    carried = found["verification"]["carried_threshold"]
+    # Carried to the very pairs that it was chosen on, it does what it did there.
+    assert {name: carried[name] for name in threshold} == threshold
+    right = carried["tar"] * 150 + (1 - carried["far"]) * 150
+    assert carried["accuracy"] == pytest.approx(right / 300)
+    assert f"accuracy at cosine {carried['cosine']:.3f}" in capsys.readouterr().out
+    for text, message in (
+        ("{", "no best threshold in it"),
+        ("[]", "no best threshold in it"),
+        ('{"verification": {"best_threshold": {"squared_distance": 5}}}', "a best threshold of 5"),
+    ):
+        other.write_text(text)
+        with pytest.raises(UserError, match=f"other.json: {message}; expected an evaluation.json"):
+            evaluate("--threshold-from", str(other), split="train")
+    with pytest.raises(UserError, match=r"unreadable \(No such file"):
+        evaluate("--threshold-from", str(tmp_path / "none.json"), split="train")
 
 
 def test_missing_photos_are_said_loudly(
@@ -252,6 +323,7 @@ def test_a_verification_set_gives_the_figures_of_its_shards_and_pair_list(evalua
         assert found["verification"][key] == expected["verification"][key]
     assert (found["data"]["kind"], found["data"]["num_photos"]) == ("pair_bin", 80)
     assert found["data"]["num_identities"] is None
+    assert found["verification"]["intervals"]["unit"] == "pair"
     assert found["data"]["pairs"] == str(path)
     assert found["data"]["pairs_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     assert (found["data"]["split"], found["data"]["detector"]["name"], found["notes"]) == (None, "none", [])
@@ -270,6 +342,8 @@ def test_a_verification_set_of_another_size_is_resized_and_says_so(evaluate: Com
     for option, value in (("pairs", tmp_path / "list.txt"), ("split", "val"), ("detector", "mtcnn")):
         with pytest.raises(UserError, match=f"--{option}: given with x.bin, whose photos are aligned and paired"):
             evaluate(data=tmp_path / "x.bin", **{option: value})
+    with pytest.raises(UserError, match=r"--identify: given with x\.bin; expected a data set"):
+        evaluate("--identify", data=tmp_path / "x.bin")
     (tmp_path / "x.bin").write_bytes(pickle.dumps(print))
     with pytest.raises(UserError, match=r"a pickle that calls \S*print"):
         evaluate(data=tmp_path / "x.bin")
@@ -299,9 +373,11 @@ def test_users_mistakes(evaluate: Command, tmp_path: Path) -> None:
         ({"data": tmp_path / "photos", "pairs": pairs}, "--detector: missing, and the training photos came already"),
         ({"data": tmp_path / "photos", "pairs": pairs, "detector": "none"}, r"x_0001 \(not_an_image\)"),
         ({"detector": "mtcnn", "pairs": pairs}, "--detector: given with a data set"),
+        ({"pairs": pairs, "identify": ""}, "--identify: given with --pairs"),
     ):
+        flags = ["--identify"] if options.pop("identify", None) is not None else []
         with pytest.raises(UserError, match=message) as caught:
-            evaluate(**options)
+            evaluate(*flags, **options)
         assert "\n" not in str(caught.value)
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="--device: cuda, but this machine offers none"):
@@ -316,6 +392,7 @@ def test_help_keeps_its_lines_on_a_narrow_terminal() -> None:
     examples = [line for line in lines if line.startswith("python launch/evaluate.py --checkpoint RUN --data ")]
     assert [line.split(" --data ")[1] for line in examples] == [
         "build/data",
+        "build/data --identify",
         "DATA --pairs pairs.txt",
         "PHOTOS --pairs pairs.txt",
         "faces_emore/lfw.bin",
@@ -329,7 +406,9 @@ def test_help_keeps_its_lines_on_a_narrow_terminal() -> None:
 def test_an_output_that_cannot_be_written_is_named_before_any_work(
     evaluate: Command, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.evaluate.run.score_pairs", lambda *_, **__: pytest.fail("embedding had begun"))
+    monkeypatch.setattr(
+        "pipeline.evaluate.embed.extract_embeddings", lambda *_, **__: pytest.fail("embedding had begun")
+    )
     (tmp_path / "file").write_text("")
     for output, message in (
         (tmp_path / "file", r"file: not a folder to write to \(File exists\)"),

@@ -1,168 +1,131 @@
-"""A search's configuration: what is refused, which parameters count, and what a run with a setting looks like."""
+"""Search in blocks against a sort of all scores; ties, block borders, faiss."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+import itertools
 
+import numpy as np
 import pytest
-import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline.config.errors import UserError
-from pipeline.config.load import load_config, read_yaml, validate_tree
-from pipeline.config.search import SearchConfig
-from pipeline.tuning.space import active_part, check_search, recipe_setting, trial_config, with_absolute_paths
+from pipeline.evaluate import search
 
-REPOSITORY = Path(__file__).parents[2]
-VALIDATION = {"validation.sets": {"val": {"path": "data"}}}
-LR = {"kind": "loguniform", "low": 0.01, "high": 1.0}
+TIED = np.array(list(itertools.product((0.5, -0.5), repeat=4)), np.float32)
+"""Unit vectors whose cosines are -1, -0.5, 0, 0.5 and 1, all exact."""
 
 
-def search(tmp_path: Path, space: dict[str, Any], **more: Any) -> SearchConfig:
-    recipe = {"output": "build/run", "data": {"path": "build/data"}}
-    recipe |= {"training": {"epochs": 4, "global_batch": 64, "local_batch": 32}}
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    tree = {"recipe": str(tmp_path / "recipe.yaml"), "output": "build/search", "overrides": VALIDATION, "space": space}
-    return validate_tree(SearchConfig, {**tree, **more}, "search.yaml")
+def unit(rng: np.random.Generator, count: int, dimension: int = 32) -> np.ndarray:
+    vectors = rng.standard_normal((count, dimension))
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
 
-@pytest.mark.parametrize(
-    ("space", "more", "message"),
-    [
-        ({}, {}, "space: .*at least 1"),
-        ({"lr": {"kind": "uniform", "low": 2, "high": 1}}, {}, "space.lr: low 2 is not below high 1"),
-        ({"lr": {"kind": "loguniform", "low": 0, "high": 1}}, {}, "space.lr.low: .*greater than 0"),
-        ({"n": {"kind": "int", "low": 2, "high": 2}}, {}, "low 2 is not below high 2"),
-        ({"n": {"kind": "loguniforn", "low": 2, "high": 2}}, {}, "did you mean 'loguniform'"),
-        ({"n": {"kind": "int", "lo": 2, "high": 3}}, {}, "space.n.lo"),
-        ({"a b": LR}, {}, "'a b' is no dotted key"),
-        ({"a": {"kind": "sets", "of": {"x": {}}, "key": "b"}}, {}, "sets name their keys themselves"),
-        ({"a": {**LR, "when": {"b": [1]}}}, {}, "'b' is no other parameter"),
-        ({"a": {**LR, "when": {"b": [1]}}, "b": LR}, {}, "'b' is neither choice nor sets"),
-        ({"a": {**LR, "when": {"b": [3]}}, "b": {"kind": "choice", "of": [1, 2]}}, {}, "3 is no value of 'b'"),
-        (
-            {
-                "a": {"kind": "choice", "of": [1], "when": {"b": [1]}},
-                "b": {"kind": "choice", "of": [1], "when": {"a": [1]}},
-            },
-            {},
-            "depends on itself",
-        ),
-        ({"a": LR}, {"searcher": {"kind": "bohb"}}, "bohb needs scheduler hyperband"),
-        ({"a": LR}, {"searcher": {"kind": "grid"}, "scheduler": {"kind": "pbt"}}, "leave searcher at random"),
-        ({"a": {"kind": "sets", "of": {"x": {}}}}, {"scheduler": {"kind": "pbt"}}, "space.a is none"),
-        ({"a": LR}, {"workers": {"count": 2, "gpus": 0.5}}, "one each, or one rank with a share"),
-        ({"a": LR}, {"num_sample": 3}, "did you mean 'num_samples'"),
-    ],
+def loop_nearest(probes: np.ndarray, gallery: np.ndarray, k: int) -> list[list[int]]:
+    """Sort all scores, of equal ones the lower row first."""
+    found = []
+    for probe in probes.astype(np.float64):
+        scores = [float(np.dot(probe, row)) for row in gallery.astype(np.float64)]
+        found.append(sorted(range(len(scores)), key=lambda row: (-scores[row], row))[:k])
+    return found
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search, "PROBE_BLOCK", 3)
+    monkeypatch.setattr(search, "GALLERY_BLOCK", 5)
+    monkeypatch.setattr(search, "_PIECE", 2)
+    monkeypatch.setattr(search, "_PAIR_BLOCK", 4)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1), num_probes=st.integers(0, 8), num_gallery=st.integers(1, 60), k=st.integers(1, 12)
 )
-def test_what_is_refused(tmp_path: Path, space: dict[str, Any], more: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        search(tmp_path, space, **more)
+def test_nearest_equals_the_loop_with_ties(seed: int, num_probes: int, num_gallery: int, k: int) -> None:
+    """Sixteen different vectors at most: a probe's nearest are many equal ones, more than the spare candidates."""
+    rng = np.random.default_rng(seed)
+    probes, gallery = rng.choice(TIED, num_probes), rng.choice(TIED, num_gallery)
+    found = search.nearest(probes, gallery, k, engine="blocks")
+    assert found.rows.tolist() == loop_nearest(probes, gallery, k)
+    assert found.rows.shape == (num_probes, min(k, num_gallery))
+    expected = np.take_along_axis(probes @ gallery.T, found.rows, axis=1) if num_probes else found.scores
+    assert found.scores.tolist() == expected.tolist()
 
 
-@pytest.mark.parametrize(
-    ("space", "more", "message"),
-    [
-        ({"optim.backbone.rate": LR}, {}, "space.optim.backbone.rate: 0.01: .*unknown key"),
-        ({"training.epochs": {"kind": "uniform", "low": -1, "high": 1}}, {}, "space.training.epochs: -1.0: .*greater"),
-        ({"seed": {"kind": "int", "low": -1, "high": 3}}, {}, "space.seed: -1"),
-        (
-            {"augment": {"kind": "sets", "of": {"a": {}, "b": {"data.augmnt": []}}}},
-            {},
-            "space.augment: 'b': data.augmnt",
-        ),
-        ({"optim.backbone.lr": LR}, {"overrides": {}}, "validation: the recipe has none"),
-        ({"optim.backbone.lr": LR}, {"metric": "loss"}, "metric: 'loss'; expected one of val/score, val/val/accuracy"),
-        # a value that only goes wrong where another has the value that makes it count
-        (
-            {
-                "optim.backbone.kind": {"kind": "choice", "of": ["sgd", "adamw"]},
-                "optim.backbone.momentum": {"kind": "choice", "of": [0.9], "when": {"optim.backbone.kind": ["adamw"]}},
-            },
-            {},
-            "space.optim.backbone.momentum: 0.9",
-        ),
-    ],
-)
-def test_values_are_tried_on_the_recipe(
-    tmp_path: Path, space: dict[str, Any], more: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(UserError, match=message):
-        check_search(search(tmp_path, space, **more))
+@pytest.mark.parametrize("dimension", [2, 128])
+def test_nearest_equals_the_loop_on_random_vectors(dimension: int) -> None:
+    rng = np.random.default_rng(0)
+    probes, gallery = unit(rng, 20, dimension), unit(rng, 300, dimension)
+    gallery[50:100] = gallery[:50]
+    found = search.nearest(probes, gallery, 10, engine="blocks")
+    assert found.rows.tolist() == loop_nearest(probes, gallery, 10)
+    assert (np.diff(found.scores, axis=1) <= 0).all()
 
 
-CONDITIONAL = {
-    "optim.backbone.kind": {"kind": "choice", "of": ["sgd", "adamw"]},
-    "lr_sgd": {**LR, "key": "optim.backbone.lr", "when": {"optim.backbone.kind": ["sgd"]}},
-    "lr_adamw": {
-        "kind": "loguniform",
-        "low": 1e-4,
-        "high": 1e-2,
-        "key": "optim.backbone.lr",
-        "when": {"optim.backbone.kind": ["adamw"]},
-    },
-    "nesting": {"kind": "choice", "of": [1, 2], "key": "seed", "when": {"other": ["on"]}},
-    "other": {"kind": "sets", "of": {"on": {}, "off": {}}, "when": {"optim.backbone.kind": ["adamw"]}},
-}
+def test_scores_closer_than_float32_can_tell_are_told_apart() -> None:
+    """Two rows whose cosines with the probe differ by less than a float32 step near 1."""
+    angles = np.array([0.0, 3e-4, 2e-4, 1e-4])
+    gallery = np.stack((np.cos(angles), np.sin(angles)), axis=1).astype(np.float32)
+    probe = gallery[:1]
+    exact = gallery.astype(np.float64) @ probe[0].astype(np.float64)
+    found = search.nearest(probe, gallery, 4, engine="blocks")
+    assert found.rows[0].tolist() == sorted(range(4), key=lambda row: (-exact[row], row))
 
 
-def test_only_parameters_whose_conditions_hold_count(tmp_path: Path) -> None:
-    one = search(tmp_path, CONDITIONAL)
-    check_search(one)
-    drawn = {"lr_sgd": 0.5, "lr_adamw": 0.002, "nesting": 2, "other": "on"}
-    assert active_part(one, {"optim.backbone.kind": "sgd", **drawn}) == {"optim.backbone.kind": "sgd", "lr_sgd": 0.5}
-    adamw = {"optim.backbone.kind": "adamw", **drawn}
-    assert active_part(one, adamw) == {key: value for key, value in adamw.items() if key != "lr_sgd"}
-    assert "nesting" not in active_part(one, {**adamw, "other": "off"})
-    config = trial_config(one, adamw)
-    assert (config.optim.backbone.kind, config.optim.backbone.lr, config.seed) == ("adamw", 0.002, 2)
+def test_results_do_not_depend_on_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(1)
+    probes, gallery = unit(rng, 7), unit(rng, 64)
+    one = search.nearest(probes, gallery, 5, engine="blocks")
+    monkeypatch.setattr(search, "GALLERY_BLOCK", 64)
+    monkeypatch.setattr(search, "PROBE_BLOCK", 7)
+    other = search.nearest(probes, gallery, 5, engine="blocks")
+    assert one.rows.tolist() == other.rows.tolist()
+    assert one.scores.tolist() == other.scores.tolist()
 
 
-def test_a_trial_is_the_recipe_with_its_setting(tmp_path: Path) -> None:
-    sets = {"kind": "sets", "of": {"none": {"data.augment": []}, "as_it_is": {}}}
-    one = search(
-        tmp_path,
-        {"optim.backbone.lr": LR, "augmentation": sets},
-        overrides={**VALIDATION, "seed": 5, "optim.backbone.lr": 0.5},
-    )
-    plain = trial_config(one, {})
-    recipe = load_config(tmp_path / "recipe.yaml", ["seed=5", "optim.backbone.lr=0.5"])
-    assert plain.model_copy(update={"validation": None}) == recipe
-    tried = trial_config(one, {"optim.backbone.lr": 0.03, "augmentation": "none"}, seed=7)
-    assert (tried.optim.backbone.lr, tried.data.augment, tried.seed) == (0.03, (), 7)
-    assert trial_config(one, {"augmentation": "as_it_is"}) == plain
+def test_faiss_finds_the_same() -> None:
+    pytest.importorskip("faiss")
+    rng = np.random.default_rng(2)
+    for probes, gallery in ((unit(rng, 20), unit(rng, 300)), (rng.choice(TIED, 9), rng.choice(TIED, 60))):
+        ours, theirs = (search.nearest(probes, gallery, 7, engine=engine) for engine in ("blocks", "faiss"))
+        assert theirs.engine == "faiss"
+        assert ours.rows.tolist() == theirs.rows.tolist()
+        assert ours.scores.tolist() == theirs.scores.tolist()
+    assert search.nearest(probes, gallery, 1).engine == "faiss"
 
 
-def test_the_recipes_own_setting(tmp_path: Path) -> None:
-    one = search(tmp_path, {**CONDITIONAL, "head.margin.scale": LR, "head.sample_rate": LR})
-    setting = recipe_setting(one)
-    assert setting == {
-        "optim.backbone.kind": "sgd",
-        "lr_sgd": 0.1,
-        "head.margin.scale": trial_config(one, {}).model_dump()["head"]["margin"]["scale"],
-        "head.sample_rate": 1.0,
-    }
+def test_faiss_is_asked_for_by_name_only_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search, "find_spec", lambda _: None)
+    assert search.nearest(TIED, TIED, 1).engine == "blocks"
+    with pytest.raises(UserError, match="faiss: not installed"):
+        search.nearest(TIED, TIED, 1, engine="faiss")
 
 
-def test_paths_hold_in_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    one = search(tmp_path, {"seed": {"kind": "int", "low": 0, "high": 1}})
-    config = with_absolute_paths(trial_config(one, {}))
-    assert config.data.path == tmp_path / "build/data"
-    assert config.validation is not None
-    assert config.validation.sets["val"].path == tmp_path / "data"
-    remote = trial_config(one, {}, data={"path": "s3://bucket/faces"})  # type: ignore[arg-type]
-    assert str(with_absolute_paths(remote).data.path) == "s3://bucket/faces"
+def test_products_of_pairs_by_hand() -> None:
+    left = np.array([[0.6, 0.8], [1.0, 0.0]], np.float32)
+    found = search.pair_products(left, left, np.array([0, 1, 0, 0, 1, 1]), np.array([0, 1, 1, 0, 0, 0]))
+    assert found.dtype == np.float64
+    assert found.tolist() == pytest.approx([1.0, 1.0, 0.6, 1.0, 0.6, 0.6])
 
 
-@pytest.mark.parametrize("path", sorted((REPOSITORY / "configs/tune").glob("*.yaml")), ids=lambda path: path.stem)
-def test_ready_searches(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(REPOSITORY)
-    one = validate_tree(SearchConfig, read_yaml(path), str(path))
-    check_search(one)
-    assert (
-        path.read_text().splitlines()[1].endswith(f"--config configs/tune/{path.name}")
-        or "--config" in path.read_text()
-    )
-    assert f"--config configs/tune/{path.name}" in path.read_text()
-    assert one.output.name == path.stem
+def test_empty_gallery_and_read_only_embeddings() -> None:
+    none = search.nearest(TIED, np.empty((0, 4), np.float32), 3)
+    assert none.rows.shape == none.scores.shape == (16, 0)
+    vectors = TIED.copy()
+    vectors.flags.writeable = False
+    assert search.nearest(vectors, vectors, 1).rows[:, 0].tolist() == list(range(16))
+    assert search.require_unit(vectors, "x") is vectors
+
+
+def test_broken_embeddings_are_named() -> None:
+    bad = np.tile(TIED, (2, 1))
+    bad[21, 2] = np.nan
+    with pytest.raises(UserError, match="gallery: embedding 21 is not finite or not of length 1"):
+        search.nearest(TIED, bad, 1)
+    with pytest.raises(UserError, match="probes: embedding 0 is not finite"):
+        search.nearest(TIED * 2, TIED, 1)
+    with pytest.raises(UserError, match="gallery: embeddings of 3; expected 4, as the probes'"):
+        search.nearest(TIED, np.eye(3), 1)
+    with pytest.raises(UserError, match="an array of 1 dimensions"):
+        search.nearest(TIED[0], TIED, 1)

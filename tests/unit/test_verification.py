@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import time
+import os
+from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,6 +14,7 @@ from sklearn.metrics import roc_auc_score
 
 from pipeline.config.errors import UserError
 from pipeline.evaluate import verification as v
+from pipeline.evaluate.pairs import read_pairs
 
 
 def loop_fold_accuracy(distances: np.ndarray, same: np.ndarray, fold: np.ndarray) -> tuple[list[float], list[float]]:
@@ -50,14 +53,23 @@ def test_fold_accuracy_equals_the_loop_to_the_last_digit(seed: int, per_fold: in
     assert result.std == float(np.std(accuracies))
 
 
-def test_fold_accuracy_of_six_thousand_pairs_is_fast() -> None:
-    rng = np.random.default_rng(0)
-    same = np.tile(np.repeat([True, False], 300), 10)
-    distances = rng.random(6000) * 4
-    fold = np.repeat(np.arange(10), 600)
-    start = time.perf_counter()
-    v.fold_accuracy(distances, same, fold)
-    assert time.perf_counter() - start < 0.2
+@pytest.mark.skipif("FACEMILL_TEST_DATA" not in os.environ, reason="FACEMILL_TEST_DATA is not set")
+def test_fold_accuracy_equals_the_loop_on_real_photos() -> None:
+    """LFW's pairs, embedded as what a small grey picture shows: poor, but real scores with real ties of thresholds."""
+    root = Path(os.environ["FACEMILL_TEST_DATA"]) / "lfw"
+    pairs = read_pairs(root / "pairs.txt")
+    row = {photo: number for number, photo in enumerate(pairs.photos())}
+    vectors = []
+    for photo in row:
+        pixels = cv2.imread(str(root / photo.identity / f"{photo}.jpg"), cv2.IMREAD_GRAYSCALE)
+        small = cv2.resize(pixels[60:-60, 60:-60], (12, 12), interpolation=cv2.INTER_AREA).ravel().astype(float)
+        vectors.append((small - small.mean()) / np.linalg.norm(small - small.mean()))
+    left, right = (np.array([row[getattr(pair, side)] for pair in pairs.pairs]) for side in ("left", "right"))
+    same, fold = (np.array([getattr(pair, name) for pair in pairs.pairs]) for name in ("same", "fold"))
+    distances = v.squared_distances(np.array(vectors), left, right)
+    found = v.fold_accuracy(distances, same, fold)
+    assert (found.accuracy.tolist(), found.threshold.tolist()) == loop_fold_accuracy(distances, same, fold)
+    assert 0.5 < found.mean < 0.8
 
 
 def test_fold_accuracy_by_hand() -> None:
@@ -124,27 +136,68 @@ def test_auc_equals_sklearn(pairs: list[tuple[int, bool]]) -> None:
 
 
 def test_tar_at_far_by_hand() -> None:
-    # Ten different pairs at 1.0, 1.1 … 1.9; same pairs at 0.5, 0.95, 1.05, 1.5.
-    distances = np.concatenate((np.arange(10) / 10 + 1.0, [0.5, 0.95, 1.05, 1.5]))
-    same = np.arange(14) >= 10
+    # Thirty different pairs at 1.0, 1.1 … 3.9; same pairs at 0.5, 0.95, 1.25, 1.5: three may be accepted, up to 1.2.
+    distances = np.concatenate((np.arange(30) / 10 + 1.0, [0.5, 0.95, 1.15, 1.5]))
+    same = np.arange(34) >= 30
     roc = v.roc_curve(distances, same)
     point = v.true_accept_rate(roc, 0.1)
     assert point is not None
-    assert (point.tar, point.far, point.threshold) == (0.75, 0.1, 1.05)
-    assert v.true_accept_rate(roc, 0.01) is None
-    assert v.least_different_pairs(0.01) == 100
+    assert (point.tar, point.far, point.threshold) == (0.75, 0.1, 1.2)
+    assert v.true_accept_rate(roc, 0.09) is None
 
 
 def test_tar_at_far_never_exceeds_the_rate_when_distances_tie() -> None:
-    distances = np.array([0.5, 1.0, *[1.0] * 2, *[2.0] * 8])
-    same = np.arange(12) < 2
+    distances = np.array([0.5, 1.0, *[1.0] * 4, *[2.0] * 26])
+    same = np.arange(32) < 2
     point = v.true_accept_rate(v.roc_curve(distances, same), 0.1)
     assert point is not None
-    # Accepting at 1.0 would let in two of ten, so only the pair at 0.5 gets in.
+    # Accepting at 1.0 would let in four of thirty, so only the pair at 0.5 gets in.
     assert (point.tar, point.far) == (0.5, 0.0)
 
 
-@pytest.mark.parametrize("num_different", [10, 30, 70, 1000, 3000])
+@pytest.mark.parametrize(
+    ("far", "needed"), [(1.0, 3), (0.3, 10), (0.1, 30), (0.07, 43), (1e-3, 3000), (1e-4, 30_000), (1e-6, 3_000_000)]
+)
+def test_the_least_number_of_different_pairs_is_three_over_far(far: float, needed: int) -> None:
+    assert v.least_different_pairs(far) == needed
+    for count, is_measured in ((needed - 1, False), (needed, True)):
+        roc = v.Roc(np.array([0.0, 1.0]), np.array([0.0, 1.0]), np.array([-np.inf, 1.0]), 1, count)
+        assert (v.true_accept_rate(roc, far) is not None) == is_measured
+
+
+@pytest.mark.parametrize("far", [0.0, -0.1, 1.1])
+def test_a_rate_that_is_none_is_refused(far: float) -> None:
+    with pytest.raises(UserError, match="a rate above 0 and at most 1"):
+        v.least_different_pairs(far)
+
+
+def test_a_threshold_from_elsewhere_by_hand() -> None:
+    distances = np.array([0.5, 1.0, 1.5, 0.9, 1.0])
+    same = np.array([True, True, True, False, False])
+    # Below 1.0, not at it: one of three same pairs and one of two different ones.
+    assert v.at_threshold(distances, same, 1.0) == v.AtThreshold(1.0, accuracy=2 / 5, far=0.5, tar=1 / 3)
+    assert v.at_threshold(distances[:3], same[:3], v.FACENET_THRESHOLD) == v.AtThreshold(1.1, 2 / 3, None, 2 / 3)
+    assert v.at_threshold(distances[3:], same[3:], 0.0) == v.AtThreshold(0.0, 1.0, 0.0, None)
+    # The laxest point of a ROC, which accepts at its threshold, carried over: the next larger number.
+    point = v.true_accept_rate(v.roc_curve(distances, same), 1.0)
+    assert point is None
+    assert v.at_threshold(distances, same, float(np.nextafter(1.0, np.inf))).tar == 2 / 3
+
+
+def test_d_prime_by_hand() -> None:
+    distances = np.array([0.0, 1.0, 2.0, 4.0])
+    same = np.array([True, True, False, False])
+    # Means 0.5 and 3, population variances 0.25 and 1.
+    assert v.d_prime(distances, same) == pytest.approx(2.5 / np.sqrt(0.625))
+    cosines = 1.0 - distances / 2.0
+    assert v.d_prime(cosines, same) == pytest.approx(v.d_prime(distances, same))
+    assert v.d_prime(np.array([1.0, 1.0, 2.0]), np.array([True, True, False])) is None
+    for one_kind in (np.zeros(4, bool), np.ones(4, bool)):
+        assert v.d_prime(distances, one_kind) is None
+    assert v.d_prime(np.empty(0), np.empty(0, bool)) is None
+
+
+@pytest.mark.parametrize("num_different", [30, 70, 1000, 3000])
 def test_tar_at_far_uses_every_allowed_accept(num_different: int) -> None:
     """k / n and 0.1 are rounded differently; the k-th accept must still be allowed."""
     distances = np.concatenate((np.arange(num_different) / num_different, [3.0]))
@@ -170,6 +223,12 @@ def test_squared_distances_over_block_borders(monkeypatch: pytest.MonkeyPatch) -
     assert v.squared_distances(embeddings, left, right).tolist() == expected
 
 
+def test_squared_distances_between_two_models() -> None:
+    old, new = np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([[0.6, 0.8], [1.0, 0.0], [0.0, -1.0]])
+    found = v.squared_distances_between(new, old, np.array([0, 2]), np.array([1, 1]))
+    assert found.tolist() == pytest.approx([0.4, 4.0])
+
+
 def test_empty_and_broken_input() -> None:
     nothing, kinds = np.empty(0), np.empty(0, bool)
     with pytest.raises(UserError, match="at least 2"):
@@ -178,10 +237,14 @@ def test_empty_and_broken_input() -> None:
         v.best_threshold(nothing, kinds)
     with pytest.raises(UserError, match="0 same and 0 different"):
         v.roc_curve(nothing, kinds)
+    with pytest.raises(UserError, match="no pairs"):
+        v.at_threshold(nothing, kinds, 1.0)
     broken = np.array([0.1, np.nan])
     for call in (
         lambda: v.fold_accuracy(broken, np.array([True, False]), np.array([0, 1])),
         lambda: v.roc_curve(broken, np.array([True, False])),
+        lambda: v.at_threshold(broken, np.array([True, False]), 1.0),
+        lambda: v.d_prime(broken, np.array([True, False])),
     ):
         with pytest.raises(UserError, match="1 of 2 are not finite"):
             call()
