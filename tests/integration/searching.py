@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 import time
@@ -83,11 +84,24 @@ def wait_for_cluster(address: str, num_cpus: int, timeout_s: float = 90) -> None
     script = f"import ray; ray.init({address!r}, log_to_driver=False); print(ray.cluster_resources().get('CPU', 0))"
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
-        asked = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-        if asked.returncode == 0 and float(asked.stdout.split()[-1]) >= num_cpus:
-            return
+        with suppress(subprocess.SubprocessError):
+            asked = subprocess.run(
+                [sys.executable, "-c", script], capture_output=True, text=True, timeout=20, check=True
+            )
+            if float(asked.stdout.split()[-1]) >= num_cpus:
+                return
         time.sleep(1)
-    raise AssertionError(f"the cluster has no {num_cpus} CPUs: {asked.stderr[-2000:]}")
+    raise AssertionError(f"the cluster at {address} has no {num_cpus} CPUs")
+
+
+def free_port() -> int:
+    """A port that is free and that Ray does not keep for its workers (10002 to 19999)."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port: int = probe.getsockname()[1]
+        if port >= 20_000:
+            return port
 
 
 def wait_for(search: subprocess.Popen[str], pattern: str, folder: Path, timeout_s: float = 120) -> Path:
@@ -103,15 +117,17 @@ def wait_for(search: subprocess.Popen[str], pattern: str, folder: Path, timeout_
 
 
 @contextmanager
-def node(folder: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
+def node(*options: str) -> Iterator[subprocess.Popen[str]]:
     """A Ray node of a process group of its own while the block runs, the head or another."""
     words = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats", *options]
-    process = training.start_command(words)
+    process = subprocess.Popen(
+        words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True, start_new_session=True
+    )
     try:
         yield process
     finally:
         training.kill_tree(process.pid)
-        process.communicate()
+        process.wait()
 
 
 def _named(launcher: subprocess.Popen[str], name: str) -> list[psutil.Process]:

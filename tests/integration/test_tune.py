@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import secrets
 import shutil
-import socket
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -87,18 +87,15 @@ def test_a_node_of_a_cluster_dies_during_a_search(
     """A head without CPUs and two nodes with a trial each, of which one is killed: the other does the work of both."""
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    address = f"127.0.0.1:{searching.free_port()}"
     space = {"what": {"kind": "sets", "of": {"one": {}, "other": {"seed": 5}}}}
     path = searching.write_search(tmp_path, data, held_out, space, searcher={"kind": "grid"}, num_samples=1)
     head = ["--head", "--port", address.partition(":")[2], "--num-cpus", "0", "--include-dashboard", "false"]
     member = ["--address", address, "--num-cpus", "2"]
-    with (
-        searching.node(*head),
-        searching.node(*member) as first,
-        searching.node(*member) as second,
-    ):
+    with ExitStack() as nodes:
+        nodes.enter_context(searching.node(*head))
+        searching.wait_for_cluster(address, num_cpus=0)
+        first, second = (nodes.enter_context(searching.node(*member)) for _ in range(2))
         searching.wait_for_cluster(address, num_cpus=4)
         search = searching.start(path, "--address", address)
         for number in (0, 1):
