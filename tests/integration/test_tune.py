@@ -95,7 +95,9 @@ def test_a_node_of_a_cluster_dies_during_a_search(
     with ExitStack() as nodes:
         nodes.enter_context(searching.node(*head))
         searching.wait_for_cluster(address, num_cpus=0)
-        first, second = (nodes.enter_context(searching.node(*member)) for _ in range(2))
+        first = nodes.enter_context(searching.node(*member))
+        searching.wait_for_cluster(address, num_cpus=2)  # two that begin at once on one machine take the same ports
+        second = nodes.enter_context(searching.node(*member))
         searching.wait_for_cluster(address, num_cpus=4)
         search = searching.start(path, "--address", address)
         for number in (0, 1):
