@@ -196,7 +196,7 @@ def _work(loop: Mapping[str, Any]) -> None:
 
 def _is_memory(error: BaseException) -> bool:
     """Whether memory did not suffice: torch says so with a `RuntimeError` of its own on each device."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "not enough memory" in str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def _in_a_line(error: BaseException) -> str:
