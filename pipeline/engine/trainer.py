@@ -54,8 +54,9 @@ class TrainResult:
     """Whether this rank was signalled; where it was not and the run ended early, another rank was."""
 
 
-Listener = Callable[[Mapping[str, float | int]], None]
-"""Called on all ranks with the record of a step that was validated, when its checkpoint is on disk."""
+Listener = Callable[[Mapping[str, float | int], bool], None]
+"""Called on all ranks when a step that was validated has its checkpoint on disk: with its record, and whether it is the
+run's last."""
 
 
 def train(plan: RunPlan, listener: Listener | None = None) -> TrainResult:
@@ -158,8 +159,8 @@ class Trainer:
                     saved_at = self.samples
                 if self._listener is not None and figures:
                     with PROGRESS.during(Stage.CHECKPOINT):
-                        writer.wait()
-                        self._listener(record)
+                        writer.finish() if is_last else writer.wait()
+                        self._listener(record, is_last)
                 PROGRESS.end_step(self.step)
                 trace.after_step(self.step)
                 if is_last:

@@ -51,22 +51,27 @@ def cluster(address: str | None, workers: WorkersConfig, dashboard_host: str, da
         ray.shutdown()
 
 
-def num_trials_at_a_time(workers: WorkersConfig) -> int:
+def num_trials_at_a_time(workers: WorkersConfig, on_one_node: bool) -> int:
     """How many trials the cluster has room for now.
+
+    Args:
+        workers: of a trial.
+        on_one_node: whether a trial's workers have to stand on one node.
 
     Raises:
         UserError: not for one.
     """
     import ray
 
-    there = ray.cluster_resources()
-    rooms = {"CPU": there.get("CPU", 0) // (workers.count * workers.cpus)}
-    if workers.gpus:
-        rooms["GPU"] = there.get("GPU", 0) // (workers.count * workers.gpus)
-    name = min(rooms, key=lambda one: rooms[one])
-    if rooms[name] < 1:
-        asked = workers.count * (workers.gpus if name == "GPU" else workers.cpus)
+    needs = {"CPU": workers.cpus} | ({"GPU": workers.gpus} if workers.gpus else {})
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    rooms = [int(min(node.get(name, 0) // amount for name, amount in needs.items())) for node in nodes]
+    found = sum(room // workers.count for room in rooms) if on_one_node else sum(rooms) // workers.count
+    if found < 1:
+        asked = " and ".join(f"{amount:g} {name}" for name, amount in needs.items())
+        where = "one node" if on_one_node else "the cluster"
+        room = max(rooms, default=0) if on_one_node else sum(rooms)
         raise UserError(
-            "workers", f"a trial takes {asked:g} {name}, the cluster has {there.get(name, 0):g}", "room for one trial"
+            "workers", f"{where} has room for {room} workers of {asked}", f"{workers.count}, as many as a trial has"
         )
-    return int(rooms[name])
+    return found

@@ -49,7 +49,9 @@ def run(search: SearchConfig, address: str | None, is_resumed: bool, dashboard_h
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     _take_place(search, is_resumed)
     with cluster(address, search.workers, dashboard_host, dashboard_port) as dashboard:
-        at_a_time = search.max_concurrent or num_trials_at_a_time(search.workers)
+        at_a_time = search.max_concurrent or num_trials_at_a_time(
+            search.workers, on_one_node=not isinstance(search.output, Path)
+        )
         if dashboard:
             console.print(f"dashboard {dashboard} (its token: ray get-auth-token)")
         console.print(f"{search.num_samples} settings, {at_a_time} at a time, {search.workers.count} processes each")
@@ -57,7 +59,7 @@ def run(search: SearchConfig, address: str | None, is_resumed: bool, dashboard_h
         best = _best(search, trials)
         if best is not None and search.comparison_seeds:
             console.print(f"comparison of {best.id} with the recipe on seeds {search.comparison_seeds}")
-            trials += run_comparison(search, best.setting, at_a_time, is_resumed)
+            trials += run_comparison(search, best, at_a_time, is_resumed)
     summary = SearchSummary(
         name=str(search.output).rstrip("/").rpartition("/")[2],
         metric=search.metric,
@@ -85,7 +87,8 @@ def run(search: SearchConfig, address: str | None, is_resumed: bool, dashboard_h
     _write(search.output, BEST_FILE, yaml.safe_dump(config, sort_keys=False).encode())
     console.print(f"best {best.id}: {search.metric} {best.objective(search.metric):.4f}, {_text(best.setting)}")
     console.print(f"report {search.output / REPORT_FILE}")
-    console.print(f"train it: launch/train.py --config {search.output / BEST_FILE}")
+    if isinstance(search.output, Path):
+        console.print(f"train it: launch/train.py --config {search.output / BEST_FILE}")
 
 
 def _best(search: SearchConfig, trials: list[Trial]) -> Trial | None:
@@ -108,6 +111,7 @@ def _take_place(search: SearchConfig, is_resumed: bool) -> None:
     """
     found = _read(search.output, SEARCH_FILE)
     tree = search.model_dump(mode="json")
+    tree["recipe_is"] = trial_config(search, {}).model_dump(mode="json")  # the file may be edited
     if found is None:
         _write(search.output, SEARCH_FILE, yaml.safe_dump(tree, sort_keys=False).encode())
         return

@@ -12,7 +12,7 @@ from typing import Any, cast
 from pipeline.config.schema import Config
 from pipeline.config.search import Choice, GridSearcher, SearchConfig, Sets
 from pipeline.tuning.results import Phase, Trial
-from pipeline.tuning.space import Setting, active_part, trial_config, with_absolute_paths
+from pipeline.tuning.space import active_part, trial_config, with_absolute_paths
 from pipeline.tuning.translate import domain_of, is_death, scheduler_of, searcher_of, storage_of, trial_of
 from pipeline.tuning.trial import TrialTask, run_trial
 
@@ -31,8 +31,11 @@ def run_search(search: SearchConfig, max_concurrent: int, is_resumed: bool) -> l
     """
     from ray import tune
 
+    folder = Path.cwd()  # trials run elsewhere
+    there = with_absolute_paths(search, folder)
+
     def make_config(drawn: Mapping[str, Any]) -> dict[str, Any]:
-        return _as_plain(trial_config(search, drawn))
+        return _as_plain(trial_config(there, drawn), folder)
 
     own = trial_config(search, {})
     every = own.training.epochs if own.validation is None else own.validation.every_epochs
@@ -54,7 +57,7 @@ def run_search(search: SearchConfig, max_concurrent: int, is_resumed: bool) -> l
     return [replace(trial, setting=active_part(search, trial.setting), seed=own.seed) for trial in trials]
 
 
-def run_comparison(search: SearchConfig, best: Setting, max_concurrent: int, is_resumed: bool) -> list[Trial]:
+def run_comparison(search: SearchConfig, best: Trial, max_concurrent: int, is_resumed: bool) -> list[Trial]:
     """Train the best setting and the recipe's own with other seeds, each to its end.
 
     Raises:
@@ -63,9 +66,12 @@ def run_comparison(search: SearchConfig, best: Setting, max_concurrent: int, is_
     from ray import tune
     from ray.tune.search.basic_variant import BasicVariantGenerator
 
+    folder = Path.cwd()  # trials run elsewhere
+    there = with_absolute_paths(search, folder)
+
     def make_config(drawn: Mapping[str, Any]) -> dict[str, Any]:
-        setting = best if drawn["phase"] == "best" else {}
-        return _as_plain(trial_config(search, setting, seed=drawn["seed"]))
+        setting = best.setting if drawn["phase"] == "best" else {}
+        return _as_plain(trial_config(there, setting, seed=drawn["seed"]), folder)
 
     tune_config = tune.TuneConfig(
         metric=search.metric,
@@ -76,9 +82,11 @@ def run_comparison(search: SearchConfig, best: Setting, max_concurrent: int, is_
     domains = {"phase": tune.grid_search(list(PHASES)), "seed": tune.grid_search(list(search.comparison_seeds))}
     found = []
     num_trials = len(PHASES) * len(search.comparison_seeds)
-    for trial in _run(search, COMPARISON, domains, make_config, tune_config, num_trials, is_resumed):
+    # another best setting, or other seeds, are another comparison
+    place = "-".join([COMPARISON, best.id, *map(str, search.comparison_seeds)])
+    for trial in _run(search, place, domains, make_config, tune_config, num_trials, is_resumed):
         phase, seed = cast("Phase", trial.setting["phase"]), int(trial.setting["seed"])
-        setting = active_part(search, best) if phase == "best" else {}
+        setting = active_part(search, best.setting) if phase == "best" else {}
         found.append(replace(trial, phase=phase, seed=seed, setting=setting))
     return found
 
@@ -126,8 +134,8 @@ def _run(
     return [trial_of(result, search, domains) for result in grid]
 
 
-def _as_plain(config: Config) -> dict[str, Any]:
-    return with_absolute_paths(config).model_dump(mode="json")
+def _as_plain(config: Config, folder: Path) -> dict[str, Any]:
+    return with_absolute_paths(config, folder).model_dump(mode="json")
 
 
 def _id_of(trial: Any) -> str:

@@ -60,7 +60,14 @@ def check_search(search: SearchConfig) -> None:
     Raises:
         UserError: a key that the recipe does not know, a value out of range, or a measure that no validation gives.
     """
-    _check_metric(search, trial_config(search, {}))
+    config = trial_config(search, {})
+    _check_metric(search, config)
+    if config.mining is not None and (search.scheduler.kind == "pbt" or not isinstance(search.output, Path)):
+        raise UserError(
+            "mining", "its lists are not carried to another run or node", "null", "or plain trials in a folder"
+        )
+    if search.scheduler.kind == "pbt":
+        _check_changes(search)
     for name in search.space:
         for value in _corners(search, name):
             try:
@@ -69,25 +76,21 @@ def check_search(search: SearchConfig) -> None:
                 raise UserError(f"space.{name}", f"{value!r}: {error}") from None
 
 
-def with_absolute_paths(config: Config) -> Config:
-    """The same configuration for a process that runs in another folder."""
-    return _absolute(config)
-
-
-def _absolute(section: Section) -> Section:
+def with_absolute_paths(section: Section, folder: Path) -> Section:
+    """The same configuration for a process that runs in another folder than `folder`, which its paths belong to."""
     fields = type(section).model_fields
-    return section.model_copy(update={name: _absolute_value(getattr(section, name)) for name in fields})
+    return section.model_copy(update={name: _absolute_value(getattr(section, name), folder) for name in fields})
 
 
-def _absolute_value(value: Any) -> Any:
+def _absolute_value(value: Any, folder: Path) -> Any:
     if isinstance(value, Path):
-        return value.absolute()
+        return folder / value
     if isinstance(value, BaseModel):
-        return _absolute(value)
+        return with_absolute_paths(value, folder)
     if isinstance(value, tuple):
-        return tuple(_absolute_value(one) for one in value)
+        return tuple(_absolute_value(one, folder) for one in value)
     if isinstance(value, dict):
-        return {key: _absolute_value(one) for key, one in value.items()}
+        return {key: _absolute_value(one, folder) for key, one in value.items()}
     return value
 
 
@@ -105,7 +108,7 @@ def _keys_of(search: SearchConfig, name: str, value: Plain) -> Mapping[str, Any]
 
 
 def _override(key: str, value: object) -> str:
-    return f"{key}={json.dumps(value)}"
+    return f"{key}={json.dumps(value, ensure_ascii=False)}"
 
 
 def _corners(search: SearchConfig, name: str) -> Iterator[Plain]:
@@ -124,6 +127,20 @@ def _with_conditions(search: SearchConfig, name: str, value: Plain) -> dict[str,
     for other, values in search.space[name].when.items():
         setting = _with_conditions(search, other, values[0]) | setting
     return setting
+
+
+def _check_changes(search: SearchConfig) -> None:
+    """See that a run may change all parameters on its way.
+
+    Raises:
+        UserError: not this one.
+    """
+    from pipeline.engine.run import FIXED_KEYS  # takes seconds, and is needed here alone
+
+    for name, parameter in search.space.items():
+        key = parameter.key or name
+        if any(key == fixed or key.startswith(f"{fixed}.") for fixed in FIXED_KEYS):
+            raise UserError(f"space.{name}", "cannot change during a run", "rates, decay, margins", "another scheduler")
 
 
 def _check_metric(search: SearchConfig, config: Config) -> None:

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.atomic_write import write_atomically
-from pipeline.checkpoint import LATEST, latest_checkpoint
+from pipeline.checkpoint import DESCRIPTION, LATEST, all_checkpoints, latest_checkpoint
+from pipeline.config.errors import UserError
 from pipeline.config.location import Location, RemotePath, parse_location
 from pipeline.data.remote import open_filesystem
 from pipeline.engine.run import CHECKPOINTS
@@ -39,48 +42,79 @@ class RunStore:
         scheme, _, rest = self.place.url.partition("://")
         return Path(tempfile.gettempdir()) / "facemill-tune" / scheme / rest
 
-    def keep(self, checkpoint: Path) -> str:
-        """Give a checkpoint of this run a name under which every node finds it."""
+    def name_of(self, checkpoint: Path) -> str:
+        """Under which every node finds a checkpoint of this run, once it is kept."""
+        return str(checkpoint) if isinstance(self.place, Path) else (self.place / CHECKPOINTS / checkpoint.name).url
+
+    def keep(self, checkpoint: Path, files: Sequence[str]) -> None:
+        """Copy a checkpoint, and files of the run's folder, to a remote store; in a folder they are in their place."""
         if isinstance(self.place, Path):
-            return str(checkpoint)
+            return
         filesystem = open_filesystem(self.place.scheme)
         goal = self.place / CHECKPOINTS / checkpoint.name
-        if not filesystem.exists(goal.url):
-            filesystem.put(str(checkpoint), goal.url, recursive=True)
-        found = sorted(filesystem.ls(goal.parent.url, detail=False))
-        for old in found[:-_NUM_KEPT]:
+        if not _is_whole(goal):
+            # what makes it a checkpoint comes last, so that a copy that is cut off is none
+            for file in sorted(checkpoint.iterdir(), key=lambda file: file.name == DESCRIPTION):
+                filesystem.put_file(str(file), f"{goal.url}/{file.name}")
+        for name in files:
+            filesystem.put_file(str(self.folder / name), (self.place / name).url)
+        for old in sorted(filesystem.ls(goal.parent.url, detail=False))[:-_NUM_KEPT]:
             filesystem.rm(old, recursive=True)
-        for name in ("metrics.jsonl", "config.yaml"):
-            filesystem.put(str(self.folder / name), (self.place / name).url)
-        return goal.url
 
-    def begin_from(self, checkpoint: str) -> None:
-        """Put a kept checkpoint, of this run or another, where the run will find it; its own later ones stay.
+    def take_up(self, begin_from: str | None) -> None:
+        """Put what this run has kept where it will find it; where it has saved nothing, another's checkpoint.
 
-        Where the other run has gone on and dropped it meanwhile, its newest takes its place.
+        Args:
+            begin_from: kept checkpoint of another run, for a run that has none of its own. Where the other run has gone
+                on and dropped it meanwhile, its newest takes its place.
         """
-        source = _newest_if_gone(parse_location(checkpoint))
+        own = latest_checkpoint(self.folder / CHECKPOINTS)
+        if isinstance(self.place, RemotePath):
+            kept = _newest(self.place / CHECKPOINTS)
+            if kept is not None and (own is None or own.name < kept.name):
+                self._copy(kept)
+                filesystem = open_filesystem(self.place.scheme)
+                for file in filesystem.ls(self.place.url, detail=False):
+                    if not filesystem.isdir(file):
+                        filesystem.get_file(file, str(self.folder / file.rpartition("/")[2]))
+                return
+        if own is None and begin_from is not None:
+            source = parse_location(begin_from)
+            for place in (source, _newest(source.parent), _newest(source.parent)):  # it may go while it is copied
+                if place is not None and self._copy(place):
+                    return
+            raise UserError(source, "no longer there, nor a later one", "a checkpoint to go on from")
+
+    def _copy(self, source: Location) -> bool:
+        """Copy a checkpoint and point at it; whether it was whole."""
         goal = self.folder / CHECKPOINTS / source.name
-        if goal.exists():
-            return
         partial = goal.with_name(goal.name + ".tmp")
-        shutil.rmtree(partial, ignore_errors=True)
+        for left in (partial, goal):
+            shutil.rmtree(left, ignore_errors=True)
         partial.parent.mkdir(parents=True, exist_ok=True)
-        if isinstance(source, RemotePath):
-            open_filesystem(source.scheme).get(source.url, str(partial), recursive=True)
-        else:
-            shutil.copytree(source, partial)
+        with suppress(FileNotFoundError, shutil.Error):
+            if isinstance(source, RemotePath):
+                open_filesystem(source.scheme).get(source.url, str(partial), recursive=True)
+            else:
+                shutil.copytree(source, partial)
+        if not (partial / DESCRIPTION).is_file() or not _is_whole(source):
+            return False
         partial.rename(goal)
-        latest = goal.parent / LATEST
-        if not latest.exists() or latest.read_text().strip() < goal.name:
-            write_atomically(latest, f"{goal.name}\n".encode())
+        write_atomically(goal.parent / LATEST, f"{goal.name}\n".encode())
+        return True
 
 
-def _newest_if_gone(checkpoint: Location) -> Location:
+def _is_whole(checkpoint: Location) -> bool:
     if isinstance(checkpoint, Path):
-        return checkpoint if checkpoint.exists() else latest_checkpoint(checkpoint.parent) or checkpoint
-    filesystem = open_filesystem(checkpoint.scheme)
-    if filesystem.exists(checkpoint.url):
-        return checkpoint
-    found = sorted(filesystem.ls(checkpoint.parent.url, detail=False))
-    return checkpoint.parent / found[-1].rpartition("/")[2] if found else checkpoint
+        return (checkpoint / DESCRIPTION).is_file()
+    return bool(open_filesystem(checkpoint.scheme).exists((checkpoint / DESCRIPTION).url))
+
+
+def _newest(checkpoints: Location) -> Location | None:
+    if isinstance(checkpoints, Path):
+        found: list[Location] = list(all_checkpoints(checkpoints))
+    else:
+        filesystem = open_filesystem(checkpoints.scheme)
+        names = filesystem.ls(checkpoints.url, detail=False) if filesystem.exists(checkpoints.url) else []
+        found = [checkpoints / name.rstrip("/").rpartition("/")[2] for name in sorted(names)]
+    return next((place for place in reversed(found) if _is_whole(place)), None)

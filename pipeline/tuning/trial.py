@@ -13,7 +13,7 @@ import os
 import tempfile
 import threading
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,18 +22,21 @@ import torch
 
 from pipeline.atomic_write import write_atomically
 from pipeline.checkpoint import latest_checkpoint
-from pipeline.config.errors import UserError
+from pipeline.config.errors import TemporaryError, UserError
 from pipeline.config.load import validate_config
 from pipeline.config.location import parse_location
 from pipeline.config.search import WorkersConfig
-from pipeline.engine.run import CHECKPOINTS, plan_run
+from pipeline.engine.run import CHECKPOINTS, CONFIG_FILE, plan_run
 from pipeline.engine.trainer import train
 from pipeline.tuning.store import RunStore
 
 ORIGIN = "origin.json"
 FAILED = "failed.txt"
+PENDING = "report.json"
+"""In a run's folder: its last report, until the next. It is made again where the one it was for died before it knew."""
 FIGURES = ("step", "samples", "epoch")
 """What a report holds besides the validation's figures; and `share`, the part of the run that is done."""
+KEPT_FILES = ("metrics.jsonl", CONFIG_FILE, PENDING)
 _POLL_S = 1.0
 
 logger = logging.getLogger(__name__)
@@ -75,7 +78,9 @@ def run_trial(drawn: dict[str, Any], task: TrialTask) -> None:
         raise TrialError(grave.read_text())
     try:
         config = task.make_config(drawn)
-        for report in _reports(config, store, None if origin is None else origin["checkpoint"], task.workers):
+        known_step = -1 if origin is None or origin["trial"] != trial else int(origin["step"])
+        begin_from = None if origin is None else origin["checkpoint"]
+        for report in _reports(config, store, begin_from, known_step, task.workers):
             _hand_on(report, trial, store)
     except (UserError, TrialError) as error:
         grave.parent.mkdir(parents=True, exist_ok=True)
@@ -92,7 +97,7 @@ def _hand_on(report: dict[str, Any], trial: str, store: RunStore) -> None:
         tune.report(report)
         return
     with tempfile.TemporaryDirectory() as folder:
-        kept = {"trial": trial, "place": str(store.place), "checkpoint": checkpoint}
+        kept = {"trial": trial, "place": str(store.place), "checkpoint": checkpoint, "step": str(report["step"])}
         (Path(folder) / ORIGIN).write_text(json.dumps(kept))
         tune.report(report, checkpoint=tune.Checkpoint.from_directory(folder))
 
@@ -106,8 +111,14 @@ def _read_origin(checkpoint: Any) -> dict[str, str] | None:
     return found
 
 
-def _reports(config: dict[str, Any], store: RunStore, begin_from: str | None, workers: WorkersConfig) -> Any:
-    """Run the workers to their end; gives what the first rank reports, which waits until the next is asked for."""
+def _reports(
+    config: dict[str, Any], store: RunStore, begin_from: str | None, known_step: int, workers: WorkersConfig
+) -> Iterator[dict[str, Any]]:
+    """Run the workers to their end; gives what the first rank reports, which waits until the next is asked for.
+
+    Reports up to `known_step`, and those that are made twice, are left out. The last one comes when the workers have
+    put things in order; Tune is told with it that the trial is done.
+    """
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.util.queue import Empty, Queue
@@ -142,8 +153,8 @@ def _reports(config: dict[str, Any], store: RunStore, begin_from: str | None, wo
         except BaseException as error:
             ended.append(error)
 
-    working = threading.Thread(target=fit, name="workers", daemon=True)
-    working.start()
+    threading.Thread(target=fit, name="workers", daemon=True).start()
+    last: dict[str, Any] | None = None
     while True:
         is_over = bool(ended)  # asked before the queue, so that nothing stays in it
         try:
@@ -155,38 +166,53 @@ def _reports(config: dict[str, Any], store: RunStore, begin_from: str | None, wo
         if "failure" in message:
             raise TrialError(message["failure"])
         step = message["step"]
-        if message["share"] >= 1:  # the last: nothing is to be decided on it, and the workers may put things in order
-            answers.put(step)
-            working.join()
-            message["done"] = True
-        yield message
+        if step > known_step:
+            known_step = step
+            if message["share"] >= 1:
+                last = {**message, "done": True}
+            else:
+                yield message
         answers.put(step)
     if ended[0] is not None:
         raise TrialError(_in_a_line(ended[0]))
+    if last is not None:
+        yield last
 
 
 def _work(loop: Mapping[str, Any]) -> None:
     """What a worker does: the same run as under torchrun."""
-    queue, store = loop["queue"], loop["store"]
+    queue, store, answers = loop["queue"], loop["store"], loop["answers"]
     is_first = os.environ.get("RANK", "0") == "0"
     try:
-        if is_first and loop["begin_from"] is not None:
-            store.begin_from(loop["begin_from"])
+        if is_first:
+            store.take_up(loop["begin_from"])
         torch.distributed.barrier()
         plan = plan_run(validate_config({**loop["config"], "output": str(store.folder)}))
+        pending = store.folder / PENDING
 
-        def report(record: Mapping[str, float | int]) -> None:
+        def hand_in(report: Mapping[str, Any]) -> None:
+            queue.put(report)
+            # a trial that ran ahead of what is decided on its report would be stopped, or paused, at another step
+            while answers.get() != report["step"]:
+                pass  # for a report of workers that have died
+
+        def report(record: Mapping[str, float | int], is_last: bool) -> None:
             if not is_first:
                 return
             checkpoint = latest_checkpoint(plan.config.output / CHECKPOINTS)
             figures = {name: value for name, value in record.items() if name.startswith("val/") or name in FIGURES}
-            share = record["samples"] / plan.total_samples
-            queue.put({**figures, "share": share, "checkpoint": checkpoint and store.keep(checkpoint)})
-            # a trial that ran ahead of what is decided on its report would be stopped, or paused, at another step
-            while loop["answers"].get() != record["step"]:
-                pass  # for a report of workers that have died
+            share = 1.0 if is_last else record["samples"] / plan.total_samples
+            made = {**figures, "share": share, "checkpoint": checkpoint and store.name_of(checkpoint)}
+            write_atomically(pending, json.dumps(made).encode())
+            if checkpoint is not None:
+                store.keep(checkpoint, KEPT_FILES)
+            hand_in(made)
 
+        if is_first and pending.exists():
+            hand_in(json.loads(pending.read_text()))
         train(plan, report)
+    except TemporaryError:
+        raise  # the same may succeed in a while
     except (UserError, MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not _is_memory(error):
             raise  # a peer may have died: Ray Train starts the workers again

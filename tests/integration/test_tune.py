@@ -61,7 +61,8 @@ def test_a_search_survives_a_bad_trial_a_killed_worker_and_its_own_death(
         "long": "finished",
     }
     assert "expected finite numbers" in trials["bad"].reason
-    assert [round(report.epoch) for report in trials["good"].reports] == [1, 2, 3]
+    for name in ("good", "long"):
+        assert [round(report.epoch) for report in trials[name].reports] == [1, 2, 3], "each once"
     assert results.summary.best_trial in (trials["good"].id, trials["long"].id)
     assert "nan" not in text.lower()
 
@@ -157,4 +158,6 @@ def test_a_search_in_a_store_goes_on_from_there(
     results = read_results(tmp_path / "one/results.parquet")
     assert [trial.state for trial in results.trials] == ["finished"]
     assert [round(report.epoch) for report in results.trials[0].reports] == [1, 2, 3]
+    run = next((tmp_path / "one/runs/search").glob("*/run"))
+    assert list(training.losses(run)) == list(range(1, 12)), "the curve of the node that is gone, and the rest"
     assert load_config(tmp_path / "one/best.yaml").seed == 5

@@ -73,6 +73,11 @@ def test_what_is_refused(tmp_path: Path, space: dict[str, Any], more: dict[str, 
         ),
         ({"optim.backbone.lr": LR}, {"overrides": {}}, "validation: the recipe has none"),
         ({"optim.backbone.lr": LR}, {"metric": "loss"}, "metric: 'loss'; expected one of val/score, val/val/accuracy"),
+        (
+            {"backbone.dropout": {"kind": "uniform", "low": 0, "high": 0.5}},
+            {"scheduler": {"kind": "pbt"}},
+            "space.backbone.dropout: cannot change during a run",
+        ),
         # a value that only goes wrong where another has the value that makes it count
         (
             {
@@ -147,12 +152,12 @@ def test_the_recipes_own_setting(tmp_path: Path) -> None:
 def test_paths_hold_in_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     one = search(tmp_path, {"seed": {"kind": "int", "low": 0, "high": 1}})
-    config = with_absolute_paths(trial_config(one, {}))
+    config = with_absolute_paths(trial_config(one, {}), tmp_path)
     assert config.data.path == tmp_path / "build/data"
     assert config.validation is not None
     assert config.validation.sets["val"].path == tmp_path / "data"
     remote = trial_config(one, {}, data={"path": "s3://bucket/faces"})  # type: ignore[arg-type]
-    assert str(with_absolute_paths(remote).data.path) == "s3://bucket/faces"
+    assert str(with_absolute_paths(remote, tmp_path).data.path) == "s3://bucket/faces"
 
 
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "configs/tune").glob("*.yaml")), ids=lambda path: path.stem)
