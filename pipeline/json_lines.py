@@ -4,10 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from pipeline.atomic_write import write_atomically
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file, in order; without those that a kill cut short. No file is no lines."""
+    if not path.is_file():
+        return []
+    found = []
+    for line in path.read_text().splitlines():
+        with suppress(ValueError):
+            found.append(json.loads(line))
+    return found
 
 
 def keep_lines(path: Path, is_kept: Callable[[dict[str, Any]], bool]) -> None:

@@ -26,7 +26,8 @@ def connect(address: str | None, **local: Any) -> str:
         check_address(address)
     import ray
 
-    options = {"address": address} if address is not None else local
+    # without "local" Ray would join whatever cluster it finds on this machine
+    options = {"address": address} if address is not None else {"address": "local", **local}
     try:
         context = ray.init(log_to_driver=False, logging_level="ERROR", **options)
     except (OSError, RuntimeError, ValueError) as error:

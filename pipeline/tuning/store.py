@@ -52,12 +52,12 @@ class RunStore:
             return
         filesystem = open_filesystem(self.place.scheme)
         goal = self.place / CHECKPOINTS / checkpoint.name
+        for name in files:  # before the checkpoint, whose step they tell of
+            filesystem.put_file(str(self.folder / name), (self.place / name).url)
         if not _is_whole(goal):
             # what makes it a checkpoint comes last, so that a copy that is cut off is none
             for file in sorted(checkpoint.iterdir(), key=lambda file: file.name == DESCRIPTION):
                 filesystem.put_file(str(file), f"{goal.url}/{file.name}")
-        for name in files:
-            filesystem.put_file(str(self.folder / name), (self.place / name).url)
         for old in sorted(filesystem.ls(goal.parent.url, detail=False))[:-_NUM_KEPT]:
             filesystem.rm(old, recursive=True)
 

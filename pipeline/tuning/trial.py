@@ -26,17 +26,17 @@ from pipeline.config.errors import TemporaryError, UserError
 from pipeline.config.load import validate_config
 from pipeline.config.location import parse_location
 from pipeline.config.search import WorkersConfig
-from pipeline.engine.run import CHECKPOINTS, CONFIG_FILE, plan_run
+from pipeline.engine.run import CONFIG_FILE, RunPlan, plan_run
 from pipeline.engine.trainer import train
+from pipeline.json_lines import read_lines
+from pipeline.monitor.to_jsonl import METRICS_FILE
 from pipeline.tuning.store import RunStore
 
 ORIGIN = "origin.json"
 FAILED = "failed.txt"
-PENDING = "report.json"
-"""In a run's folder: its last report, until the next. It is made again where the one it was for died before it knew."""
 FIGURES = ("step", "samples", "epoch")
 """What a report holds besides the validation's figures; and `share`, the part of the run that is done."""
-KEPT_FILES = ("metrics.jsonl", CONFIG_FILE, PENDING)
+KEPT_FILES = (METRICS_FILE, CONFIG_FILE)
 _POLL_S = 1.0
 
 logger = logging.getLogger(__name__)
@@ -188,7 +188,6 @@ def _work(loop: Mapping[str, Any]) -> None:
             store.take_up(loop["begin_from"])
         torch.distributed.barrier()
         plan = plan_run(validate_config({**loop["config"], "output": str(store.folder)}))
-        pending = store.folder / PENDING
 
         def hand_in(report: Mapping[str, Any]) -> None:
             queue.put(report)
@@ -199,17 +198,16 @@ def _work(loop: Mapping[str, Any]) -> None:
         def report(record: Mapping[str, float | int], is_last: bool) -> None:
             if not is_first:
                 return
-            checkpoint = latest_checkpoint(plan.config.output / CHECKPOINTS)
+            checkpoint = latest_checkpoint(plan.checkpoints)
             figures = {name: value for name, value in record.items() if name.startswith("val/") or name in FIGURES}
             share = 1.0 if is_last else record["samples"] / plan.total_samples
-            made = {**figures, "share": share, "checkpoint": checkpoint and store.name_of(checkpoint)}
-            write_atomically(pending, json.dumps(made).encode())
             if checkpoint is not None:
                 store.keep(checkpoint, KEPT_FILES)
-            hand_in(made)
+            hand_in({**figures, "share": share, "checkpoint": checkpoint and store.name_of(checkpoint)})
 
-        if is_first and pending.exists():
-            hand_in(json.loads(pending.read_text()))
+        if is_first:  # those who were told before may have died before they could say so
+            for record, is_last in _validations_before(plan):
+                report(record, is_last)
         train(plan, report)
     except TemporaryError:
         raise  # the same may succeed in a while
@@ -218,6 +216,23 @@ def _work(loop: Mapping[str, Any]) -> None:
             raise  # a peer may have died: Ray Train starts the workers again
         queue.put({"failure": _in_a_line(error)})
         raise
+
+
+def _validations_before(plan: RunPlan) -> list[tuple[dict[str, Any], bool]]:
+    """Records of what was validated up to the checkpoint that a run goes on from, and whether the run ended with it."""
+    if plan.resume is None:
+        return []
+    info = plan.resume.info
+    found = [
+        record
+        for record in read_lines(plan.config.output / METRICS_FILE)
+        if "val/score" in record and record["samples"] <= info.samples
+    ]
+    patience = None if plan.config.validation is None else plan.config.validation.patience
+    state = info.validation
+    is_patience_over = patience is not None and state is not None and state.num_since_best >= patience
+    is_over = info.samples >= plan.total_samples or is_patience_over
+    return [(record, is_over and record["samples"] == info.samples) for record in found]
 
 
 def _is_memory(error: BaseException) -> bool:

@@ -112,7 +112,8 @@ def wait_for(search: subprocess.Popen[str], pattern: str, folder: Path, timeout_
         if found:
             return found[0]
         assert search.poll() is None, training.finish(search)
-        assert time.monotonic() < deadline, f"no {pattern}"
+        if time.monotonic() > deadline:
+            raise AssertionError(f"no {pattern}: {training.finish(search, 0)}")
         time.sleep(0.05)
 
 

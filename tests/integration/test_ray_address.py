@@ -96,7 +96,7 @@ def test_a_cluster_without_a_free_cpu_is_named(monkeypatch: pytest.MonkeyPatch) 
 
     listener = Listener()
     logging.getLogger(ray_cluster.__name__).addHandler(listener)
-    ray.init(num_cpus=1, num_gpus=0, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init("local", num_cpus=1, num_gpus=0, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     try:
         squatter = ray.remote(num_cpus=1)(Squatter).remote()
         ray.get(squatter.ready.remote())
