@@ -42,7 +42,7 @@ demo: $(STAMP) ## Photos to a verified model in 5 minutes; DATA=DIR takes your o
 	@echo "== 4/4 evaluate on people the model has not seen"
 	@$(BIN)/python launch/evaluate.py --checkpoint $(DEMO)/run --data $(DEMO)/data --output $(DEMO)/evaluation
 
-test: $(STAMP) ## The test suite (15 minutes on 2 cores)
+test: $(STAMP) ## The test suite (25 minutes on 2 cores)
 	@$(BIN)/python -m pytest -q -m "not slow" tests
 
 test-all: $(STAMP) ## The test suite with the long fault and search runs
