@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,26 +11,24 @@ from pipeline.atomic_write import write_atomically
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file, in order; without those that a kill cut short. No file is no lines."""
-    if not path.is_file():
-        return []
-    found = []
-    for line in path.read_text().splitlines():
-        with suppress(ValueError):
-            found.append(json.loads(line))
-    return found
+    """The objects of a file, in order, without lines that a kill cut short. No file is no lines."""
+    return [record for _, record in _parsed(path)]
 
 
 def keep_lines(path: Path, is_kept: Callable[[dict[str, Any]], bool]) -> None:
     """Drop the lines that are not wanted, and those that a kill cut short. No file is no lines."""
+    if path.is_file():
+        kept = [line for line, record in _parsed(path) if is_kept(record)]
+        write_atomically(path, "".join(line + "\n" for line in kept).encode())
+
+
+def _parsed(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     if not path.is_file():
         return
-    kept = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             record = json.loads(line)
-        except ValueError:  # the line that a kill cut short
+        except ValueError:
             continue
-        if is_kept(record):
-            kept.append(line)
-    write_atomically(path, "".join(line + "\n" for line in kept).encode())
+        if isinstance(record, dict):
+            yield line, record

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -191,6 +191,11 @@ def write_config(config: Config) -> None:
     write_atomically(config.output / CONFIG_FILE, text.encode())
 
 
+def is_under(key: str, sections: Iterable[str]) -> bool:
+    """Whether a dotted key is one of some, or in a section that is."""
+    return any(key == section or key.startswith(f"{section}.") for section in sections)
+
+
 def _check_output(output: Path) -> None:
     existing = nearest_existing(output)
     if not existing.is_dir():
@@ -246,7 +251,7 @@ def _check_resume(path: Path, info: checkpoint.CheckpointInfo, plan: RunPlan) ->
     )
     free_keys = FREE_KEYS_OF_BALANCE if is_balanced else ()
     for key in sorted(changed, key=lambda key: (not key.endswith(".kind"), key)):
-        is_fixed = any(key == fixed or key.startswith(fixed + ".") for fixed in fixed_keys) and key not in free_keys
+        is_fixed = is_under(key, fixed_keys) and key not in free_keys
         if is_fixed or FIXED_KEY_OF_SET.fullmatch(key) or _is_another_model(key, old.get(key), new.get(key)):
             raise UserError(key, f"{new.get(key)!r}, but {path} was trained with {old.get(key)!r}", remedy=remedy)
     if plan.label_map != info.label_map_sha256:
@@ -269,7 +274,7 @@ def _check_resume(path: Path, info: checkpoint.CheckpointInfo, plan: RunPlan) ->
 
 def _what_it_matters(key: str) -> str:
     """What another value of a key does to a run that is resumed."""
-    if any(key == one or key.startswith(one + ".") for one in KEYS_WITHOUT_EFFECT) or PATH_OF_SET.fullmatch(key):
+    if is_under(key, KEYS_WITHOUT_EFFECT) or PATH_OF_SET.fullmatch(key):
         return "no effect on what is learned"
     if key in ("device", "training.local_batch") or key.startswith("engine."):
         return "the same up to rounding and the groups of batch norm"

@@ -153,14 +153,15 @@ class Trainer:
                     record |= figures
                     monitor.record(record)
                     monitor.show(record)
-                is_heard = self._listener is not None and bool(figures)
-                if self._is_due(config.checkpoint.every_epochs, saved_at) or is_last or is_best or is_heard:
+                listener = self._listener if figures else None
+                is_due = self._is_due(config.checkpoint.every_epochs, saved_at)
+                if is_due or is_last or is_best or listener is not None:
                     stall_s += self._save(writer, saved_at, is_best)
                     saved_at = self.samples
-                if self._listener is not None and figures:
+                if listener is not None:
                     with PROGRESS.during(Stage.CHECKPOINT):
                         writer.finish() if is_last else writer.wait()
-                        self._listener(record, is_last)
+                        listener(record, is_last)
                 PROGRESS.end_step(self.step)
                 trace.after_step(self.step)
                 if is_last:

@@ -66,7 +66,7 @@ class Validator:
     @property
     def is_patience_over(self) -> bool:
         """Whether so many validations found nothing better that training ends."""
-        return self.config.patience is not None and self.state.num_since_best >= self.config.patience
+        return is_patience_over(self.config, self.state)
 
     def run(self, model: nn.Module, device: torch.device, step: int) -> tuple[dict[str, float], bool]:
         """Score the network as it is. Collective on all ranks; each embeds its part of the photos.
@@ -124,6 +124,13 @@ class Validator:
             "eer": measured.eer,
             "num_pairs": measured.num_pairs,
         }
+
+
+def is_patience_over(config: ValidationConfig | None, state: ValidationState | None) -> bool:
+    """Whether so many validations found nothing better that training ends. Not collective."""
+    if config is None or config.patience is None or state is None:
+        return False
+    return state.num_since_best >= config.patience
 
 
 @contextmanager

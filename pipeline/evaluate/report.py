@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from pipeline.evaluate.photos import Crop, PhotoSource, Rejected
 from pipeline.evaluate.result import Evaluation, Histogram, Verification
 from pipeline.evaluate.run import ScoredPairs
 from pipeline.evaluate.verification import cosine
+from pipeline.json_lines import read_lines
 
 _GALLERY_PAIRS = 12
 _CURVE_POINTS = 400
@@ -146,17 +146,7 @@ def worst_pairs(
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """A run's `metrics.jsonl`, records in order; empty without the file. A line that a kill cut short is left out."""
-    if not path.is_file():
-        return []
-    records = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict) and isinstance(record.get("step"), int):
-            records.append(record)
-    return records
+    return [record for record in read_lines(path) if isinstance(record.get("step"), int)]
 
 
 def training_curves(records: Sequence[Mapping[str, Any]]) -> list[Curve]:

@@ -10,7 +10,6 @@ from pipeline.config.errors import UserError
 from pipeline.config.search import WorkersConfig
 from pipeline.ray_cluster import connect
 
-LOCALHOST = "127.0.0.1"
 _ENVIRONMENT = {
     # processes of a trial stay where the search was started: recipes have paths relative to that
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
@@ -24,7 +23,7 @@ _ENVIRONMENT = {
 
 
 @contextmanager
-def cluster(address: str | None, workers: WorkersConfig, dashboard_host: str, dashboard_port: int) -> Iterator[str]:
+def cluster(address: str | None, dashboard_host: str, dashboard_port: int) -> Iterator[str]:
     """Connect while the block runs; gives the dashboard's URL, empty where there is none.
 
     A cluster that is started here asks for a token on its dashboard and wherever else it listens: whoever reaches an
@@ -32,12 +31,11 @@ def cluster(address: str | None, workers: WorkersConfig, dashboard_host: str, da
 
     Args:
         address: of a running cluster, `auto` or HOST:PORT; None starts one on this machine.
-        workers: of a trial; the cluster has to have room for them.
         dashboard_host: address that the dashboard of a cluster started here listens on.
         dashboard_port: its port; another if that is taken.
 
     Raises:
-        UserError: no such cluster, or one that is too small for a trial.
+        UserError: no such cluster, or none can be started.
     """
     os.environ.update(_ENVIRONMENT)
     if address is None:

@@ -107,6 +107,16 @@ class Trial:
         return value if value is not None and math.isfinite(value) else None
 
 
+def scored(trials: Iterable[Trial], metric: str, direction: Direction) -> list[tuple[Trial, float]]:
+    """All trials that did not fail and gave a figure, with their objectives, best first."""
+    found = [
+        (trial, objective)
+        for trial in trials
+        if trial.state != "failed" and (objective := trial.objective(metric)) is not None
+    ]
+    return sorted(found, key=lambda pair: pair[1], reverse=direction == "max")
+
+
 @dataclass(frozen=True)
 class SearchResults:
     """A search and its trials, reruns included, in the order in which they were started."""
@@ -115,13 +125,9 @@ class SearchResults:
     trials: tuple[Trial, ...]
 
     def scored(self, phase: Phase = "search") -> list[tuple[Trial, float]]:
-        """All trials of a phase that did not fail and gave a figure, with their objectives, best first."""
-        scored = []
-        for trial in self.trials:
-            objective = trial.objective(self.summary.metric)
-            if trial.phase == phase and trial.state != "failed" and objective is not None:
-                scored.append((trial, objective))
-        return sorted(scored, key=lambda pair: pair[1], reverse=self.summary.direction == "max")
+        """See `scored`; of a phase."""
+        of_phase = [trial for trial in self.trials if trial.phase == phase]
+        return scored(of_phase, self.summary.metric, self.summary.direction)
 
     def best(self) -> Trial | None:
         """The trial that the summary names as the best."""

@@ -9,22 +9,20 @@ import time
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import yaml
 from rich.console import Console
 
 from pipeline.atomic_write import write_atomically
 from pipeline.config.errors import UserError
-from pipeline.config.load import read_yaml
 from pipeline.config.location import Location
 from pipeline.config.search import SearchConfig
 from pipeline.data.remote import open_filesystem
 from pipeline.tuning.cluster import cluster, num_trials_at_a_time
 from pipeline.tuning.report import render_report
-from pipeline.tuning.results import SearchResults, SearchSummary, Trial, write_results
+from pipeline.tuning.results import SearchResults, SearchSummary, Trial, scored, write_results
 from pipeline.tuning.search import run_comparison, run_search
-from pipeline.tuning.space import recipe_setting, trial_config
+from pipeline.tuning.space import describe_setting, recipe_setting, trial_config
 
 SEARCH_FILE, RESULTS_FILE, REPORT_FILE, BEST_FILE = "search.yaml", "results.parquet", "report.html", "best.yaml"
 # another value of these does not make it another search
@@ -48,7 +46,7 @@ def run(search: SearchConfig, address: str | None, is_resumed: bool, dashboard_h
     began, started = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     _take_place(search, is_resumed)
-    with cluster(address, search.workers, dashboard_host, dashboard_port) as dashboard:
+    with cluster(address, dashboard_host, dashboard_port) as dashboard:
         at_a_time = search.max_concurrent or num_trials_at_a_time(
             search.workers, on_one_node=not isinstance(search.output, Path)
         )
@@ -85,7 +83,9 @@ def run(search: SearchConfig, address: str | None, is_resumed: bool, dashboard_h
     config = trial_config(search, best.setting).model_dump(mode="json")
     config["output"] = str(Path(config["output"]).with_name(Path(config["output"]).name + "-best"))
     _write(search.output, BEST_FILE, yaml.safe_dump(config, sort_keys=False).encode())
-    console.print(f"best {best.id}: {search.metric} {best.objective(search.metric):.4f}, {_text(best.setting)}")
+    console.print(
+        f"best {best.id}: {search.metric} {best.objective(search.metric):.4f}, {describe_setting(best.setting)}"
+    )
     console.print(f"report {search.output / REPORT_FILE}")
     if isinstance(search.output, Path):
         console.print(f"train it: launch/train.py --config {search.output / BEST_FILE}")
@@ -93,14 +93,8 @@ def run(search: SearchConfig, address: str | None, is_resumed: bool, dashboard_h
 
 def _best(search: SearchConfig, trials: list[Trial]) -> Trial | None:
     """The best among those that went furthest: at the same length where two can be compared at all."""
-    scored = [
-        (trial, value)
-        for trial in trials
-        if trial.state in ("finished", "stopped") and (value := trial.objective(search.metric)) is not None
-    ]
-    finished = [pair for pair in scored if pair[0].state == "finished"] or scored
-    sign = 1 if search.direction == "max" else -1
-    return max(finished, key=lambda pair: sign * pair[1])[0] if finished else None
+    ranked = [trial for trial, _ in scored(trials, search.metric, search.direction)]
+    return next((trial for trial in ranked if trial.state == "finished"), ranked[0] if ranked else None)
 
 
 def _take_place(search: SearchConfig, is_resumed: bool) -> None:
@@ -117,10 +111,7 @@ def _take_place(search: SearchConfig, is_resumed: bool) -> None:
         return
     if not is_resumed:
         raise UserError(search.output, "a search stands there", "an empty place", "say --resume, or another output")
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / SEARCH_FILE
-        path.write_bytes(found)
-        old = read_yaml(path)
+    old = yaml.safe_load(found)
     for key in sorted(tree.keys() - _FREE_KEYS):
         if old.get(key) != tree[key]:
             raise UserError(
@@ -143,9 +134,3 @@ def _write(place: Location, name: str, content: bytes) -> None:
         write_atomically(place / name, content)
         return
     open_filesystem(place.scheme).pipe_file((place / name).url, content)
-
-
-def _text(setting: Any) -> str:
-    return " ".join(
-        f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}" for key, value in setting.items()
-    )

@@ -11,9 +11,10 @@ from typing import Any, cast
 
 from pipeline.config.schema import Config
 from pipeline.config.search import Choice, GridSearcher, SearchConfig, Sets
+from pipeline.tuning.reasons import is_death
 from pipeline.tuning.results import Phase, Trial
 from pipeline.tuning.space import active_part, trial_config, with_absolute_paths
-from pipeline.tuning.translate import domain_of, is_death, scheduler_of, searcher_of, storage_of, trial_of
+from pipeline.tuning.translate import domain_of, scheduler_of, searcher_of, storage_of, trial_of
 from pipeline.tuning.trial import TrialTask, run_trial
 
 PHASES = ("default", "best")
@@ -31,12 +32,6 @@ def run_search(search: SearchConfig, max_concurrent: int, is_resumed: bool) -> l
     """
     from ray import tune
 
-    folder = Path.cwd()  # trials run elsewhere
-    there = with_absolute_paths(search, folder)
-
-    def make_config(drawn: Mapping[str, Any]) -> dict[str, Any]:
-        return _as_plain(trial_config(there, drawn), folder)
-
     own = trial_config(search, {})
     every = own.training.epochs if own.validation is None else own.validation.every_epochs
     num_validations = ceil(own.training.epochs / every)
@@ -53,7 +48,7 @@ def run_search(search: SearchConfig, max_concurrent: int, is_resumed: bool) -> l
     num_trials = search.num_samples
     if is_grid:
         num_trials *= prod(len(one.of) for one in search.space.values() if isinstance(one, Choice | Sets))
-    trials = _run(search, SEARCH, domains, make_config, tune_config, num_trials, is_resumed)
+    trials = _run(search, SEARCH, domains, trial_config, tune_config, num_trials, is_resumed)
     return [replace(trial, setting=active_part(search, trial.setting), seed=own.seed) for trial in trials]
 
 
@@ -66,12 +61,8 @@ def run_comparison(search: SearchConfig, best: Trial, max_concurrent: int, is_re
     from ray import tune
     from ray.tune.search.basic_variant import BasicVariantGenerator
 
-    folder = Path.cwd()  # trials run elsewhere
-    there = with_absolute_paths(search, folder)
-
-    def make_config(drawn: Mapping[str, Any]) -> dict[str, Any]:
-        setting = best.setting if drawn["phase"] == "best" else {}
-        return _as_plain(trial_config(there, setting, seed=drawn["seed"]), folder)
+    def configure(there: SearchConfig, drawn: Mapping[str, Any]) -> Config:
+        return trial_config(there, best.setting if drawn["phase"] == "best" else {}, seed=drawn["seed"])
 
     tune_config = tune.TuneConfig(
         metric=search.metric,
@@ -84,7 +75,7 @@ def run_comparison(search: SearchConfig, best: Trial, max_concurrent: int, is_re
     num_trials = len(PHASES) * len(search.comparison_seeds)
     # another best setting, or other seeds, are another comparison
     place = "-".join([COMPARISON, best.id, *map(str, search.comparison_seeds)])
-    for trial in _run(search, place, domains, make_config, tune_config, num_trials, is_resumed):
+    for trial in _run(search, place, domains, configure, tune_config, num_trials, is_resumed):
         phase, seed = cast("Phase", trial.setting["phase"]), int(trial.setting["seed"])
         setting = active_part(search, best.setting) if phase == "best" else {}
         found.append(replace(trial, phase=phase, seed=seed, setting=setting))
@@ -95,21 +86,29 @@ def _run(
     search: SearchConfig,
     phase: str,
     domains: Mapping[str, Any],
-    make_config: Callable[[Mapping[str, Any]], dict[str, Any]],
+    configure: Callable[[SearchConfig, Mapping[str, Any]], Config],
     tune_config: Any,
     num_trials: int,
     is_resumed: bool,
 ) -> list[Trial]:
-    """Run or go on with one of the two parts of a search; a trial's setting is as drawn."""
+    """Run or go on with one of the two parts of a search; a trial's setting is as drawn.
+
+    `configure` makes a run's configuration of the search, its own paths absolute, and what was drawn.
+    """
     from ray import tune
 
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # why a trial failed is said in a line of our own
     from pipeline.tuning.table import LiveTable  # imports Ray, which reads its environment when it is imported
 
-    output = search.output.absolute() if isinstance(search.output, Path) else search.output
-    task = TrialTask(make_config, str(output / "runs" / phase), search.workers)
+    folder = Path.cwd()  # trials run elsewhere
+    there = with_absolute_paths(search, folder)
+
+    def make_config(drawn: Mapping[str, Any]) -> dict[str, Any]:
+        return with_absolute_paths(configure(there, drawn), folder).model_dump(mode="json")
+
+    task = TrialTask(make_config, str(there.output / "runs" / phase), search.workers)
     trainable = tune.with_resources(tune.with_parameters(run_trial, task=task), _DRIVER_NEEDS)
-    path, filesystem = storage_of(output)
+    path, filesystem = storage_of(there.output)
     place = f"{path}/{phase}"
 
     def restore(**which: bool) -> Any:
@@ -132,10 +131,6 @@ def _run(
             break
         grid = restore(resume_errored=True).fit()  # those that failed by themselves do so again, at once
     return [trial_of(result, search, domains) for result in grid]
-
-
-def _as_plain(config: Config, folder: Path) -> dict[str, Any]:
-    return with_absolute_paths(config, folder).model_dump(mode="json")
 
 
 def _id_of(trial: Any) -> str:

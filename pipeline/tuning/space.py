@@ -54,6 +54,16 @@ def recipe_setting(search: SearchConfig) -> dict[str, Plain]:
     return active_part(search, found)
 
 
+def describe_value(value: object) -> str:
+    """A parameter's value for people: numbers to four digits."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def describe_setting(setting: Setting) -> str:
+    """A setting in a line."""
+    return " ".join(f"{name}={describe_value(value)}" for name, value in setting.items())
+
+
 def check_search(search: SearchConfig) -> None:
     """Try every value that can be named, and the ends of intervals, on the recipe.
 
@@ -135,11 +145,10 @@ def _check_changes(search: SearchConfig) -> None:
     Raises:
         UserError: not this one.
     """
-    from pipeline.engine.run import FIXED_KEYS  # takes seconds, and is needed here alone
+    from pipeline.engine.run import FIXED_KEYS, is_under  # takes seconds, and is needed here alone
 
     for name, parameter in search.space.items():
-        key = parameter.key or name
-        if any(key == fixed or key.startswith(f"{fixed}.") for fixed in FIXED_KEYS):
+        if is_under(parameter.key or name, FIXED_KEYS):
             raise UserError(f"space.{name}", "cannot change during a run", "rates, decay, margins", "another scheduler")
 
 

@@ -46,9 +46,10 @@ class RunStore:
         """Under which every node finds a checkpoint of this run, once it is kept."""
         return str(checkpoint) if isinstance(self.place, Path) else (self.place / CHECKPOINTS / checkpoint.name).url
 
-    def keep(self, checkpoint: Path, files: Sequence[str]) -> None:
-        """Copy a checkpoint, and files of the run's folder, to a remote store; in a folder they are in their place."""
-        if isinstance(self.place, Path):
+    def keep_newest(self, files: Sequence[str]) -> None:
+        """Copy the newest checkpoint, and files of the run's folder, to a remote store; a folder needs no copy."""
+        checkpoint = latest_checkpoint(self.folder / CHECKPOINTS)
+        if isinstance(self.place, Path) or checkpoint is None:
             return
         filesystem = open_filesystem(self.place.scheme)
         goal = self.place / CHECKPOINTS / checkpoint.name
@@ -79,11 +80,14 @@ class RunStore:
                         filesystem.get_file(file, str(self.folder / file.rpartition("/")[2]))
                 return
         if own is None and begin_from is not None:
-            source = parse_location(begin_from)
-            for place in (source, _newest(source.parent), _newest(source.parent)):  # it may go while it is copied
-                if place is not None and self._copy(place):
+            source: Location | None = parse_location(begin_from)
+            for _ in range(3):  # it may go while it is copied
+                if source is None:
+                    break
+                if self._copy(source):
                     return
-            raise UserError(source, "no longer there, nor a later one", "a checkpoint to go on from")
+                source = _newest(source.parent)
+            raise UserError(begin_from, "no longer there, nor a later one", "a checkpoint to go on from")
 
     def _copy(self, source: Location) -> bool:
         """Copy a checkpoint and point at it; whether it was whole."""

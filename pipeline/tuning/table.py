@@ -14,8 +14,8 @@ from rich.live import Live
 from rich.table import Table
 
 from pipeline.config.search import SearchConfig
-from pipeline.tuning.space import active_part
-from pipeline.tuning.translate import reason_of
+from pipeline.tuning.reasons import reason_of
+from pipeline.tuning.space import active_part, describe_setting, describe_value
 
 _REFRESH_S = 0.5
 _NUM_ROWS = 20
@@ -48,8 +48,7 @@ class LiveTable(Callback):
         self._draw(trials)
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        setting = " ".join(f"{key}={_text(value)}" for key, value in self._setting(trial).items())
-        self._say(f"{trial.trial_id} started: {setting}")
+        self._say(f"{trial.trial_id} started: {describe_setting(self._setting(trial))}")
         self._draw(trials)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -100,7 +99,7 @@ class LiveTable(Callback):
         shown = sorted((trial for trial in trials if trial.status != "PENDING"), key=order)
         for trial in shown[:_NUM_ROWS]:
             last, setting = trial.last_result or {}, self._setting(trial)
-            values = [_text(setting[name]) if name in setting else "" for name in self._names]
+            values = [describe_value(setting[name]) if name in setting else "" for name in self._names]
             objective = self._objective(last)
             figure = "" if objective != objective else f"{objective:.4f}"
             table.add_row(trial.trial_id, _state(trial), f"{100 * last.get('share', 0):.0f} %", figure, *values)
@@ -128,7 +127,3 @@ def _state(trial: Any) -> str:
     if trial.status == "TERMINATED":
         return "finished" if (trial.last_result or {}).get("share", 0) >= 1 else "stopped"
     return {"ERROR": "failed"}.get(trial.status, str(trial.status).lower())
-
-
-def _text(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -29,13 +29,13 @@ from pipeline.config.search import (
     Uniform,
 )
 from pipeline.data.remote import open_filesystem
+from pipeline.tuning.reasons import reason_of
 from pipeline.tuning.results import Report, State, Trial
 
 _PACKAGES = {"optuna": ("optuna",), "hyperopt": ("hyperopt",), "bohb": ("hpbandster", "ConfigSpace")}
 _TIME = "epoch"
 # where trials wait for each other their times must be the same numbers, which those of epochs are not
 _REPORTS = "training_iteration"
-_OWN = ("step", "samples", "epoch")
 
 
 def domain_of(parameter: SpaceParameter, is_grid: bool) -> Any:
@@ -127,9 +127,9 @@ def scheduler_of(search: SearchConfig, epochs: float, num_validations: int) -> A
 
 
 def storage_of(output: Location) -> tuple[str, Any]:
-    """A place as Ray takes it: a path, and the file system that it is a path of, None for the node's own."""
+    """An absolute place as Ray takes it: a path, and the file system that it is of, None for the node's own."""
     if isinstance(output, Path):
-        return str(output.absolute()), None
+        return str(output), None
     import pyarrow.fs
 
     filesystem = pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(open_filesystem(output.scheme)))
@@ -155,21 +155,6 @@ def trial_of(result: Any, search: SearchConfig, names: Mapping[str, Any]) -> Tri
         drawn = json.loads(file.readall())
     setting = {name: drawn[name] for name in names}
     return Trial(str(Path(result.path).name), "search", state, reason, setting, 0, reports)
-
-
-def reason_of(error: BaseException) -> str:
-    """Why a trial failed, in a line."""
-    cause = getattr(error, "cause", None) or error
-    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    return lines[-1] if lines else type(cause).__name__
-
-
-def is_death(error: BaseException | None) -> bool:
-    """Whether a trial ended because its driver's process died, not because of what the driver said."""
-    import ray
-
-    cause = getattr(error, "cause", None) or error
-    return isinstance(cause, ray.exceptions.RayActorError)
 
 
 def _report(row: Mapping[str, Any]) -> Report:

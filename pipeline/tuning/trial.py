@@ -8,7 +8,6 @@ such as numbers that are not finite or memory that does not suffice, ends the tr
 from __future__ import annotations
 
 import json
-import logging
 import os
 import tempfile
 import threading
@@ -28,8 +27,10 @@ from pipeline.config.location import parse_location
 from pipeline.config.search import WorkersConfig
 from pipeline.engine.run import CONFIG_FILE, RunPlan, plan_run
 from pipeline.engine.trainer import train
+from pipeline.engine.validation import is_patience_over
 from pipeline.json_lines import read_lines
 from pipeline.monitor.to_jsonl import METRICS_FILE
+from pipeline.tuning.reasons import in_a_line, is_memory
 from pipeline.tuning.store import RunStore
 
 ORIGIN = "origin.json"
@@ -38,8 +39,6 @@ FIGURES = ("step", "samples", "epoch")
 """What a report holds besides the validation's figures; and `share`, the part of the run that is done."""
 KEPT_FILES = (METRICS_FILE, CONFIG_FILE)
 _POLL_S = 1.0
-
-logger = logging.getLogger(__name__)
 
 
 class TrialError(Exception):
@@ -174,7 +173,7 @@ def _reports(
                 yield message
         answers.put(step)
     if ended[0] is not None:
-        raise TrialError(_in_a_line(ended[0]))
+        raise TrialError(in_a_line(ended[0]))
     if last is not None:
         yield last
 
@@ -189,32 +188,31 @@ def _work(loop: Mapping[str, Any]) -> None:
         torch.distributed.barrier()
         plan = plan_run(validate_config({**loop["config"], "output": str(store.folder)}))
 
-        def hand_in(report: Mapping[str, Any]) -> None:
-            queue.put(report)
-            # a trial that ran ahead of what is decided on its report would be stopped, or paused, at another step
-            while answers.get() != report["step"]:
-                pass  # for a report of workers that have died
-
-        def report(record: Mapping[str, float | int], is_last: bool) -> None:
-            if not is_first:
-                return
+        def hand_in(record: Mapping[str, float | int], is_last: bool) -> None:
             checkpoint = latest_checkpoint(plan.checkpoints)
             figures = {name: value for name, value in record.items() if name.startswith("val/") or name in FIGURES}
             share = 1.0 if is_last else record["samples"] / plan.total_samples
-            if checkpoint is not None:
-                store.keep(checkpoint, KEPT_FILES)
-            hand_in({**figures, "share": share, "checkpoint": checkpoint and store.name_of(checkpoint)})
+            queue.put({**figures, "share": share, "checkpoint": checkpoint and store.name_of(checkpoint)})
+            # a trial that ran ahead of what is decided on its report would be stopped, or paused, at another step
+            while answers.get() != record["step"]:
+                pass  # for a report of workers that have died
+
+        def listen(record: Mapping[str, float | int], is_last: bool) -> None:
+            if is_first:
+                store.keep_newest(KEPT_FILES)
+                hand_in(record, is_last)
 
         if is_first:  # those who were told before may have died before they could say so
+            store.keep_newest(KEPT_FILES)
             for record, is_last in _validations_before(plan):
-                report(record, is_last)
-        train(plan, report)
+                hand_in(record, is_last)
+        train(plan, listen)
     except TemporaryError:
         raise  # the same may succeed in a while
     except (UserError, MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not _is_memory(error):
+        if isinstance(error, RuntimeError) and not is_memory(error):
             raise  # a peer may have died: Ray Train starts the workers again
-        queue.put({"failure": _in_a_line(error)})
+        queue.put({"failure": in_a_line(error)})
         raise
 
 
@@ -228,20 +226,5 @@ def _validations_before(plan: RunPlan) -> list[tuple[dict[str, Any], bool]]:
         for record in read_lines(plan.config.output / METRICS_FILE)
         if "val/score" in record and record["samples"] <= info.samples
     ]
-    patience = None if plan.config.validation is None else plan.config.validation.patience
-    state = info.validation
-    is_patience_over = patience is not None and state is not None and state.num_since_best >= patience
-    is_over = info.samples >= plan.total_samples or is_patience_over
+    is_over = info.samples >= plan.total_samples or is_patience_over(plan.config.validation, info.validation)
     return [(record, is_over and record["samples"] == info.samples) for record in found]
-
-
-def _is_memory(error: BaseException) -> bool:
-    """Whether memory did not suffice: torch says so with a `RuntimeError` of its own on each device."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
-
-
-def _in_a_line(error: BaseException) -> str:
-    """Why it failed, in a line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[-1] if lines else type(error).__name__
-    return f"out of memory: {text}" if _is_memory(error) else text

@@ -13,7 +13,6 @@ import pytest
 from pipeline.config.load import load_config
 from pipeline.data.remote import open_filesystem
 from pipeline.tuning.results import read_results
-from tests.datasets import make_dataset
 from tests.integration import searching, training
 from tests.s3_store import serve_s3
 
@@ -22,20 +21,18 @@ LR = {"kind": "choice", "of": [1e-4, 1e30]}
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_dataset(tmp_path_factory.mktemp("data"), num_samples=120, num_identities=8, crop_px=training.CROP_PX)
+    return training.make_people(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")
 def held_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_dataset(
-        tmp_path_factory.mktemp("other"), num_samples=60, num_identities=6, crop_px=training.CROP_PX, seed=9
-    )
+    return training.make_strangers(tmp_path_factory.mktemp("other"))
 
 
 def test_a_search_survives_a_bad_trial_a_killed_worker_and_its_own_death(
     tmp_path: Path, data: Path, held_out: Path
 ) -> None:
-    """The second of three settings fails by itself; a worker of the first dies, then the search itself."""
+    """One of three settings fails by itself; a worker of another dies, then the search itself."""
     sets = {"good": {}, "bad": {"optim.backbone.lr": 1e30, "divergence.on_non_finite": "stop"}, "long": {"seed": 5}}
     path = searching.write_search(
         tmp_path, data, held_out, {"what": {"kind": "sets", "of": sets}}, searcher={"kind": "grid"}, num_samples=1

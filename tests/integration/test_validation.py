@@ -9,20 +9,17 @@ import pytest
 import yaml
 
 from pipeline.checkpoint import best_checkpoint, latest_checkpoint, read_info
-from tests.datasets import make_dataset
 from tests.integration import training
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_dataset(tmp_path_factory.mktemp("data"), num_samples=120, num_identities=8, crop_px=training.CROP_PX)
+    return training.make_people(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")
 def held_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_dataset(
-        tmp_path_factory.mktemp("other"), num_samples=60, num_identities=6, crop_px=training.CROP_PX, seed=9
-    )
+    return training.make_strangers(tmp_path_factory.mktemp("other"))
 
 
 def write_recipe(path: Path, data: Path, output: Path, validation: dict[str, Any] | None, epochs: float = 3) -> Path:

@@ -15,6 +15,8 @@ from pathlib import Path
 import psutil
 import yaml
 
+from tests.datasets import make_dataset
+
 REPOSITORY = Path(__file__).parents[2]
 CROP_PX = 32
 
@@ -24,6 +26,16 @@ CROP_PX = 32
 # 8 and batch norm over 16 crops it moves them by less than 1e-5 in 25 steps, while the loss falls from 3.8 to 0.8.
 SGD = {"backbone": {"kind": "sgd", "lr": 1e-4}, "head": {"kind": "sgd", "lr": 1e-4}}
 ADAMW = {"backbone": {"kind": "adamw", "lr": 1e-3}, "head": {"kind": "adamw", "lr": 1e-3}}
+
+
+def make_people(root: Path) -> Path:
+    """A small data set to train on."""
+    return make_dataset(root, num_samples=120, num_identities=8, crop_px=CROP_PX)
+
+
+def make_strangers(root: Path) -> Path:
+    """Other people, to be validated on: the split `train` of a data set of their own."""
+    return make_dataset(root, num_samples=60, num_identities=6, crop_px=CROP_PX, seed=9)
 
 
 def write_recipe(

@@ -34,7 +34,7 @@ def test_in_a_shared_folder_nothing_is_copied(tmp_path: Path) -> None:
     store = RunStore(tmp_path / "run")
     made = checkpoint(store.folder, 3)
     assert store.name_of(made) == str(made)
-    store.keep(made, FILES)
+    store.keep_newest(FILES)
     store.take_up(None)
     other = RunStore(tmp_path / "other")
     other.take_up(str(made))
@@ -65,7 +65,7 @@ def test_a_remote_store_keeps_the_newest(tmp_path: Path, monkeypatch: pytest.Mon
     assert tmp_path in store.folder.parents
     for step in range(1, 7):
         made = checkpoint(store.folder, step)
-        store.keep(made, FILES)
+        store.keep_newest(FILES)
     assert store.name_of(made) == "memory://bucket/search/runs/one/checkpoints/step-00000006"
     left = sorted(Path(name).name for name in memory.ls("/bucket/search/runs/one/checkpoints", detail=False))
     assert left == [f"step-{step:08d}" for step in range(3, 7)]
