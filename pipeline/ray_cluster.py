@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -12,11 +13,12 @@ _CONNECT_S = 5.0
 _REMEDY = "start one: ray start --head"
 
 
-def connect(address: str | None, **local: Any) -> str:
+def connect(address: str | None, runtime_env: Mapping[str, Any] | None = None, **local: Any) -> str:
     """Join the cluster at an address; gives the dashboard's HOST:PORT, empty where there is none.
 
     Args:
         address: `auto`, HOST:PORT or ray://HOST:PORT; None starts a cluster here.
+        runtime_env: of all processes of ours on the cluster, see Ray's documentation.
         local: what `ray.init` is told of a cluster that is started here.
 
     Raises:
@@ -29,7 +31,7 @@ def connect(address: str | None, **local: Any) -> str:
     # without "local" Ray would join whatever cluster it finds on this machine
     options = {"address": address} if address is not None else {"address": "local", **local}
     try:
-        context = ray.init(log_to_driver=False, logging_level="ERROR", **options)
+        context = ray.init(log_to_driver=False, logging_level="ERROR", runtime_env=runtime_env, **options)
     except (OSError, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         if address is None:

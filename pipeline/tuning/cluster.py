@@ -42,11 +42,29 @@ def cluster(address: str | None, dashboard_host: str, dashboard_port: int) -> It
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     import ray
 
-    url = connect(address, include_dashboard=True, dashboard_host=dashboard_host, dashboard_port=dashboard_port)
+    url = connect(
+        address,
+        {"worker_process_setup_hook": _know_own_cluster},
+        include_dashboard=True,
+        dashboard_host=dashboard_host,
+        dashboard_port=dashboard_port,
+    )
     try:
         yield f"http://{url}" if url else ""
     finally:
         ray.shutdown()
+
+
+def _know_own_cluster() -> None:
+    """In each process of the cluster: name it to Ray's own state API.
+
+    Ray Train asks that whether a trial's controller still lives, and frees its CPUs when it does not. Without a name it
+    asks the cluster that was last started on the machine with `ray start`, which may be dead: the question then ends in
+    an error, and the CPUs of a trial that was stopped are never free again.
+    """
+    import ray
+
+    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
 
 
 def num_trials_at_a_time(workers: WorkersConfig, on_one_node: bool) -> int:

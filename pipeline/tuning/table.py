@@ -6,8 +6,10 @@ import atexit
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from ray import cloudpickle
 from ray.tune import Callback
 from rich.console import Console
 from rich.live import Live
@@ -57,7 +59,7 @@ class LiveTable(Callback):
         self._draw(trials, at_once=True)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._say(f"{trial.trial_id} failed: {reason_of(trial.get_pickled_error())}")
+        self._say(f"{trial.trial_id} failed: {_reason(trial)}")
         self._draw(trials, at_once=True)
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
@@ -127,3 +129,9 @@ def _state(trial: Any) -> str:
     if trial.status == "TERMINATED":
         return "finished" if (trial.last_result or {}).get("share", 0) >= 1 else "stopped"
     return {"ERROR": "failed"}.get(trial.status, str(trial.status).lower())
+
+
+def _reason(trial: Any) -> str:
+    """Tune has the error in a file of this machine; it may not be in the search's output yet."""
+    path = Path(trial.pickled_error_file or "")
+    return reason_of(cloudpickle.loads(path.read_bytes())) if path.is_file() else "its process ended without a word"

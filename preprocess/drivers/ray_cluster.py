@@ -129,7 +129,9 @@ def _do_nothing() -> None:
 
 def _connect(address: str | None, num_workers: int, gpus_per_task: float) -> None:
     local: dict[str, Any] = {"num_cpus": num_workers, "include_dashboard": False}
-    connect(address, **local, **({"num_gpus": 1} if gpus_per_task else {}))
+    if gpus_per_task:
+        local["num_gpus"] = 1
+    connect(address, **local)
     import ray
 
     if gpus_per_task and not ray.cluster_resources().get("GPU"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import shutil
 import tempfile
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -29,6 +30,17 @@ def held_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return training.make_strangers(tmp_path_factory.mktemp("other"))
 
 
+@pytest.fixture
+def after_a_dead_cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A machine on which `ray start` has left the address of a cluster that is no more."""
+    with tempfile.TemporaryDirectory(prefix="ray") as folder:  # Ray's sockets must have short paths
+        monkeypatch.setenv("RAY_TMPDIR", folder)
+        (Path(folder) / "ray").mkdir()
+        (Path(folder) / "ray/ray_current_cluster").write_text("127.0.0.1:1")
+        yield
+
+
+@pytest.mark.usefixtures("after_a_dead_cluster")
 def test_a_search_survives_a_bad_trial_a_killed_worker_and_its_own_death(
     tmp_path: Path, data: Path, held_out: Path
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,8 +19,7 @@ class FakeTrial:
     def __init__(self, name: str, status: str, config: dict[str, Any], result: dict[str, Any] | None = None) -> None:
         self.trial_id, self.status, self.config, self.last_result = name, status, config, result
 
-    def get_pickled_error(self) -> Exception:
-        return RuntimeError("step 3: loss nan")
+        self.pickled_error_file: str | None = None
 
 
 def search(direction: str) -> SearchConfig:
@@ -61,20 +61,24 @@ def test_best_first(direction: str, order: list[str]) -> None:
     assert "5 of 8 trials" in str(table.title)
 
 
-def test_lines_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+def test_lines_without_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = LiveTable(search("max"), "search", list(search("max").space), 8)
-    low, high, begun, bad, _ = trials()
+    low, high, begun, bad, waits = trials()
+    bad.pickled_error_file = str(tmp_path / "error.pkl")
+    (tmp_path / "error.pkl").write_bytes(pickle.dumps(RuntimeError("step 3: loss nan")))
     table.on_trial_start(1, [], begun)
     table.on_trial_result(1, [], low, {"val/score": 0.25, "epoch": 1.004})
     table.on_trial_complete(1, [], low)
     table.on_trial_complete(1, [], high)
     table.on_trial_error(1, [], bad)
+    table.on_trial_error(1, [], waits)
     assert capsys.readouterr().err.splitlines() == [
         "begun started: optim.backbone.kind=sgd optim.backbone.momentum=0.5432",
         "low epoch 1.004 val/score 0.2500",
         "low stopped early",
         "high finished",
         "bad failed: step 3: loss nan",
+        "waits failed: its process ended without a word",
     ]
 
 
