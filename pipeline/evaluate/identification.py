@@ -99,17 +99,13 @@ def rank_rate(ranks: Ranks, k: int) -> float:
     Raises:
         UserError: no probe has a mate.
     """
-    mated = ranks.rank[ranks.is_mated]
-    if len(mated) == 0:
-        raise UserError("probes", "none of a person in the gallery", "at least one")
+    mated = _mated(ranks)
     return float(np.count_nonzero(mated <= k) / len(mated))
 
 
 def cumulative_match(ranks: Ranks, up_to: int) -> Floats:
     """[up_to] the CMC: `rank_rate` at 1, 2, … (Phillips et al. 2000; ISO/IEC 19795-1)."""
-    mated = ranks.rank[ranks.is_mated]
-    if len(mated) == 0:
-        raise UserError("probes", "none of a person in the gallery", "at least one")
+    mated = _mated(ranks)
     return np.cumsum(np.bincount(mated.clip(max=up_to + 1), minlength=up_to + 2)[1 : up_to + 1]) / len(mated)
 
 
@@ -204,6 +200,18 @@ def rank1_among_distractors(
             highest[start : start + len(block), number] = running
     places = np.searchsorted(edges, ends)
     return {n: float(np.mean(found > highest[trial, place])) for n, place in zip(ends, places.tolist(), strict=True)}
+
+
+def _mated(ranks: Ranks) -> Ints:
+    """The ranks of the probes with mates.
+
+    Raises:
+        UserError: there are none.
+    """
+    mated = ranks.rank[ranks.is_mated]
+    if len(mated) == 0:
+        raise UserError("probes", "none of a person in the gallery", "at least one")
+    return mated
 
 
 class _People:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.config.errors import UserError
-from pipeline.evaluate.verification import Bools, Floats, Ints
+from pipeline.evaluate.verification import Bools, Floats, Ints, number_folds, require_finite
 
 FACENET_GRID: Floats = np.arange(0, 4, 0.001)
 """FaceNet's thresholds on the squared distance for VAL@FAR, made by the same expression."""
@@ -137,12 +137,8 @@ def facex_zoo_accuracy(scores: Floats, same: Bools, fold: Ints) -> FaceXZooAccur
 
 def _positions(values: Floats, fold: Ints) -> tuple[Ints, int]:
     """Fold numbers without gaps, and how many folds there are."""
-    if not np.isfinite(values).all():
-        number = int(np.count_nonzero(~np.isfinite(values)))
-        raise UserError("scores", f"{number} of {len(values)} are not finite", "finite embeddings")
-    numbers, position = np.unique(fold, return_inverse=True)
-    if len(numbers) < 2:
-        raise UserError("pairs", f"{len(numbers)} fold(s) with pairs", "at least 2, one to judge by the others")
+    require_finite(values, "scores")
+    numbers, position = number_folds(fold)
     return position, len(numbers)
 
 

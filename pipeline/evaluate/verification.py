@@ -150,10 +150,8 @@ def fold_accuracy(distances: Floats, same: Bools, fold: Ints) -> FoldAccuracy:
     Raises:
         UserError: a distance is not finite, or fewer than two folds hold pairs.
     """
-    _require_finite(distances)
-    numbers, position = np.unique(fold, return_inverse=True)
-    if len(numbers) < 2:
-        raise UserError("pairs", f"{len(numbers)} fold(s) with pairs", "at least 2, one to judge by the others")
+    require_finite(distances)
+    numbers, position = number_folds(fold)
     correct = _correct_counts(distances, same, position, len(numbers))
     num_pairs = np.bincount(position, minlength=len(numbers))
     # Counts over one and the same denominator order as accuracies do, and integers have no rounding to break ties.
@@ -168,7 +166,7 @@ def best_threshold(distances: Floats, same: Bools) -> tuple[float, float]:
     Raises:
         UserError: no pairs, or a distance that is not finite.
     """
-    _require_finite(distances)
+    require_finite(distances)
     if len(distances) == 0:
         raise UserError("pairs", "no pairs", "at least one")
     correct = _correct_counts(distances, same, np.zeros(len(distances), np.int64), 1)[0]
@@ -186,7 +184,7 @@ def at_threshold(distances: Floats, same: Bools, threshold: float) -> AtThreshol
     Raises:
         UserError: no pairs, or a distance that is not finite.
     """
-    _require_finite(distances)
+    require_finite(distances)
     if len(distances) == 0:
         raise UserError("pairs", "no pairs", "at least one")
     accepted = distances < threshold
@@ -206,7 +204,7 @@ def d_prime(distances: Floats, same: Bools) -> float | None:
     Raises:
         UserError: a distance is not finite.
     """
-    _require_finite(distances)
+    require_finite(distances)
     if same.all() or not same.any():
         return None
     spread = math.sqrt((np.var(distances[same]) + np.var(distances[~same])) / 2.0)
@@ -220,7 +218,7 @@ def roc_curve(distances: Floats, same: Bools) -> Roc:
     Raises:
         UserError: one of the two kinds of pairs is missing, or a distance is not finite.
     """
-    _require_finite(distances)
+    require_finite(distances)
     num_same = int(np.count_nonzero(same))
     num_different = len(same) - num_same
     if num_same == 0 or num_different == 0:
@@ -303,7 +301,24 @@ def _correct_counts(distances: Floats, same: Bools, position: Ints, num_folds: i
     return accepted_same + different_cells.sum(axis=1, keepdims=True) - accepted_different
 
 
-def _require_finite(distances: Floats) -> None:
-    if not np.isfinite(distances).all():
-        number = int(np.count_nonzero(~np.isfinite(distances)))
-        raise UserError("distances", f"{number} of {len(distances)} are not finite", "finite embeddings")
+def number_folds(fold: Ints) -> tuple[Ints, Ints]:
+    """The numbers of the folds, ascending, and for each pair the place of its fold's among them.
+
+    Raises:
+        UserError: fewer than two folds hold pairs.
+    """
+    numbers, position = np.unique(fold, return_inverse=True)
+    if len(numbers) < 2:
+        raise UserError("pairs", f"{len(numbers)} fold(s) with pairs", "at least 2, one to judge by the others")
+    return numbers, position
+
+
+def require_finite(values: Floats, name: str = "distances") -> None:
+    """See that no pair's value is NaN or infinite.
+
+    Raises:
+        UserError: some are.
+    """
+    if not np.isfinite(values).all():
+        number = int(np.count_nonzero(~np.isfinite(values)))
+        raise UserError(name, f"{number} of {len(values)} are not finite", "finite embeddings")
