@@ -40,7 +40,7 @@ demo: $(STAMP) ## Photos to a verified model in 5 minutes; DATA=DIR takes your o
 	@$(BIN)/python -m pipeline.supervise -- $(BIN)/torchrun --standalone --nproc-per-node $(RANKS) \
 	  launch/train.py --config configs/demo_cpu.yaml
 	@echo "== 4/4 evaluate on people the model has not seen"
-	@$(BIN)/python launch/evaluate.py --checkpoint $(DEMO)/run --data $(DEMO)/data --output $(DEMO)/evaluation
+	@$(BIN)/python launch/evaluate.py --model $(DEMO)/run --data $(DEMO)/data --output $(DEMO)/evaluation
 
 test: $(STAMP) ## The test suite (25 minutes on 2 cores)
 	@$(BIN)/python -m pytest -q -m "not slow" tests

@@ -119,7 +119,7 @@ def measure(name: str, arguments: argparse.Namespace) -> dict[str, float]:
     began = time.perf_counter()
     launch("train.py", "--config", str(recipe))
     train_s = time.perf_counter() - began
-    launch("evaluate.py", "--checkpoint", str(run), "--data", str(arguments.data))
+    launch("evaluate.py", "--model", str(run), "--data", str(arguments.data))
     evaluation = json.loads((run / "evaluation" / "evaluation.json").read_text())["verification"]
     crop_px = open_dataset(str(arguments.data), None).info.crop.size_px
     cost = backbone_cost(config, crop_px)

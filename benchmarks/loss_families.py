@@ -117,7 +117,7 @@ def train_and_test(arguments: argparse.Namespace, name: str, seed: int) -> None:
     if not time_file.exists():  # a repeated test does not train again
         time_file.write_text(str(timed(train, output.with_suffix(".log"))))
     cpu_s = float(time_file.read_text())
-    test = ["--checkpoint", output, "--data", arguments.test, "--pairs", arguments.pairs, "--output", output / "test"]
+    test = ["--model", output, "--data", arguments.test, "--pairs", arguments.pairs, "--output", output / "test"]
     timed([*python, "launch/evaluate.py", *map(str, test)], output.with_suffix(".log"))
     found = json.loads((output / "test" / "evaluation.json").read_text())["verification"]
     result = {"accuracy": found["accuracy"]["mean"], "auc": found["auc"], "cpu_s": cpu_s, "epochs": epochs}

@@ -3,7 +3,7 @@
 One row a photo that can be read and is not withdrawn, from all splits: its key and the L2-normalised embedding of its
 crop, without the mirror image.
 
-    python launch/embed.py --checkpoint RUN --data DATA --output embeddings.parquet
+    python launch/embed.py --model RUN --data DATA --output embeddings.parquet
 
     preprocess clean DATA --embeddings embeddings.parquet
 """
@@ -22,7 +22,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 
 @app.command(help=__doc__)
 def main(
-    checkpoint: Annotated[Path, typer.Option(help="a run directory or one checkpoint of it, `step-N`")],
+    model: Annotated[Path, typer.Option(help="a run directory or one checkpoint of it, `step-N`")],
     data: Annotated[Path, typer.Option(help="a data set with crops of the size it was trained on")],
     output: Annotated[Path, typer.Option(help="the Parquet file to write")],
 ) -> None:
@@ -39,7 +39,7 @@ def main(
     from preprocess.storage import one_line_errors, write_parquet
 
     dataset = open_dataset(data)
-    loaded = load_backbone(checkpoint, torch.device("cpu"))
+    loaded = load_backbone(model, torch.device("cpu"))
     crop_px = dataset.info.crop.size_px
     if loaded.crop_px != crop_px:
         remedy = f"preprocess shard … --size {loaded.crop_px}"

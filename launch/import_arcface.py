@@ -5,7 +5,7 @@ evaluate. With a recipe it is a run at step 0 that `launch/train.py` goes on fro
 the imported backbone, and the imported class centres or, for other people, new ones.
 
     python launch/import_arcface.py --backbone backbone.pth --output build/r50
-    python launch/evaluate.py --checkpoint build/r50 --data DATA --pairs pairs.txt
+    python launch/evaluate.py --model build/r50 --data DATA --pairs pairs.txt
 
     python launch/import_arcface.py --backbone model.pt --config recipe.yaml output=build/tuned backbone.depth=100
     torchrun --nproc-per-node 2 launch/train.py --config build/tuned/config.yaml

@@ -21,7 +21,7 @@ def import_bin(
 
         preprocess shard lfw lfw-data --already-aligned --keep-jpegs
 
-        python launch/evaluate.py --checkpoint run --data lfw-data --pairs lfw/pairs.txt
+        python launch/evaluate.py --model run --data lfw-data --pairs lfw/pairs.txt
     """
     from rich.console import Console
 

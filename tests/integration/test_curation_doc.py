@@ -59,7 +59,7 @@ def test_embeddings_of_a_checkpoint_are_what_clean_reads(tmp_path: Path, monkeyp
 
     monkeypatch.setattr("pipeline.checkpoint.load_backbone", load)
     written = tmp_path / "embeddings.parquet"
-    arguments = ["--checkpoint", str(tmp_path), "--data", str(data), "--output", str(written)]
+    arguments = ["--model", str(tmp_path), "--data", str(data), "--output", str(written)]
     result = CliRunner().invoke(embed_app, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     table = pq.read_table(written)

@@ -84,7 +84,7 @@ def test_a_backbone_is_checked_and_evaluated(
     with torch.no_grad():
         ours, theirs = load_backbone(output, torch.device("cpu")).module(images), reference(scaled(images))
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5 * float(theirs.std()))
-    launch("evaluate.py", "--checkpoint", output, "--data", data, "--split", "train")
+    launch("evaluate.py", "--model", output, "--data", data, "--split", "train")
     assert json.loads((output / "evaluation" / "evaluation.json").read_text())["verification"]["num_same"] > 10
 
     imported = read_backbone(files / "model.pt")

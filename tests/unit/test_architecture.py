@@ -15,7 +15,13 @@ REPOSITORY = Path(__file__).parents[2]
 
 # a layer may import itself, its own line's names and what stands in lines above it
 LAYERS = [
-    ["pipeline.config", "pipeline.atomic_write", "pipeline.process_tree", "pipeline.ray_cluster"],
+    [
+        "pipeline.config",
+        "pipeline.atomic_write",
+        "pipeline.process_tree",
+        "pipeline.ray_cluster",
+        "pipeline.input_spec",
+    ],
     ["pipeline.meet", "pipeline.progress", "pipeline.json_lines"],
     ["pipeline.dist", "pipeline.monitor", "pipeline.data.retry", "pipeline.data.remote", "pipeline.data.mirror"],
     ["pipeline.data.dataset_format", "pipeline.data.index_file", "pipeline.data.manifest", "pipeline.data.tombstones"],
@@ -24,6 +30,7 @@ LAYERS = [
     ["pipeline.checkpoint"],
     ["pipeline.checkpoint_writer", "pipeline.export", "pipeline.onnx_weights"],
     ["pipeline.evaluate"],
+    ["pipeline.inputs"],
     ["pipeline.engine"],
     ["pipeline.tuning"],
     ["pipeline.interop"],

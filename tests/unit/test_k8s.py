@@ -61,7 +61,7 @@ def test_recipes_load_and_lie_where_the_pods_look(overlay: str, tmp_path: Path) 
     assert str(config.data.path) == "/data/set"
     (evaluation,) = [m for m in of_kind(manifests, "Job") if m["metadata"]["name"] == "facemill-evaluation"]
     arguments = evaluation["spec"]["template"]["spec"]["containers"][0]["args"]
-    assert arguments[arguments.index("--checkpoint") + 1] == str(config.output)
+    assert arguments[arguments.index("--model") + 1] == str(config.output)
     for pod in pods(manifests):
         for container in pod.containers:
             if "/recipes/train.yaml" in container.get("args", []):

@@ -87,7 +87,7 @@ def evaluate(tmp_path: Path, run: Path, data: Dataset, monkeypatch: pytest.Monke
     spec.loader.exec_module(module)
 
     def call(*extra: str, **options: object) -> Path:
-        given = {"checkpoint": run, "data": data.root, "output": tmp_path / "out", "device": "cpu", **options}
+        given = {"model": run, "data": data.root, "output": tmp_path / "out", "device": "cpu", **options}
         words = [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
         module.app([*words, *extra], standalone_mode=False)
         return tmp_path / "out"
@@ -140,7 +140,7 @@ def test_drawn_pairs_to_report(evaluate: Command, run: Path, data: Dataset, caps
 
     # The list that was written gives the same figures again, from the checkpoint itself.
     (out / "pairs.txt").rename(out.parent / "list.txt")
-    again = evaluate(pairs=out.parent / "list.txt", checkpoint=next((run / "checkpoints").glob("step-*")))
+    again = evaluate(pairs=out.parent / "list.txt", model=next((run / "checkpoints").glob("step-*")))
     assert json.loads((again / "evaluation.json").read_text())["verification"] == figures
     assert "Training loss" in (again / "report.html").read_text()
 
@@ -361,9 +361,9 @@ def test_users_mistakes(evaluate: Command, tmp_path: Path) -> None:
         ({"data": pairs}, "list.txt: not a directory; expected a data set"),
         ({"data": tmp_path / "begun"}, "dataset.json is missing"),
         ({"data": other}, r"crops of 48 px; expected 32 px, as the model was trained on"),
-        ({"checkpoint": tmp_path}, "no checkpoint in it"),
-        ({"checkpoint": tmp_path / "none"}, "none: no such directory; expected a run directory"),
-        ({"checkpoint": pairs}, "list.txt: no such directory; expected a run directory"),
+        ({"model": tmp_path}, "no checkpoint in it"),
+        ({"model": tmp_path / "none"}, "none: no such directory; expected a run directory"),
+        ({"model": pairs}, "list.txt: no such directory; expected a run directory"),
         ({"pairs": tmp_path / "none.txt"}, "none.txt: unreadable"),
         ({"pairs": tmp_path}, r"unreadable \(Is a directory\)"),
         ({"pairs": pairs}, "none of 4 pairs has both photos"),
@@ -389,7 +389,7 @@ def test_help_keeps_its_lines_on_a_narrow_terminal() -> None:
     command = [sys.executable, str(EVALUATE), "--help"]
     page = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=True).stdout
     lines = [line.strip() for line in page.splitlines()]
-    examples = [line for line in lines if line.startswith("python launch/evaluate.py --checkpoint RUN --data ")]
+    examples = [line for line in lines if line.startswith("python launch/evaluate.py --model RUN --data ")]
     assert [line.split(" --data ")[1] for line in examples] == [
         "build/data",
         "build/data --identify",

@@ -1,0 +1,266 @@
+"""What a model is tested on: photos and pairs, opened from a data set, a folder of photos or a verification set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pipeline.config.errors import UserError
+from pipeline.config.location import RemotePath, parse_location
+from pipeline.data.dataset_format import DatasetInfo
+from pipeline.data.manifest import Dataset, open_dataset
+from pipeline.data.pair_bin import read_pair_bin
+from pipeline.evaluate.pair_set import PairSetPhotos, list_pairs
+from pipeline.evaluate.pairs import PairList, Photo, deal_into_folds, draw_pairs, read_pairs
+from pipeline.evaluate.photos import Crop, DatasetPhotos, FolderPhotos, ListedPhoto, PhotoSource, Rejected
+from pipeline.evaluate.recogniser import Recogniser
+from preprocess.crops import NO_DETECTOR, CropMaker, CropOptions, describe_detector
+from preprocess.sources import read_source
+
+PAIR_BIN_SUFFIX = ".bin"
+DEFAULT_SPLIT = "val"
+
+
+@dataclass(frozen=True)
+class Request:
+    """Options of the command line that choose photos and pairs."""
+
+    pairs: Path | None = None
+    """A pair list; None: pairs are drawn."""
+    split: str | None = None
+    """Where pairs are drawn from."""
+    detector: str | None = None
+    """Of photos that are not aligned; None: the one of the training data."""
+    weights: Path | None = None
+    """The detector's weight file."""
+
+
+@dataclass
+class TestSet:
+    """Photos, pairs of them, and what the result records about them."""
+
+    source: PhotoSource
+    kind: Literal["dataset", "photos", "pair_bin"]
+    pairs: PairList
+    detector: dict[str, Any]
+    """As `dataset.json` records it."""
+    notes: list[str]
+    pairs_file: Path | None
+    """Where the pairs were read from; None: they were drawn."""
+    dataset: Dataset | None = None
+    split: str | None = None
+    """The split that pairs were drawn from."""
+
+    @property
+    def knows_people(self) -> bool:
+        """Whether photos bear the names of people, and not only numbers."""
+        return self.kind != "pair_bin"
+
+    def split_photos(self) -> list[Photo]:
+        """All usable photos, in order, of the split that pairs were drawn from."""
+        assert self.dataset is not None
+        assert self.split is not None
+        numbers = DatasetPhotos(self.dataset, [self.split]).numbers()
+        return [Photo(name, number) for name in sorted(numbers) for number in sorted(numbers[name])]
+
+
+def open_test_set(data: Path, recogniser: Recogniser, request: Request) -> TestSet:
+    """Open photos and pairs for a model.
+
+    Args:
+        data: a data set, a folder of photos that are not aligned, or a verification set of InsightFace's (`.bin`).
+        recogniser: the model, whose crop size and detector count.
+        request: see there.
+
+    Raises:
+        UserError: no such data, crops of another size, options that do not go together, no pairs.
+    """
+    if request.pairs is not None and request.split is not None:
+        raise UserError("--split", "given with --pairs", "one of them: the split is where pairs are drawn from")
+    if data.suffix == PAIR_BIN_SUFFIX and data.is_file():
+        tests = _open_pair_bin(data, recogniser, request)
+    elif _is_dataset(data):
+        tests = _open_dataset(data, recogniser, request)
+    else:
+        tests = _open_folder(data, recogniser, request)
+    tests.notes += _numbering_notes(tests) + _overlap_notes(tests, recogniser)
+    return tests
+
+
+def _is_dataset(data: Path) -> bool:
+    # A directory with commits is a data set that is not finished yet: opening it says so.
+    is_remote = isinstance(parse_location(data), RemotePath)
+    return is_remote or (data / "dataset.json").is_file() or (data / "commits").is_dir()
+
+
+def _open_dataset(data: Path, recogniser: Recogniser, request: Request) -> TestSet:
+    for option, value in (("--detector", request.detector), ("--weights", request.weights)):
+        if value is not None:
+            raise UserError(option, "given with a data set", "photos that are not aligned yet", f"leave {option} out")
+    dataset = open_dataset(data)
+    crop_px = recogniser.embedder.crop_px
+    if dataset.info.crop.size_px != crop_px:
+        raise UserError(
+            data,
+            f"crops of {dataset.info.crop.size_px} px",
+            f"{crop_px} px, as the model was trained on",
+            f"preprocess shard … --size {crop_px}",
+        )
+    notes = [] if recogniser.trained is None else _difference_notes(dataset.info, recogniser.trained)
+    split = None
+    if request.pairs is None:
+        split = request.split or DEFAULT_SPLIT
+        pairs = _draw_pairs(dataset, split, data)
+    else:
+        pairs, dealt = _read_pairs(request.pairs)
+        notes += dealt
+    return TestSet(
+        source=DatasetPhotos(dataset, sorted(dataset.info.splits)),
+        kind="dataset",
+        pairs=pairs,
+        detector=dataset.info.detector.model_dump(mode="json"),
+        notes=notes,
+        pairs_file=request.pairs,
+        dataset=dataset,
+        split=split,
+    )
+
+
+def _open_folder(data: Path, recogniser: Recogniser, request: Request) -> TestSet:
+    if not data.is_dir():
+        found = "not a directory" if data.exists() else "no such directory"
+        raise UserError(data, found, "a data set, or a folder of folders of photos")
+    if request.pairs is None:
+        raise UserError(
+            data, "not a data set, and no --pairs", "a pair list", "--pairs FILE, or preprocess shard first"
+        )
+    crop, used, notes = _cropper(recogniser, request)
+    _, table, passed_over = read_source(data, "folders")
+    listing = (
+        ListedPhoto(*row) for row in zip(*(table[name].to_pylist() for name in ListedPhoto._fields), strict=True)
+    )
+    notes += [f"In the folder of photos, {sentence}." for sentence in passed_over]
+    pairs, dealt = _read_pairs(request.pairs)
+    return TestSet(
+        source=FolderPhotos(data, listing, crop),
+        kind="photos",
+        pairs=pairs,
+        detector=used,
+        notes=notes + dealt,
+        pairs_file=request.pairs,
+    )
+
+
+def _open_pair_bin(path: Path, recogniser: Recogniser, request: Request) -> TestSet:
+    """A verification set; every option is refused, for it brings aligned photos and pairs."""
+    for option, value in vars(request).items():
+        if value is not None:
+            found = f"given with {path.name}, whose photos are aligned and paired"
+            raise UserError(f"--{option}", found, remedy=f"leave --{option} out")
+    pairs = read_pair_bin(path)
+    crop_px = recogniser.embedder.crop_px
+    maker = CropMaker(CropOptions(detector=NO_DETECTOR, size_px=crop_px))
+
+    def crop(image: bytes) -> Crop | Rejected:
+        made = maker.make(lambda: image)
+        return Rejected(made.reject_reason) if made.crop is None else made.crop
+
+    first = maker.make(lambda: pairs.images[0])
+    notes = []
+    if first.width not in (0, crop_px):
+        notes.append(f"The photos of {path.name} ({first.width} px) were resized to the model's {crop_px} px.")
+    return TestSet(
+        source=PairSetPhotos(pairs, crop),
+        kind="pair_bin",
+        pairs=list_pairs(pairs),
+        detector=describe_detector(maker.options, maker.weights_sha256).model_dump(mode="json"),
+        notes=notes,
+        pairs_file=path,
+    )
+
+
+def _draw_pairs(dataset: Dataset, split: str, data: Path) -> PairList:
+    if split not in dataset.info.splits:
+        splits = ", ".join(sorted(dataset.info.splits))
+        raise UserError(
+            data, f"no split {split!r} to draw pairs from; it has {splits}", "", "--split NAME, or --pairs FILE"
+        )
+    return draw_pairs(DatasetPhotos(dataset, [split]).numbers(), data)
+
+
+def _read_pairs(path: Path) -> tuple[PairList, list[str]]:
+    """A pair list in folds, and what to note about them."""
+    listed = read_pairs(path)
+    if listed.num_folds > 1:
+        return listed, []
+    dealt = deal_into_folds(listed.pairs)
+    counts = f"{len(dealt.pairs):,} of its {len(listed.pairs):,}"
+    return dealt, [f"The pair list has one block; {counts} pairs were dealt into ten folds."]
+
+
+def _cropper(
+    recogniser: Recogniser, request: Request
+) -> tuple[Callable[[Path], Crop | Rejected], dict[str, Any], list[str]]:
+    """The function from a photo to a crop, what it uses, and how that differs from training."""
+    trained, crop_px, detector = recogniser.trained, recogniser.embedder.crop_px, request.detector
+    assert trained is not None
+    if detector is None and trained.detector.name == NO_DETECTOR:
+        raise UserError(
+            "--detector",
+            "missing, and the training photos came already aligned",
+            "mtcnn, yunet, or none for aligned photos",
+        )
+    if detector is None:
+        maker = CropMaker.from_dataset(trained, request.weights)
+    else:
+        options = {**trained.detector.options, "detector": detector, "size_px": crop_px}
+        maker = CropMaker(CropOptions.model_validate(options), request.weights)
+    info = describe_detector(maker.options, maker.weights_sha256)
+    notes = []
+    if (info.name, info.weights_sha256) != (trained.detector.name, trained.detector.weights_sha256):
+        notes.append(f"Faces were found by {info.name}; the model was trained on those of {trained.detector.name}.")
+
+    def crop(path: Path) -> Crop | Rejected:
+        pixels, reason, _ = maker.crop_photo(path)
+        return Rejected(reason) if pixels is None else pixels
+
+    return crop, info.model_dump(mode="json"), notes
+
+
+def _difference_notes(tested: DatasetInfo, trained: DatasetInfo) -> list[str]:
+    notes = []
+    if (tested.detector.name, tested.detector.weights_sha256) != (
+        trained.detector.name,
+        trained.detector.weights_sha256,
+    ):
+        notes.append(
+            f"The test crops were found by {tested.detector.name}, the training crops by {trained.detector.name}."
+        )
+    if tested.crop.template != trained.crop.template:
+        notes.append("The test crops are aligned to another template than the training crops.")
+    return notes
+
+
+def _numbering_notes(tests: TestSet) -> list[str]:
+    """Whether names of photos mislead about which ones were compared."""
+    people = {photo.identity for photo in tests.pairs.photos()}
+    count = len(people & tests.source.contradicting)
+    if count == 0:
+        return []
+    return [
+        f"Photos of {count:,} of the {len(people):,} people in the pairs go by their place in the order of paths, not "
+        "by the number in their names: not all of the person's photos bear such a name, each another."
+    ]
+
+
+def _overlap_notes(tests: TestSet, recogniser: Recogniser) -> list[str]:
+    """Whether people of the pairs were trained on; knowable when the data set is the one trained on."""
+    if tests.dataset is None:
+        return []
+    splits = [split for split, digest in recogniser.trained_on if digest == tests.dataset.info.digest]
+    trained_on = {identity for split in splits for identity in tests.dataset.split(split).identities()}
+    people = {photo.identity for photo in tests.pairs.photos()}
+    seen = len(people & trained_on)
+    return [f"The model was trained on {seen:,} of the {len(people):,} people in the pairs."] if seen else []
