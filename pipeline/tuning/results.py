@@ -61,9 +61,9 @@ class SearchSummary:
     command: str
     """That repeats the search."""
     started: str
-    """ISO 8601."""
+    """ISO 8601, the first time."""
     seconds: float
-    """Wall-clock time of the whole search."""
+    """From then to the end; what lay between a death and `--resume` counts."""
 
 
 @dataclass(frozen=True)

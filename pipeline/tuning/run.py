@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 import sys
 import tempfile
-import time
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -43,9 +42,8 @@ def run(search: SearchConfig, address: str | None, is_resumed: bool, dashboard_h
         UserError: another search stands in the output, or any without `is_resumed`; no cluster, or no room; no trial
             succeeded.
     """
-    began, started = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    _take_place(search, is_resumed)
+    started = _take_place(search, is_resumed)
     with cluster(address, dashboard_host, dashboard_port) as dashboard:
         at_a_time = search.max_concurrent or num_trials_at_a_time(
             search.workers, on_one_node=not isinstance(search.output, Path)
@@ -69,8 +67,8 @@ def run(search: SearchConfig, address: str | None, is_resumed: bool, dashboard_h
         seeds=search.comparison_seeds,
         versions={name: version(name) for name in ("facemill", "ray", "torch")},
         command=shlex.join(["python", *sys.argv]),
-        started=started,
-        seconds=time.monotonic() - began,
+        started=started.isoformat(timespec="seconds"),
+        seconds=(datetime.now(UTC) - started).total_seconds(),
     )
     results = SearchResults(summary, tuple(trials))
     with tempfile.TemporaryDirectory() as folder:
@@ -97,8 +95,8 @@ def _best(search: SearchConfig, trials: list[Trial]) -> Trial | None:
     return next((trial for trial in ranked if trial.state == "finished"), ranked[0] if ranked else None)
 
 
-def _take_place(search: SearchConfig, is_resumed: bool) -> None:
-    """Write down what is searched, or see that what is gone on with is the same.
+def _take_place(search: SearchConfig, is_resumed: bool) -> datetime:
+    """Write down what is searched, or see that what is gone on with is the same; gives when the search began.
 
     Raises:
         UserError: it is not, or there is something already.
@@ -107,8 +105,10 @@ def _take_place(search: SearchConfig, is_resumed: bool) -> None:
     tree = search.model_dump(mode="json")
     tree["recipe_is"] = trial_config(search, {}).model_dump(mode="json")  # the file may be edited
     if found is None:
+        now = datetime.now(UTC)
+        tree["started"] = now.isoformat()
         _write(search.output, SEARCH_FILE, yaml.safe_dump(tree, sort_keys=False).encode())
-        return
+        return now
     if not is_resumed:
         raise UserError(search.output, "a search stands there", "an empty place", "say --resume, or another output")
     old = yaml.safe_load(found)
@@ -117,6 +117,7 @@ def _take_place(search: SearchConfig, is_resumed: bool) -> None:
             raise UserError(
                 key, f"{tree[key]!r}, but the search in {search.output} has {old.get(key)!r}", remedy="another output"
             )
+    return datetime.fromisoformat(old["started"])
 
 
 def _read(place: Location, name: str) -> bytes | None:

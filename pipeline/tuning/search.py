@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from math import ceil, prod
+from math import ceil, floor, prod
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,14 +14,13 @@ from pipeline.config.search import Choice, GridSearcher, SearchConfig, Sets
 from pipeline.tuning.reasons import is_death
 from pipeline.tuning.results import Phase, Trial
 from pipeline.tuning.space import active_part, trial_config, with_absolute_paths
-from pipeline.tuning.translate import domain_of, scheduler_of, searcher_of, storage_of, trial_of
+from pipeline.tuning.translate import domain_of, has_waiting_trials, scheduler_of, searcher_of, storage_of, trial_of
 from pipeline.tuning.trial import TrialTask, run_trial
 
 PHASES = ("default", "best")
 SEARCH, COMPARISON = "search", "comparison"
-# No CPU, or the workers of a trial could starve for what its driver holds. On the head node, whose death ends the
-# search anyway: so the death of any other is a matter of workers alone.
-_DRIVER_NEEDS = {"CPU": 0, "node:__internal_head__": 0.001}
+_HEAD = "node:__internal_head__"
+"""A resource of which the head node has 1."""
 
 
 def run_search(search: SearchConfig, max_concurrent: int, is_resumed: bool) -> list[Trial]:
@@ -38,7 +37,7 @@ def run_search(search: SearchConfig, max_concurrent: int, is_resumed: bool) -> l
     tune_config = tune.TuneConfig(
         metric=search.metric,
         mode=search.direction,
-        search_alg=searcher_of(search, max_concurrent),
+        search_alg=searcher_of(search, None if has_waiting_trials(search) else max_concurrent),
         scheduler=scheduler_of(search, own.training.epochs, num_validations),
         num_samples=search.num_samples,
         trial_dirname_creator=_id_of,
@@ -48,7 +47,8 @@ def run_search(search: SearchConfig, max_concurrent: int, is_resumed: bool) -> l
     num_trials = search.num_samples
     if is_grid:
         num_trials *= prod(len(one.of) for one in search.space.values() if isinstance(one, Choice | Sets))
-    trials = _run(search, SEARCH, domains, trial_config, tune_config, num_trials, is_resumed)
+    driver = _driver_needs(max_concurrent if has_waiting_trials(search) else None)
+    trials = _run(search, SEARCH, domains, trial_config, tune_config, driver, num_trials, is_resumed)
     return [replace(trial, setting=active_part(search, trial.setting), seed=own.seed) for trial in trials]
 
 
@@ -75,7 +75,7 @@ def run_comparison(search: SearchConfig, best: Trial, max_concurrent: int, is_re
     num_trials = len(PHASES) * len(search.comparison_seeds)
     # another best setting, or other seeds, are another comparison
     place = "-".join([COMPARISON, best.id, *map(str, search.comparison_seeds)])
-    for trial in _run(search, place, domains, configure, tune_config, num_trials, is_resumed):
+    for trial in _run(search, place, domains, configure, tune_config, _driver_needs(None), num_trials, is_resumed):
         phase, seed = cast("Phase", trial.setting["phase"]), int(trial.setting["seed"])
         setting = active_part(search, best.setting) if phase == "best" else {}
         found.append(replace(trial, phase=phase, seed=seed, setting=setting))
@@ -88,12 +88,14 @@ def _run(
     domains: Mapping[str, Any],
     configure: Callable[[SearchConfig, Mapping[str, Any]], Config],
     tune_config: Any,
+    driver: Mapping[str, float],
     num_trials: int,
     is_resumed: bool,
 ) -> list[Trial]:
     """Run or go on with one of the two parts of a search; a trial's setting is as drawn.
 
-    `configure` makes a run's configuration of the search, its own paths absolute, and what was drawn.
+    `configure` makes a run's configuration of the search, its own paths absolute, and what was drawn. `driver` says
+    what the process needs that a trial's workers are started from.
     """
     from ray import tune
 
@@ -107,7 +109,7 @@ def _run(
         return with_absolute_paths(configure(there, drawn), folder).model_dump(mode="json")
 
     task = TrialTask(make_config, str(there.output / "runs" / phase), search.workers)
-    trainable = tune.with_resources(tune.with_parameters(run_trial, task=task), _DRIVER_NEEDS)
+    trainable = tune.with_resources(tune.with_parameters(run_trial, task=task), dict(driver))
     path, filesystem = storage_of(there.output)
     place = f"{path}/{phase}"
 
@@ -131,6 +133,17 @@ def _run(
             break
         grid = restore(resume_errored=True).fit()  # those that failed by themselves do so again, at once
     return [trial_of(result, search, domains) for result in grid]
+
+
+def _driver_needs(max_concurrent: int | None) -> dict[str, float]:
+    """What a trial's driver asks of the cluster; with a limit, so much that no more of them find room at a time.
+
+    No CPU, or the workers of a trial could starve for what its driver holds. On the head node, whose death ends the
+    search anyway: so the death of any other is a matter of workers alone. A searcher's limit counts the trials that
+    wait, which would never meet those that they wait for; what they need they give back.
+    """
+    share = 0.001 if max_concurrent is None else max(floor(1e4 / max_concurrent), 1) / 1e4  # Ray counts to 1e-4
+    return {"CPU": 0, _HEAD: share}
 
 
 def _id_of(trial: Any) -> str:

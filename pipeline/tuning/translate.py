@@ -53,8 +53,18 @@ def domain_of(parameter: SpaceParameter, is_grid: bool) -> Any:
             return tune.randint(parameter.low, parameter.high + 1)
 
 
-def searcher_of(search: SearchConfig, max_concurrent: int) -> Any:
-    """Who chooses settings; at most so many trials at a time.
+def has_waiting_trials(search: SearchConfig) -> bool:
+    """Whether trials wait for each other, and so must all be there, whatever the number that can run."""
+    return isinstance(search.scheduler, HyperBandScheduler | PBTScheduler)
+
+
+def searcher_of(search: SearchConfig, max_concurrent: int | None) -> Any:
+    """Who chooses settings.
+
+    Args:
+        search: what is searched.
+        max_concurrent: how many trials may be there at a time, those that wait included (by BOHB: not included); None:
+            any number.
 
     Raises:
         UserError: its package is missing.
@@ -70,7 +80,7 @@ def searcher_of(search: SearchConfig, max_concurrent: int) -> Any:
         case RandomSearcher() | GridSearcher():
             from ray.tune.search.basic_variant import BasicVariantGenerator
 
-            return BasicVariantGenerator(random_state=search.seed, max_concurrent=max_concurrent)
+            return BasicVariantGenerator(random_state=search.seed, max_concurrent=max_concurrent or 0)
         case OptunaSearcher():
             from ray.tune.search.optuna import OptunaSearch
 
@@ -85,7 +95,7 @@ def searcher_of(search: SearchConfig, max_concurrent: int) -> Any:
             searcher = TuneBOHB(seed=search.seed)
     from ray.tune.search import ConcurrencyLimiter
 
-    return ConcurrencyLimiter(searcher, max_concurrent)
+    return searcher if max_concurrent is None else ConcurrencyLimiter(searcher, max_concurrent)
 
 
 def scheduler_of(search: SearchConfig, epochs: float, num_validations: int) -> Any:

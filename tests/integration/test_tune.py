@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -50,6 +51,7 @@ def test_a_search_survives_a_bad_trial_a_killed_worker_and_its_own_death(
         tmp_path, data, held_out, {"what": {"kind": "sets", "of": sets}}, searcher={"kind": "grid"}, num_samples=1
     )
     output = tmp_path / "search"
+    began = time.monotonic()
     process = searching.start(path)
     searching.wait_for(process, "runs/search/*/run/checkpoints/latest", output)
     victim = searching.workers(process)[-1]
@@ -58,6 +60,7 @@ def test_a_search_survives_a_bad_trial_a_killed_worker_and_its_own_death(
     searching.wait_for(process, "runs/search/*/run/failed.txt", output)
     first = searching.wait_for(process, "runs/search/*_00002/run/checkpoints/latest", output)
     searching.kill(process)
+    until_death = time.monotonic() - began
     before = training.losses(first.parents[1])
 
     assert "a search stands there" in training.finish(searching.start(path))
@@ -73,6 +76,7 @@ def test_a_search_survives_a_bad_trial_a_killed_worker_and_its_own_death(
     for name in ("good", "long"):
         assert [round(report.epoch) for report in trials[name].reports] == [1, 2, 3], "each once"
     assert results.summary.best_trial in (trials["good"].id, trials["long"].id)
+    assert results.summary.seconds > until_death, "from the first start on, not from the resume"
     assert "nan" not in text.lower()
 
     # neither death has left a seam in a curve
@@ -125,6 +129,7 @@ def test_a_node_of_a_cluster_dies_during_a_search(
 
 @pytest.mark.slow
 def test_a_population_goes_on_from_the_checkpoints_of_the_best(tmp_path: Path, data: Path, held_out: Path) -> None:
+    """Of two trials one alone finds room at a time, and yet each waits for the other."""
     path = searching.write_search(
         tmp_path,
         data,
@@ -132,7 +137,7 @@ def test_a_population_goes_on_from_the_checkpoints_of_the_best(tmp_path: Path, d
         {"optim.backbone.lr": {"kind": "loguniform", "low": 1e-5, "high": 1.0}},
         scheduler={"kind": "pbt", "quantile": 0.5},
         num_samples=2,
-        workers={"count": 1},
+        max_concurrent=1,
     )
     searching.run(path)
     results = read_results(tmp_path / "search/results.parquet")
@@ -142,6 +147,40 @@ def test_a_population_goes_on_from_the_checkpoints_of_the_best(tmp_path: Path, d
     for run in runs:
         assert min(training.losses(run)) in (5, 9), "from its checkpoint on, not from the start"
     assert max(max(training.losses(run)) for run in runs) == 11
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("searcher", ["random", "bohb"])
+def test_hyperband_halves_brackets_and_the_rest_go_on(
+    tmp_path: Path, data: Path, held_out: Path, searcher: str
+) -> None:
+    """Trials wait for each other at the first report; who comes through goes on from its checkpoint to the end."""
+    if searcher == "bohb":
+        pytest.importorskip("hpbandster")
+    path = searching.write_search(
+        tmp_path,
+        data,
+        held_out,
+        {
+            "optim.backbone.lr": {"kind": "loguniform", "low": 1e-5, "high": 1.0},
+            "seed": {"kind": "choice", "of": [1, 2, 3]},
+        },
+        searcher={"kind": searcher},
+        scheduler={"kind": "hyperband", "reduction": 3},
+        num_samples=5,
+        max_concurrent=1,
+        workers={"count": 1},
+    )
+    searching.run(path, timeout_s=500)
+    results = read_results(tmp_path / "search/results.parquet")
+    states = [trial.state for trial in results.trials]
+    assert set(states) == {"finished", "stopped"}
+    for trial in results.trials:
+        reported = [round(report.epoch) for report in trial.reports]
+        assert reported == [1, 2, 3][: len(reported)], "each once"
+        assert (len(reported) == 3) == (trial.state == "finished")
+        steps = list(training.losses(tmp_path / "search/runs/search" / trial.id / "run"))
+        assert steps == list(range(1, len(steps) + 1)), "a wait leaves no seam"
 
 
 @pytest.mark.slow
