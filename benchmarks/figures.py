@@ -1,6 +1,6 @@
 """One form for all benchmarks: what was measured several times, beside what, and what the machine could do at most.
 
-figure = Figure("loader, 112 px", "samples/s", ours=[…], peers={"webdataset.WebLoader": […]}, limit=("bare decoder", […]))
+figure = Figure("loader, 112 px", "samples/s", ours=[…], peers={"webdataset.WebLoader": […]}, limit=("decoder", […]))
 print(figure.text())
 write(Path("loader.json"), [figure])
 """
