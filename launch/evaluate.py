@@ -68,6 +68,12 @@ def main(
     identify: Annotated[
         bool, typer.Option("--identify", help="search each photo among the split's people, too")
     ] = False,
+    cluster: Annotated[bool, typer.Option("--cluster", help="cluster the photos of the split's people, too")] = False,
+    robustness: Annotated[bool, typer.Option("--robustness", help="verify degraded photos, too")] = False,
+    quality: Annotated[bool, typer.Option("--quality", help="see whether photo quality predicts errors, too")] = False,
+    map_people: Annotated[
+        int | None, typer.Option("--map", min=2, max=60, help="draw a map of the photos of this many people, too")
+    ] = None,
 ) -> None:
     """Embed, measure, report."""
     from rich.console import Console
@@ -78,23 +84,28 @@ def main(
     from pipeline.evaluate.identify import identify as identify_people
     from pipeline.evaluate.pairs import write_pairs
     from pipeline.evaluate.run import add_intervals, coverage_notes, environment, judge, measure, score_embeddings
+    from pipeline.evaluate.sections import Asked, Measured, measure_sections
     from pipeline.inputs.models import open_run
     from pipeline.inputs.test_sets import Request, open_test_set
 
-    if identify and pairs is not None:
-        raise UserError("--identify", "given with --pairs", "a data set whose split to search in", "leave one out")
+    of_split = {"--identify": identify, "--cluster": cluster}
+    for option in (name for name, given in of_split.items() if given and pairs is not None):
+        raise UserError(option, "given with --pairs", "a data set whose split to take the photos of", "leave one out")
     carried = None if threshold_from is None else result.read_best_threshold(threshold_from)
     recogniser = open_run(model, _choose_device(device), None if model_weights is None else model_weights.value)
     tests = open_test_set(data, recogniser, Request(pairs, split, detector, weights))
-    if identify and tests.split is None:
-        raise UserError("--identify", f"given with {data.name}", "a data set", "leave --identify out")
+    unfit = dict(of_split) if tests.split is None else {}
+    if not tests.knows_people:
+        unfit["--map"] = map_people is not None
+    for option in (name for name, given in unfit.items() if given):
+        raise UserError(option, f"given with {data.name}", "a data set", f"leave {option} out")
     folder = _make_output(output or (recogniser.run_directory or Path()) / "evaluation")
     if tests.pairs_file is None:
         tests.pairs_file = folder / "pairs.txt"
         write_pairs(tests.pairs_file, tests.pairs)
 
     started = time.perf_counter()
-    photos = tests.split_photos() if identify else tests.pairs.photos()
+    photos = tests.split_photos() if identify or cluster else tests.pairs.photos()
     with embedding_progress(len(photos)) as advance:
         found = extract_embeddings(recogniser.embedder, tests.source, photos, batch=batch, flip=flip, advance=advance)
     embedding_s = time.perf_counter() - started
@@ -102,6 +113,20 @@ def main(
     figures = add_intervals(measure(scored, flip), scored, by_identity=tests.knows_people)
     if carried is not None:
         figures = figures.model_copy(update={"carried_threshold": judge(scored, carried)})
+    measured = Measured(
+        recogniser.embedder,
+        tests.source,
+        found,
+        tests.pairs,
+        tests.groups,
+        scored,
+        threshold=figures.best_threshold.squared_distance if carried is None else carried,
+        is_carried=carried is not None,
+        knows_people=tests.knows_people,
+        where=data,
+    )
+    asked = Asked(robustness, quality, map_people, cluster)
+    sections = measure_sections(asked, measured, batch=batch, flip=flip, progress=embedding_progress)
     evaluation = result.Evaluation(
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         command=shlex.join(["python", *sys.argv]),
@@ -109,6 +134,7 @@ def main(
         notes=coverage_notes(scored, tests.pairs) + tests.notes,
         verification=figures,
         identification=identify_people(found, data) if identify else None,
+        **dict(sections),
         model=recogniser.description,
         data=result.Data(
             path=str(data),

@@ -12,13 +12,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from pipeline.evaluate.result import Bounds, Evaluation, Identification, Intervals
+from pipeline.evaluate.section_tables import section_tables
 
 
 @contextmanager
-def embedding_progress(total: int) -> Iterator[Callable[[int], None]]:
+def embedding_progress(total: int, doing: str = "embedding") -> Iterator[Callable[[int], None]]:
     """A bar on standard error; yields the function that moves it on by a number of photos."""
     columns = (
-        TextColumn("embedding"),
+        TextColumn(doing),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("photos"),
@@ -28,9 +29,9 @@ def embedding_progress(total: int) -> Iterator[Callable[[int], None]]:
     )
     console = Console(stderr=True)
     if not console.is_terminal:  # there the bar appears only when it is full
-        console.print(f"embedding {total:,} photos", highlight=False)
+        console.print(f"{doing} {total:,} photos", highlight=False)
     with Progress(*columns, console=console) as progress:
-        task = progress.add_task("embedding", total=total, rate="")
+        task = progress.add_task(doing, total=total, rate="")
 
         def advance(count: int) -> None:
             progress.advance(task, count)
@@ -47,6 +48,8 @@ def print_summary(evaluation: Evaluation, report: Path, console: Console) -> Non
     console.print(summary_table(evaluation))
     if evaluation.identification is not None:
         console.print(identification_table(evaluation.identification))
+    for table in section_tables(evaluation):
+        console.print(table)
     console.print(f"report: {report}", highlight=False, markup=False, soft_wrap=True)
 
 

@@ -184,6 +184,16 @@ def draw_pairs(photos: Mapping[str, Sequence[int]], where: object, seed: int = 0
     return deal_into_folds(chosen)
 
 
+def fold_in_turn(pairs: Sequence[Pair], num_folds: int = NUM_FOLDS) -> PairList:
+    """Give pairs folds, those of each kind in turn; unlike `deal_into_folds` it keeps all pairs, in their order."""
+    given = {True: 0, False: 0}
+    dealt = []
+    for pair in pairs:
+        dealt.append(pair._replace(fold=given[pair.same] % num_folds))
+        given[pair.same] += 1
+    return PairList(dealt, num_folds)
+
+
 def write_pairs(path: Path, pairs: PairList) -> None:
     """Write a pair list; the final name never bears a partial file."""
     write_text(path, format_pairs(pairs))

@@ -18,6 +18,7 @@ from pipeline.evaluate.pairs import Photo
 from pipeline.evaluate.photos import Crop, PhotoSource, Rejected
 from pipeline.evaluate.result import Evaluation, Histogram, Verification
 from pipeline.evaluate.run import ScoredPairs
+from pipeline.evaluate.section_charts import section_charts
 from pipeline.evaluate.verification import cosine
 from pipeline.json_lines import read_lines
 
@@ -74,6 +75,7 @@ def render_report(
         false_matches=false_matches,
         false_non_matches=false_non_matches,
         curves=curves,
+        section_charts=section_charts(evaluation),
         config=_flatten(evaluation.model.config),
     )
 

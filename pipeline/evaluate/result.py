@@ -10,8 +10,9 @@ from pydantic import BaseModel, ConfigDict
 
 from pipeline.atomic_write import write_atomically
 from pipeline.config.errors import UserError
+from pipeline.evaluate.result_sections import Clusters, Fairness, PeopleMap, Quality, Robustness
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 class _Frozen(BaseModel):
@@ -246,6 +247,13 @@ class Evaluation(_Frozen):
     verification: Verification
     identification: Identification | None = None
     """null unless it was asked for."""
+    robustness: Robustness | None = None
+    """As `identification`, and so are the next three."""
+    quality: Quality | None = None
+    people_map: PeopleMap | None = None
+    clusters: Clusters | None = None
+    fairness: Fairness | None = None
+    """null unless the pairs come with groups."""
     model: Model
     data: Data
     environment: Environment

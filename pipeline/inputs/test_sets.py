@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,14 +12,16 @@ from pipeline.config.location import RemotePath, parse_location
 from pipeline.data.dataset_format import DatasetInfo
 from pipeline.data.manifest import Dataset, open_dataset
 from pipeline.data.pair_bin import read_pair_bin
+from pipeline.evaluate.grouped_pairs import Groups, read_grouped_pairs
 from pipeline.evaluate.pair_set import PairSetPhotos, list_pairs
-from pipeline.evaluate.pairs import PairList, Photo, deal_into_folds, draw_pairs, read_pairs
+from pipeline.evaluate.pairs import PairList, Photo, deal_into_folds, draw_pairs, fold_in_turn, read_pairs
 from pipeline.evaluate.photos import Crop, DatasetPhotos, FolderPhotos, ListedPhoto, PhotoSource, Rejected
 from pipeline.evaluate.recogniser import Recogniser
 from preprocess.crops import NO_DETECTOR, CropMaker, CropOptions, describe_detector
 from preprocess.sources import read_source
 
 PAIR_BIN_SUFFIX = ".bin"
+GROUPED_SUFFIX = ".csv"
 DEFAULT_SPLIT = "val"
 
 
@@ -52,6 +54,8 @@ class TestSet:
     dataset: Dataset | None = None
     split: str | None = None
     """The split that pairs were drawn from."""
+    groups: dict[str, Groups] = field(default_factory=dict)
+    """Of the pairs, where their file names some."""
 
     @property
     def knows_people(self) -> bool:
@@ -109,12 +113,12 @@ def _open_dataset(data: Path, recogniser: Recogniser, request: Request) -> TestS
             f"preprocess shard … --size {crop_px}",
         )
     notes = [] if recogniser.trained is None else _difference_notes(dataset.info, recogniser.trained)
-    split = None
+    split, groups = None, dict[str, Groups]()
     if request.pairs is None:
         split = request.split or DEFAULT_SPLIT
         pairs = _draw_pairs(dataset, split, data)
     else:
-        pairs, dealt = _read_pairs(request.pairs)
+        pairs, groups, dealt = _read_pairs(request.pairs)
         notes += dealt
     return TestSet(
         source=DatasetPhotos(dataset, sorted(dataset.info.splits)),
@@ -125,6 +129,7 @@ def _open_dataset(data: Path, recogniser: Recogniser, request: Request) -> TestS
         pairs_file=request.pairs,
         dataset=dataset,
         split=split,
+        groups=groups,
     )
 
 
@@ -142,7 +147,7 @@ def _open_folder(data: Path, recogniser: Recogniser, request: Request) -> TestSe
         ListedPhoto(*row) for row in zip(*(table[name].to_pylist() for name in ListedPhoto._fields), strict=True)
     )
     notes += [f"In the folder of photos, {sentence}." for sentence in passed_over]
-    pairs, dealt = _read_pairs(request.pairs)
+    pairs, groups, dealt = _read_pairs(request.pairs)
     return TestSet(
         source=FolderPhotos(data, listing, crop),
         kind="photos",
@@ -150,6 +155,7 @@ def _open_folder(data: Path, recogniser: Recogniser, request: Request) -> TestSe
         detector=used,
         notes=notes + dealt,
         pairs_file=request.pairs,
+        groups=groups,
     )
 
 
@@ -190,14 +196,18 @@ def _draw_pairs(dataset: Dataset, split: str, data: Path) -> PairList:
     return draw_pairs(DatasetPhotos(dataset, [split]).numbers(), data)
 
 
-def _read_pairs(path: Path) -> tuple[PairList, list[str]]:
-    """A pair list in folds, and what to note about them."""
+def _read_pairs(path: Path) -> tuple[PairList, dict[str, Groups], list[str]]:
+    """A pair list in folds, groups of its pairs, and what to note about them."""
+    if path.suffix == GROUPED_SUFFIX:
+        grouped = read_grouped_pairs(path)
+        notes = [f"{path.name} names no folds: its pairs were dealt into ten, those of each kind in turn."]
+        return fold_in_turn(grouped.pairs.pairs), grouped.groups, notes
     listed = read_pairs(path)
     if listed.num_folds > 1:
-        return listed, []
+        return listed, {}, []
     dealt = deal_into_folds(listed.pairs)
     counts = f"{len(dealt.pairs):,} of its {len(listed.pairs):,}"
-    return dealt, [f"The pair list has one block; {counts} pairs were dealt into ten folds."]
+    return dealt, {}, [f"The pair list has one block; {counts} pairs were dealt into ten folds."]
 
 
 def _cropper(

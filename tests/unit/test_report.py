@@ -98,7 +98,7 @@ def evaluate(tmp_path: Path, run: Path, data: Dataset, monkeypatch: pytest.Monke
 def test_drawn_pairs_to_report(evaluate: Command, run: Path, data: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
     out = evaluate(split="train")
     content = json.loads((out / "evaluation.json").read_text())
-    assert Evaluation.model_validate(content).schema_version == 2
+    assert Evaluation.model_validate(content).schema_version == 3
     figures = content["verification"]
     # 10 people x 15 same pairs.
     assert (figures["num_same"], figures["num_different"]) == (150, 150)
