@@ -51,7 +51,7 @@ class Device(StrEnum):
 def main(
     model: Annotated[Path, typer.Option(help="a run directory or one checkpoint of it, `step-N`")],
     data: Annotated[Path, typer.Option(help="a data set, a folder of folders of photos, or a .bin file")],
-    pairs: Annotated[Path | None, typer.Option(help="pair list in the format of LFW's pairs.txt")] = None,
+    pairs: Annotated[Path | None, typer.Option(help="pair list in the format of LFW's pairs.txt, or a .csv with groups")] = None,
     output: Annotated[Path | None, typer.Option(help="default: `evaluation` in the run directory")] = None,
     split: Annotated[str | None, typer.Option(help="draw pairs from this split; default: val")] = None,
     device: Annotated[Device | None, typer.Option(help="default: cuda where there is one")] = None,
@@ -84,7 +84,7 @@ def main(
     from pipeline.evaluate.identify import identify as identify_people
     from pipeline.evaluate.pairs import write_pairs
     from pipeline.evaluate.run import add_intervals, coverage_notes, environment, judge, measure, score_embeddings
-    from pipeline.evaluate.sections import Asked, Measured, measure_sections
+    from pipeline.evaluate.sections import Asked, Measured, check_photos, measure_sections
     from pipeline.inputs.models import open_run
     from pipeline.inputs.test_sets import Request, open_test_set
 
@@ -106,6 +106,8 @@ def main(
 
     started = time.perf_counter()
     photos = tests.split_photos() if identify or cluster else tests.pairs.photos()
+    asked = Asked(robustness, quality, map_people, cluster)
+    check_photos(asked, photos, data)
     with embedding_progress(len(photos)) as advance:
         found = extract_embeddings(recogniser.embedder, tests.source, photos, batch=batch, flip=flip, advance=advance)
     embedding_s = time.perf_counter() - started
@@ -125,7 +127,6 @@ def main(
         knows_people=tests.knows_people,
         where=data,
     )
-    asked = Asked(robustness, quality, map_people, cluster)
     sections = measure_sections(asked, measured, batch=batch, flip=flip, progress=embedding_progress)
     evaluation = result.Evaluation(
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from pipeline.config.errors import UserError
 from pipeline.evaluate import clustering
 from pipeline.evaluate.embed import Embeddings
+from pipeline.evaluate.pairs import Photo
 from pipeline.evaluate.result_sections import ClusterAgreement, ClusterFigures, Clusters
 from pipeline.evaluate.search import Vectors
 from pipeline.evaluate.verification import Floats, Ints
@@ -21,7 +22,7 @@ NEIGHBOURS = 20
 
 _PROTOCOL = (
     "people dealt into two halves by lot; of the cosines 0.10, 0.15 … 0.95 the one with the best B-cubed F on the "
-    "first half's photos (of equal ones the highest), measured on the second half's"
+    "first half's photos (of equal ones the middle), measured on the second half's"
 )
 
 
@@ -38,17 +39,8 @@ def measure_clusters(found: Embeddings, where: object, seed: int = 0, most_photo
         UserError: fewer than four people, or a half in which nobody has two photos.
     """
     order = sorted(range(len(found.photos)), key=lambda row: found.photos[row])
-    names, person = np.unique([found.photos[row].identity for row in order], return_inverse=True)
-    if len(names) < 4:
-        raise UserError(where, f"{len(names)} people to cluster", "at least 4, two in each half", "leave --cluster out")
-    # RandomState: its stream is frozen, so the same seed makes the same halves with any numpy version.
-    lot = np.random.RandomState(seed).permutation(len(names))
+    person, halves = deal_halves([found.photos[row] for row in order], where, seed, most_photos)
     vectors = found.vectors[order].astype(np.float32)
-    middle = (len(names) + 1) // 2
-    halves = [_take(people, person, most_photos) for people in (lot[:middle], lot[middle:])]
-    for rows in halves:
-        if len(np.unique(person[rows])) == len(rows):
-            raise UserError(where, "a half of the people with a photo each", "people with several photos")
     (to_choose, own), (measured, truth) = ((vectors[rows], person[rows]) for rows in halves)
     num_people = len(np.unique(truth))
     methods = [
@@ -67,6 +59,33 @@ def measure_clusters(found: Embeddings, where: object, seed: int = 0, most_photo
         num_left_out=len(order) - len(own) - len(truth),
         methods=methods,
     )
+
+
+def deal_halves(
+    photos: Sequence[Photo], where: object, seed: int = 0, most_photos: int = MOST_PHOTOS
+) -> tuple[Ints, tuple[Ints, Ints]]:
+    """Who is on each photo, as a number, and the places of the photos of either half of the people.
+
+    Args:
+        photos: in order.
+        where, seed, most_photos: see `measure_clusters`.
+
+    Raises:
+        UserError: as `measure_clusters`.
+    """
+    names, person = np.unique([photo.identity for photo in photos], return_inverse=True)
+    if len(names) < 4:
+        raise UserError(where, f"{len(names)} people to cluster", "at least 4, two in each half", "leave --cluster out")
+    # RandomState: its stream is frozen, so the same seed makes the same halves with any numpy version.
+    lot = np.random.RandomState(seed).permutation(len(names))
+    middle = (len(names) + 1) // 2
+    first, second = (_take(people, person, most_photos) for people in (lot[:middle], lot[middle:]))
+    for rows in (first, second):
+        if len(np.unique(person[rows])) == len(rows):
+            raise UserError(
+                where, "a half of the people with a photo each", "people with several photos", "leave --cluster out"
+            )
+    return person, (first, second)
 
 
 def _take(people: Ints, person: Ints, most_photos: int) -> Ints:
@@ -96,8 +115,10 @@ def _tuned(
     truth: Ints,
 ) -> ClusterFigures:
     """A method with the threshold that is best on the first half."""
-    scores = [clustering.bcubed(cluster(to_choose, float(cosine)), own).f for cosine in THRESHOLDS]
-    best = float(THRESHOLDS[len(scores) - 1 - int(np.argmax(scores[::-1]))])
+    scores = np.array([clustering.bcubed(cluster(to_choose, float(cosine)), own).f for cosine in THRESHOLDS])
+    # The middle of equal ones: at either end of a range that suits these people, others would soon be torn or mixed.
+    equal = np.flatnonzero(scores == scores.max())
+    best = float(THRESHOLDS[equal[len(equal) // 2]])
     return _measure(method, given, best, cluster(measured, best), truth)
 
 

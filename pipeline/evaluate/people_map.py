@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
 
@@ -10,6 +11,7 @@ from sklearn.manifold import TSNE, SpectralEmbedding
 
 from pipeline.config.errors import UserError
 from pipeline.evaluate.embed import Embeddings
+from pipeline.evaluate.pairs import Photo
 from pipeline.evaluate.result_sections import Coordinates, PeopleMap
 from pipeline.evaluate.verification import Floats
 
@@ -33,23 +35,34 @@ def map_people(found: Embeddings, num_people: int, where: object, seed: int = 0)
     Raises:
         UserError: fewer than two people with two photos, or fewer than six photos.
     """
-    by_person: dict[str, list[int]] = {}
-    for row in sorted(range(len(found.photos)), key=lambda row: found.photos[row]):
-        by_person.setdefault(found.photos[row].identity, []).append(row)
-    several = {name: rows[:PHOTOS_A_PERSON] for name, rows in by_person.items() if len(rows) > 1}
-    people = sorted(several, key=lambda name: (-len(several[name]), name))[:num_people]
-    rows = [row for name in people for row in several[name]]
-    if len(people) < 2 or len(rows) < _LEAST_PHOTOS:
-        listed = f"{len(rows)} photos of {len(people)} people who have two or more"
-        raise UserError(where, f"{listed}: no map", f"two people and {_LEAST_PHOTOS} photos", "leave --map out")
+    chosen = choose_photos(found.photos, num_people, where)
+    people, rows = list(chosen), [row for own in chosen.values() for row in own]
     vectors = found.vectors[rows]
     return PeopleMap(
         protocol=f"the people with most photos, at most {PHOTOS_A_PERSON} of each, the first by number",
         people=people,
-        person=[number for number, name in enumerate(people) for _ in several[name]],
+        person=[number for number, name in enumerate(people) for _ in chosen[name]],
         number=[found.photos[row].number for row in rows],
         maps=[_tsne(vectors, seed), _umap(vectors, seed) if find_spec("umap") else _spectral(vectors, seed)],
     )
+
+
+def choose_photos(photos: Sequence[Photo], num_people: int, where: object) -> dict[str, list[int]]:
+    """The people of a map, and the places of their photos by number; see `map_people`.
+
+    Raises:
+        UserError: see there.
+    """
+    by_person: dict[str, list[int]] = {}
+    for place in sorted(range(len(photos)), key=lambda place: photos[place]):
+        by_person.setdefault(photos[place].identity, []).append(place)
+    several = {name: places[:PHOTOS_A_PERSON] for name, places in by_person.items() if len(places) > 1}
+    people = sorted(several, key=lambda name: (-len(several[name]), name))[:num_people]
+    num_photos = sum(len(several[name]) for name in people)
+    if len(people) < 2 or num_photos < _LEAST_PHOTOS:
+        listed = f"{num_photos} photos of {len(people)} people who have two or more"
+        raise UserError(where, f"{listed}: no map", f"two people and {_LEAST_PHOTOS} photos", "leave --map out")
+    return {name: several[name] for name in people}
 
 
 def _tsne(vectors: Floats, seed: int) -> Coordinates:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
-from pipeline.evaluate.cluster_people import measure_clusters
+from pipeline.evaluate.cluster_people import deal_halves, measure_clusters
 from pipeline.evaluate.embed import Embedder, Embeddings
 from pipeline.evaluate.group_errors import measure_groups
 from pipeline.evaluate.grouped_pairs import Groups
-from pipeline.evaluate.pairs import PairList
-from pipeline.evaluate.people_map import map_people
+from pipeline.evaluate.pairs import PairList, Photo
+from pipeline.evaluate.people_map import choose_photos, map_people
 from pipeline.evaluate.photo_quality import measure_quality, same_pair_photos
 from pipeline.evaluate.photos import PhotoSource
 from pipeline.evaluate.result_sections import Sections
@@ -55,14 +55,31 @@ class Measured:
     """What to name in messages."""
 
 
+def check_photos(asked: Asked, photos: Sequence[Photo], where: object) -> None:
+    """See that there are people enough for what was asked for: better now than when all photos are embedded.
+
+    Args:
+        asked: the sections.
+        photos: that will be embedded.
+        where: what to name in messages.
+
+    Raises:
+        UserError: too few photos or people.
+    """
+    if asked.map_people is not None:
+        choose_photos(photos, asked.map_people, where)
+    if asked.clusters:
+        deal_halves(sorted(photos), where)
+
+
 def measure_sections(asked: Asked, measured: Measured, *, batch: int, flip: bool, progress: Progress) -> Sections:
     """Measure what was asked for; group rates wherever pairs have groups.
 
     Raises:
-        UserError: too few photos or people for a section.
+        UserError: too few photos or people are left for a section.
     """
     embedder, source, found, scored = measured.embedder, measured.source, measured.found, measured.scored
-    # First what may be refused, and takes no time.
+    # First what may be refused, and takes least time.
     people_map = None if asked.map_people is None else map_people(found, asked.map_people, measured.where)
     clusters = measure_clusters(found, measured.where) if asked.clusters else None
     robustness = quality = fairness = None
