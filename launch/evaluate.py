@@ -51,7 +51,9 @@ class Device(StrEnum):
 def main(
     model: Annotated[Path, typer.Option(help="a run directory or one checkpoint of it, `step-N`")],
     data: Annotated[Path, typer.Option(help="a data set, a folder of folders of photos, or a .bin file")],
-    pairs: Annotated[Path | None, typer.Option(help="pair list in the format of LFW's pairs.txt, or a .csv with groups")] = None,
+    pairs: Annotated[
+        Path | None, typer.Option(help="pair list in the format of LFW's pairs.txt, or a .csv with groups")
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="default: `evaluation` in the run directory")] = None,
     split: Annotated[str | None, typer.Option(help="draw pairs from this split; default: val")] = None,
     device: Annotated[Device | None, typer.Option(help="default: cuda where there is one")] = None,

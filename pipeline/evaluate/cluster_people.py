@@ -14,7 +14,7 @@ from pipeline.evaluate.result_sections import ClusterAgreement, ClusterFigures, 
 from pipeline.evaluate.search import Vectors
 from pipeline.evaluate.verification import Floats, Ints
 
-THRESHOLDS: Floats = np.round(np.arange(0.10, 0.96, 0.05), 2)
+THRESHOLDS: Floats = np.arange(10, 96, 5) / 100
 """Cosines that are tried."""
 MOST_PHOTOS = 4000
 """Of a half: average linkage compares all with all, once a threshold."""

@@ -21,8 +21,8 @@ UP_TO = 0.2
 
 _CURVE_POINTS = 400
 _PROTOCOL = (
-    f"same pairs with the worst photos rejected first, at the threshold that rejects {START_FNMR:.0%} of all same "
-    f"pairs; areas up to {UP_TO:.0%} rejected; SER-FIQ of {NUM_PASSES} passes, photos not mirrored"
+    f"same pairs with the worst photos rejected first, at the threshold that rejects {100 * START_FNMR:g} % of all "
+    f"same pairs; areas up to {100 * UP_TO:g} % rejected; SER-FIQ of {NUM_PASSES} passes, photos not mirrored"
 )
 
 

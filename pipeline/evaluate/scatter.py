@@ -17,8 +17,13 @@ _SHAPES = (
     "M-3.8-3.8H3.8V3.8H-3.8Z",
     "M0-5L4.8 3.6H-4.8Z",
     "M0-5.4L5.4 0L0 5.4L-5.4 0Z",
+    "M0 5L4.8-3.6H-4.8Z",
+    "M-1.8-5H1.8V-1.8H5V1.8H1.8V5H-1.8V1.8H-5V-1.8H-1.8Z",
 )
-"""Circle, square, triangle, diamond, for who does not tell the hues apart."""
+"""Circle, square, triangle, diamond, triangle, cross, for who does not tell the hues apart.
+
+Six, because hues come back to about the same after 8, 13 and 21 steps, which are no multiples of it.
+"""
 
 
 def scatter(

@@ -56,7 +56,7 @@ def _robustness(section: Robustness) -> Table:
 
 
 def _quality(section: Quality) -> Table:
-    title = f"Quality: area below error versus reject, up to {section.up_to:.0%}, {section.num_same:,} same pairs"
+    title = f"Quality, {section.num_same:,} same pairs: area up to {section.up_to:.0%} rejected"
     table = _table(title)
     table.add_column("measure")
     table.add_column("area", justify="right")
