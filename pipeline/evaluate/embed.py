@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import numpy as np
@@ -40,6 +41,8 @@ class Embeddings:
     vectors: npt.NDArray[np.float64]
     """[N, D], L2-normalised; row i belongs to `photos[i]`."""
     missing: dict[Photo, str]
+    batch_ms: list[float] = field(default_factory=list)
+    """Of each batch, milliseconds a photo in the model and on the way to its device and back; reading is not in it."""
 
 
 def extract_embeddings(
@@ -67,6 +70,7 @@ def extract_embeddings(
     kept: list[Photo] = []
     vectors: list[npt.NDArray[np.float64]] = []
     missing: dict[Photo, str] = {}
+    batch_ms: list[float] = []
     chunks = [photos[start : start + batch] for start in range(0, len(photos), batch)]
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="crops") as pool:
         ahead = pool.submit(_load, source, chunks[0]) if chunks else None
@@ -85,12 +89,14 @@ def extract_embeddings(
                 usable.append(photo)
                 crops.append(crop)
             if usable:
+                started = time.perf_counter()
                 vectors.append(_embed(embedder, np.stack(crops), usable, flip))
+                batch_ms.append(1000.0 * (time.perf_counter() - started) / len(usable))
                 kept.extend(usable)
             if advance is not None:
                 advance(len(chunk))
     stacked = np.concatenate(vectors) if vectors else np.empty((0, 0), np.float64)
-    return Embeddings(photos=kept, vectors=stacked, missing=missing)
+    return Embeddings(photos=kept, vectors=stacked, missing=missing, batch_ms=batch_ms)
 
 
 def _load(source: PhotoSource, photos: Sequence[Photo]) -> list[Crop | Rejected]:

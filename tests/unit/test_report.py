@@ -28,6 +28,8 @@ from pipeline.evaluate.page import one_option_a_line
 from pipeline.evaluate.pairs import Photo, format_pairs, parse_pairs, read_pairs
 from pipeline.evaluate.result import Evaluation, write_text
 from pipeline.evaluate.run import environment
+from pipeline.evaluate.scores import read_scores
+from pipeline.evaluate.verification import fold_accuracy
 from pipeline.model.backbones import build_backbone
 from preprocess.drivers import DriverOptions
 from preprocess.import_bin import write_pair_folder
@@ -98,7 +100,7 @@ def evaluate(tmp_path: Path, run: Path, data: Dataset, monkeypatch: pytest.Monke
 def test_drawn_pairs_to_report(evaluate: Command, run: Path, data: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
     out = evaluate(split="train")
     content = json.loads((out / "evaluation.json").read_text())
-    assert Evaluation.model_validate(content).schema_version == 2
+    assert Evaluation.model_validate(content).schema_version == 3
     figures = content["verification"]
     # 10 people x 15 same pairs.
     assert (figures["num_same"], figures["num_different"]) == (150, 150)
@@ -121,6 +123,13 @@ def test_drawn_pairs_to_report(evaluate: Command, run: Path, data: Dataset, caps
     assert content["model"]["num_samples"] == 28
     assert content["model"]["dataset"]["digest"] == content["data"]["digest"] == data.info.digest
     assert content["model"]["num_parameters"] > 1000
+    assert content["model"]["multiply_adds"] > 1_000_000
+    assert content["speed"]["embedding_ms"] > 0
+    assert (content["speed"]["num_photos"], content["speed"]["batch"]) == (60, 256)
+    scores = read_scores(out / "scores.parquet")
+    assert scores.pairs_sha256 == content["data"]["pairs_sha256"]
+    assert fold_accuracy(scores.distances, scores.same, scores.fold).mean == figures["accuracy"]["mean"]
+    assert scores.has_identities
     assert content["notes"] == ["The model was trained on 10 of the 10 people in the pairs."]
     assert len(read_pairs(out / "pairs.txt").pairs) == 300
     page = (out / "report.html").read_text()
@@ -136,7 +145,12 @@ def test_drawn_pairs_to_report(evaluate: Command, run: Path, data: Dataset, caps
     assert "95% intervals over people" in printed
     assert "needs 300 different pairs" in printed
     assert "1e-3" not in printed
-    assert sorted(path.name for path in out.iterdir()) == ["evaluation.json", "pairs.txt", "report.html"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "evaluation.json",
+        "pairs.txt",
+        "report.html",
+        "scores.parquet",
+    ]
 
     # The list that was written gives the same figures again, from the checkpoint itself.
     (out / "pairs.txt").rename(out.parent / "list.txt")
