@@ -6,8 +6,8 @@ is tested against the baseline: McNemar's test, and the bootstrap interval of th
 paired difference. Writes `comparison.json` and `comparison.html`. One model on
 several sets gives a table of them.
 
-    python launch/compare.py build/a/lfw build/b/lfw --output build/comparison
-    python launch/compare.py build/*/lfw build/*/cfp_fp --baseline build/a/lfw --output build/comparison
+    python launch/compare.py build/a/lfw build/b/lfw --output FOLDER
+    python launch/compare.py build/*/lfw --baseline build/a/lfw --output FOLDER
 """
 
 from __future__ import annotations
