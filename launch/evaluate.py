@@ -24,6 +24,7 @@ import time
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
+from statistics import median
 from typing import Annotated, Any
 
 import typer
@@ -86,6 +87,7 @@ def main(
     from pipeline.evaluate.identify import identify as identify_people
     from pipeline.evaluate.pairs import write_pairs
     from pipeline.evaluate.run import add_intervals, coverage_notes, environment, judge, measure, score_embeddings
+    from pipeline.evaluate.scores import write_scores
     from pipeline.evaluate.sections import Asked, Measured, check_photos, measure_sections
     from pipeline.inputs.models import open_run
     from pipeline.inputs.test_sets import Request, open_test_set
@@ -130,6 +132,7 @@ def main(
         where=data,
     )
     sections = measure_sections(asked, measured, batch=batch, flip=flip, progress=embedding_progress)
+    pairs_sha256 = hashlib.sha256(tests.pairs_file.read_bytes()).hexdigest()
     evaluation = result.Evaluation(
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         command=shlex.join(["python", *sys.argv]),
@@ -139,13 +142,14 @@ def main(
         identification=identify_people(found, data) if identify else None,
         **dict(sections),
         model=recogniser.description,
+        speed=result.Speed(embedding_ms=median(found.batch_ms), num_photos=len(found.photos), batch=batch),
         data=result.Data(
             path=str(data),
             kind=tests.kind,
             digest=None if tests.dataset is None else tests.dataset.info.digest,
             split=tests.split,
             pairs=str(tests.pairs_file),
-            pairs_sha256=hashlib.sha256(tests.pairs_file.read_bytes()).hexdigest(),
+            pairs_sha256=pairs_sha256,
             detector=tests.detector,
             num_photos=scored.num_photos,
             num_identities=len({photo.identity for pair in scored.pairs for photo in (pair.left, pair.right)})
@@ -153,6 +157,9 @@ def main(
             else None,
         ),
         environment=environment(recogniser.embedder.device),
+    )
+    write_scores(
+        folder / "scores.parquet", scored.pairs, scored.distances, pairs_sha256, has_identities=tests.knows_people
     )
     galleries = report.worst_pairs(scored, tests.source, figures.best_threshold.squared_distance)
     curves = []

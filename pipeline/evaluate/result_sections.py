@@ -10,7 +10,7 @@ DegradationKind = Literal["blur", "low_resolution", "jpeg", "occlusion", "bright
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class RobustnessPoint(_Section):

@@ -16,10 +16,6 @@ from pipeline.evaluate import intervals, result, verification
 from pipeline.evaluate.embed import Embeddings
 from pipeline.evaluate.pairs import Pair, PairList, Photo
 
-FAR_TARGETS = {"1e-1": 1e-1, "1e-2": 1e-2, "1e-3": 1e-3, "1e-4": 1e-4, "1e-5": 1e-5, "1e-6": 1e-6}
-
-_ROC_POINTS = 1000
-
 
 @dataclass(frozen=True)
 class ScoredPairs:
@@ -45,7 +41,7 @@ def measure(scored: ScoredPairs, flip: bool) -> result.Verification:
     roc = verification.roc_curve(scored.distances, scored.same)
     threshold, accuracy = verification.best_threshold(scored.distances, scored.same)
     histogram = verification.score_histogram(scored.distances, scored.same)
-    thin = _thin(roc)
+    thin = verification.thin_roc(roc)
     return result.Verification(
         protocol=f"{len(folds.fold)}-fold, unshuffled, squared distance < threshold of 0 to 4 by 0.01",
         flip=flip,
@@ -69,7 +65,7 @@ def measure(scored: ScoredPairs, flip: bool) -> result.Verification:
                 )
             ],
         ),
-        tar_at_far={name: _tar_at_far(roc, far) for name, far in FAR_TARGETS.items()},
+        tar_at_far={name: _tar_at_far(roc, far) for name, far in verification.FAR_TARGETS.items()},
         auc=verification.area_under_curve(roc),
         eer=verification.equal_error_rate(roc),
         best_threshold=result.Threshold(
@@ -111,7 +107,11 @@ def add_intervals(figures: result.Verification, scored: ScoredPairs, by_identity
         names = [[getattr(pair, side).identity for pair in scored.pairs] for side in ("left", "right")]
         numbers = np.unique(names, return_inverse=True)[1].reshape(2, -1)
         left, right = numbers[0], numbers[1]
-    fars = {f"tar_at_far.{name}": far for name, far in FAR_TARGETS.items() if figures.tar_at_far[name].tar is not None}
+    fars = {
+        f"tar_at_far.{name}": far
+        for name, far in verification.FAR_TARGETS.items()
+        if figures.tar_at_far[name].tar is not None
+    }
     weighted = intervals.VerificationFigures(scored.distances, scored.same, scored.fold, fars)
     found = intervals.bootstrap(weighted, left, right)
     bounds = {name: None if one is None else result.Bounds(low=one.low, high=one.high) for name, one in found.items()}
@@ -202,18 +202,6 @@ def _tar_at_far(roc: verification.Roc, far: float) -> result.TarAtFar:
         return result.TarAtFar(tar=None, far=None, threshold=None, num_different_needed=needed)
     threshold = point.threshold if np.isfinite(point.threshold) else None
     return result.TarAtFar(tar=point.tar, far=point.far, threshold=threshold, num_different_needed=needed)
-
-
-def _thin(roc: verification.Roc) -> verification.Ints:
-    """Which points a drawing needs: all, or about `_ROC_POINTS` spread along the curve, both ends included."""
-    level = np.arange(len(roc.far))
-    if len(level) <= _ROC_POINTS:
-        return level
-    # Half of the points evenly on the logarithm of FAR, which is how the curve is read, half evenly on both rates.
-    log_far = np.log10(np.maximum(roc.far, 0.5 / roc.num_different))
-    along = np.cumsum(np.abs(np.diff(log_far, prepend=log_far[0])) / -log_far[0] + np.diff(roc.tar, prepend=0.0))
-    wanted = np.linspace(0.0, along[-1], _ROC_POINTS)
-    return np.unique(np.concatenate(([0], np.searchsorted(along, wanted).clip(0, len(level) - 1), [len(level) - 1])))
 
 
 def _processor() -> str:

@@ -144,6 +144,7 @@ def test_heavy_libraries_have_one_home() -> None:
         ["launch/import_arcface.py", "--help"],
         ["launch/extend_head.py", "--help"],
         ["launch/embed.py", "--help"],
+        ["launch/compare.py", "--help"],
         ["launch/tune.py", "--help"],
     ],
 )
