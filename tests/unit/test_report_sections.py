@@ -111,7 +111,12 @@ def test_all_sections_at_once(evaluate: Command, capsys: pytest.CaptureFixture[s
     assert page.count('class="dot"') == 2 * 24 + 4
     assert "<title>person003_0006</title>" in page
     printed = capsys.readouterr().out
-    for text in ("Robustness, ", "Quality: area", "Map of 4 people, 24 photos", "Clusters of 30 photos of 5 people"):
+    for text in (
+        "Robustness, ",
+        "Quality, 150 same pairs",
+        "Map of 4 people, 24 photos",
+        "Clusters of 30 photos of 5 people",
+    ):
         assert text in printed
     assert "too few pairs" in printed
 
