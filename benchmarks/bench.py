@@ -58,7 +58,7 @@ CPU = (
     Benchmark("loader", ("benchmarks/loader.py", "--data", f"{DATA}/112px"), 110),
     Benchmark("sharding", ("benchmarks/sharding.py", f"{DATA}/photos", "--count", "200"), 50),
     Benchmark("backbone_step", ("benchmarks/backbone_step.py",), 150),
-    Benchmark("whole_training", ("benchmarks/whole_training.py",), 150),
+    Benchmark("whole_training", ("benchmarks/whole_training.py", "--data", f"{DATA}/64px"), 150),
     Benchmark("safety", ("benchmarks/safety.py",), 120),
     Benchmark("triplet_mining", ("benchmarks/triplet_mining.py", "--shapes", "256x4", "1024x4"), 50),
     Benchmark(
@@ -78,7 +78,15 @@ CPU = (
         60,
     ),
 )
-GPU = (Benchmark("head_gpu", ("benchmarks/head_gpu.py",), 60),)
+GPU = (
+    Benchmark("head_gpu", ("benchmarks/head_gpu.py",), 60),
+    Benchmark("backbone_step", ("benchmarks/backbone_step.py", "--device", "cuda"), 120),
+    Benchmark(
+        "whole_training",
+        ("benchmarks/whole_training.py", "--device", "cuda", "--ranks", "1", "--data", f"{DATA}/64px"),
+        120,
+    ),
+)
 
 
 def main() -> int:
@@ -93,7 +101,7 @@ def main() -> int:
         return 2
     output = arguments.output or REPOSITORY / "build" / ("bench-gpu" if arguments.gpu else "bench")
     if arguments.gpu:
-        return run_all(GPU, (), output, source_state(), arguments.again)
+        return run_all(GPU, PREPARATION[:2], output, source_state(), arguments.again)
     return run_all(CPU, PREPARATION, output, source_state(), arguments.again)
 
 
@@ -111,7 +119,7 @@ def run_all(
     folder = output / state
     folder.mkdir(parents=True, exist_ok=True)
     missing = [one for one in benchmarks if again or not (folder / f"{one.name}.json").is_file()]
-    print(f"{len(missing)} of {len(benchmarks)} benchmarks to run, about {minutes(missing)} minutes on two free cores")
+    print(f"{len(missing)} of {len(benchmarks)} benchmarks to run, about {minutes(missing)} minutes on a quiet machine")
     if missing:
         for number, command in enumerate(preparation, start=1):
             print(f"data {number}/{len(preparation)}: {' '.join(command)}", flush=True)

@@ -58,13 +58,13 @@ def plot(measured: Mapping[str, Sequence[Figure]], path: Path) -> bool:
     bars = [bar for found in measured.values() for one in found for bar in _bars(one)]
     if not bars:
         return False
-    page = Page(figsize=(11, 1.2 + 0.36 * len(bars)), layout="constrained")
+    page = Page(figsize=(11, 1.2 + 0.27 * len(bars)), layout="constrained")
     axes = page.add_subplot()
     for place, (_, beside, ratio, colour) in enumerate(bars):
         # from 1, the line of equals, to the ratio
         axes.barh(place, ratio - 1, left=1, color=colour, height=0.6)
         axes.annotate(
-            f"{ratio:.0%}" if colour == LIMIT_COLOUR else f"{ratio:.2f}",
+            f"{ratio:.0%}" if colour == LIMIT_COLOUR else f"{ratio:.{2 if ratio < 10 else 1 if ratio < 100 else 0}f}",
             (ratio, place),
             (4 if ratio >= 1 else -4, 0),
             textcoords="offset points",
@@ -86,10 +86,12 @@ def plot(measured: Mapping[str, Sequence[Figure]], path: Path) -> bool:
     # a quantity stands once, at the first of its bars
     names = [what if number == 0 or bars[number - 1][0] != what else "" for number, (what, *_) in enumerate(bars)]
     axes.set_yticks(range(len(bars)), names, fontsize=8)
+    axes.tick_params(axis="y", length=0)
     axes.set_ylim(len(bars) - 0.4, -0.6)
     axes.set_xscale("log")
     ratios = [ratio for _, _, ratio, _ in bars]
-    axes.set_xlim(min(0.5, min(ratios) / 1.8), max(2.0, max(ratios) * 1.8))
+    axes.set_xlim(min(0.5, min(ratios) / 2.5), max(2.0, max(ratios) * 2.5))  # with room for numbers
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.axvline(1, color="black", linewidth=0.8)
     axes.grid(axis="x", alpha=0.3)
     axes.set_xlabel("times as good as the peer, or share of the limit (log scale)")

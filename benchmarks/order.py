@@ -47,6 +47,7 @@ UNITS = {
     "batch anywhere": "ms",
     "private memory": "MiB",
 }
+GOALS = {("open", "time"): "1 s", ("open", "private memory"): "100 MB"}
 
 
 def main() -> None:
@@ -155,7 +156,12 @@ def measure(output: Path, num_batches: int) -> dict[str, dict[str, float]]:
 def join(what: str, found: Sequence[dict[str, dict[str, float]]]) -> list[Figure]:
     """Figures of what several processes measured."""
     return [
-        Figure(f"{what}, {name}: {quantity}", UNITS[quantity], [one[name][quantity] for one in found])
+        Figure(
+            f"{what}, {name}: {quantity}",
+            UNITS[quantity],
+            [one[name][quantity] for one in found],
+            goal=GOALS.get((name, quantity), ""),
+        )
         for name, quantities in found[0].items()
         for quantity in quantities
     ]

@@ -54,7 +54,7 @@ def main() -> None:
         "photos/s",
         rates["ours"],
         limit=("decoding and detection alone", rates["bare"]),
-        goal="87 % of it: at most 15 % more time" if arguments.detector == "mtcnn" else "",
+        goal="87 % of the limit (15 % more time)" if arguments.detector == "mtcnn" else "",
     )
     print(figure.text())
     if arguments.json:
