@@ -80,7 +80,11 @@ CPU = (
 )
 GPU = (
     Benchmark("head_gpu", ("benchmarks/head_gpu.py",), 60),
-    Benchmark("backbone_step", ("benchmarks/backbone_step.py", "--device", "cuda"), 120),
+    Benchmark(
+        "backbone_step",
+        ("benchmarks/backbone_step.py", "--device", "cuda", "--batch", "128", "--backbones", "iresnet50"),
+        120,
+    ),
     Benchmark(
         "whole_training",
         ("benchmarks/whole_training.py", "--device", "cuda", "--ranks", "1", "--data", f"{DATA}/64px"),
