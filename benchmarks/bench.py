@@ -59,7 +59,7 @@ CPU = (
     Benchmark("sharding", ("benchmarks/sharding.py", f"{DATA}/photos", "--count", "200"), 50),
     Benchmark("backbone_step", ("benchmarks/backbone_step.py",), 150),
     Benchmark("whole_training", ("benchmarks/whole_training.py", "--data", f"{DATA}/64px"), 150),
-    Benchmark("safety", ("benchmarks/safety.py",), 120),
+    Benchmark("safety", ("benchmarks/safety.py", "--data", f"{DATA}/64px"), 120),
     Benchmark("triplet_mining", ("benchmarks/triplet_mining.py", "--shapes", "256x4", "1024x4"), 50),
     Benchmark(
         "order",
