@@ -75,8 +75,15 @@ def serialise(model: onnx.ModelProto, metadata: dict[str, str]) -> bytes:
 
 
 def alignment_nodes(model: onnx.ModelProto) -> list[str]:
-    """Names of the spatial transformer's nodes, which stay in float32: float16 rounds places by a tenth of a pixel."""
+    """Names of a spatial transformer's nodes."""
     return [node.name for node in model.graph.node if node.name.startswith("/alignment/")]
+
+
+def aligned_crops(model: onnx.ModelProto) -> str | None:
+    """The name of what a spatial transformer gives the backbone; None without one."""
+    names = set(alignment_nodes(model))
+    found = [node.output[0] for node in model.graph.node if node.op_type == "GridSample" and node.name in names]
+    return found[0] if found else None
 
 
 def _trace(network: nn.Module, example: torch.Tensor, opset: int) -> bytes:
