@@ -55,5 +55,5 @@ def program_embedder(content: bytes, spec: InputSpec, where: Path) -> Embedder:
 def _finite(vectors: np.ndarray, where: Path) -> np.ndarray:
     if not np.isfinite(vectors).all():
         found = "not written, its embeddings are not finite: values of the network are beyond this precision"
-        raise UserError(where, found, "", "--precision fp32")
+        raise UserError(where, found, "", "a larger --precision, or an earlier checkpoint")
     return vectors

@@ -8,7 +8,11 @@ see: it runs batches of other sizes than the traced one.
 from __future__ import annotations
 
 import io
+import os
+import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import onnx
@@ -44,7 +48,6 @@ def float_model(model: FaceModel, description: Description, opset: int) -> onnx.
     Raises:
         UserError: an operator of the network does not exist in that version, or the weights do not fit into a file.
     """
-    kind = description.backbone["kind"]
     num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
     if num_bytes > _MAX_BYTES:
         raise UserError("--onnx", f"{num_bytes / 1e9:.1f} GB of weights", "at most 2 GB in a file", "take --program")
@@ -59,9 +62,10 @@ def float_model(model: FaceModel, description: Description, opset: int) -> onnx.
     example = torch.zeros((2, 3, size_px, size_px), dtype=getattr(torch, description.input.dtype))
     try:
         return onnx.load_from_string(_trace(network, example, opset))
-    except torch.onnx.errors.OnnxExporterError as error:
+    except RuntimeError as error:
         reason = str(error).split("[")[0].split(". ")[0].splitlines()[0].strip()
-        found = f"a backbone of kind {kind!r} cannot be written at opset {opset} ({reason})"
+        name = description.backbone.get("name", description.backbone["kind"])
+        found = f"{name} with crops of {size_px} px cannot be written at opset {opset} ({reason})"
         raise UserError(
             "--onnx", found, "operators that ONNX has", "another --opset, --program or --safetensors"
         ) from None
@@ -88,10 +92,9 @@ def aligned_crops(model: onnx.ModelProto) -> str | None:
 
 def _trace(network: nn.Module, example: torch.Tensor, opset: int) -> bytes:
     file: Any = io.BytesIO()  # for this exporter; the other one takes paths alone
-    with warnings.catch_warnings():
-        # it announces its successor, and says of every size that it takes for a constant that it does
-        warnings.simplefilter("ignore", DeprecationWarning)
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+    with warnings.catch_warnings(), _without_standard_output():
+        # it announces its successor, and warns of all that might go wrong: whether it did, the parity check shows
+        warnings.simplefilter("ignore")
         torch.onnx.export(
             network,
             (example,),
@@ -103,3 +106,17 @@ def _trace(network: nn.Module, example: torch.Tensor, opset: int) -> bytes:
             dynamic_axes={INPUT: {0: "batch"}, OUTPUT: {0: "batch"}},
         )
     return file.getvalue()
+
+
+@contextmanager
+def _without_standard_output() -> Iterator[None]:
+    """Before torch's tracing exporter raises, it writes the whole graph to standard output, from C++."""
+    sys.stdout.flush()
+    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)

@@ -7,6 +7,7 @@ import io
 import torch
 from torch.export import Dim, ExportedProgram
 
+from pipeline.config.errors import UserError
 from pipeline.export.description import Description
 from pipeline.export.network import ExportedNetwork
 from pipeline.model.backbones import FaceModel
@@ -23,6 +24,9 @@ def program_bytes(model: FaceModel, description: Description) -> bytes:
     Args:
         model: the trained model, on the CPU.
         description: says which input the program takes.
+
+    Raises:
+        UserError: a network that torch.export cannot take.
     """
     network = ExportedNetwork(model, description.input.dtype == "uint8", model.alignment).requires_grad_(False)
     file = io.BytesIO()
@@ -33,4 +37,9 @@ def program_bytes(model: FaceModel, description: Description) -> bytes:
 def _export(network: ExportedNetwork, description: Description) -> ExportedProgram:
     shape = (EXAMPLE_BATCH, 3, description.input.height_px, description.input.width_px)
     example = torch.zeros(shape, dtype=getattr(torch, description.input.dtype))
-    return torch.export.export(network, (example,), dynamic_shapes=({0: Dim("batch")},))
+    try:
+        return torch.export.export(network, (example,), dynamic_shapes=({0: Dim("batch")},))
+    except Exception as error:  # each way not to understand a network has a class of its own
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        name = description.backbone.get("name", description.backbone["kind"])
+        raise UserError("--program", f"torch.export cannot take {name} ({reason})", "", "take --onnx") from None
