@@ -152,7 +152,7 @@ def _parity(file: ExportedFile, test: TestData | None) -> str:
         (
             "10-fold accuracy, trained",
             f"{parity.trained_accuracy:.4f}",
-            f"differs by at most {parity.bounds.accuracy:g}",
+            f"falls by at most {parity.bounds.accuracy:g}",
         ),
         ("ms a photo on the CPU, exported", f"{parity.ms_per_photo:.2f}", ""),
         ("ms a photo on the CPU, trained", f"{parity.trained_ms_per_photo:.2f}", ""),

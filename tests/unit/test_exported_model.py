@@ -74,7 +74,7 @@ def test_smaller_precisions_stay_near_and_keep_input_and_output(name: str, dtype
     single = float_model(model, description, 17)
     size = len(serialise(single, {}))
     inputs = to_input(crops.numpy(), description.input)
-    for bound, share, smaller in ((1e-5, 0.65, to_float16(single)), (0.05, 0.45, to_int8(single, inputs))):
+    for bound, share, smaller in ((1e-5, 0.65, to_float16(single)), (0.05, 0.5, to_int8(single, inputs))):
         content = serialise(smaller, description.metadata())
         onnx.checker.check_model(content, full_check=True)
         assert distance(model, onnx_embedder(content, description.input, FILE), crops) < bound
@@ -148,7 +148,7 @@ def test_embeddings_that_are_not_finite_are_refused() -> None:
     config = SMALL["sphereface20"]
     model, crops = trained(config, 32)
     with torch.no_grad():
-        next(parameter for parameter in model.parameters() if parameter.ndim == 4).mul_(1e38)
+        next(parameter for parameter in model.parameters() if parameter.ndim == 4).fill_(float("nan"))
     description = described(config, 32)
     exported = onnx_embedder(serialise(float_model(model, description, 17), {}), description.input, FILE)
     with pytest.raises(UserError, match=r"model.onnx: not written, its embeddings are not finite"):

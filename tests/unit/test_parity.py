@@ -67,6 +67,7 @@ def test_a_greater_distance_or_another_accuracy_is_refused_and_the_bound_itself_
     found = compare(exported, OnePixel(), trained, measure(exported, OnePixel(), PAIRS), Bounds(2.0, 0.5))
     assert found.accuracy_difference == -0.5
     require_parity(found, "model.onnx", "")
+    require_parity(dataclasses.replace(found, accuracy=1.0, trained_accuracy=0.0), "model.onnx", "")
     for bounds in (Bounds(2.0, 0.49), Bounds(0.99, 0.5)):
         with pytest.raises(UserError, match=r"^model.onnx: not written, it differs .* \(bound \S+\); take fp32$"):
             require_parity(dataclasses.replace(found, bounds=bounds), "model.onnx", "take fp32")
