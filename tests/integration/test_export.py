@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import re
 import subprocess
@@ -26,6 +25,7 @@ from pipeline.input_spec import parse_input_spec
 from pipeline.model.backbones import build_backbone
 from tests.datasets import make_dataset
 from tests.integration import training
+from tests.scripts import load_script
 
 
 @pytest.fixture(scope="module")
@@ -107,9 +107,7 @@ def test_an_onnx_file_is_checked_on_the_photos_and_described(run: Path, tmp_path
 @pytest.fixture
 def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """The command in this process, where it has to fail with one line, which is given back."""
-    monkeypatch.syspath_prepend(str(training.REPOSITORY / "launch"))
-    monkeypatch.delitem(sys.modules, "export", raising=False)
-    command = importlib.import_module("export")
+    command = load_script(training.REPOSITORY / "launch" / "export.py")
 
     def run_it(*arguments: object) -> str:
         monkeypatch.setattr(sys, "argv", ["export.py", *map(str, arguments)])

@@ -21,6 +21,7 @@ from preprocess.align import template
 from preprocess.crops import CropMaker, CropOptions
 from tests.backbones import DIM, SMALL
 from tests.integration.training import REPOSITORY
+from tests.scripts import load_script
 
 EXAMPLE = REPOSITORY / "docs" / "examples" / "compare_two_photos.py"
 SIZE_PX = 112
@@ -49,10 +50,8 @@ def imported(node: ast.AST) -> list[str]:
 
 
 @needs_photos
-def test_its_crops_are_ours(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(EXAMPLE.parent))
-    import compare_two_photos as example
-
+def test_its_crops_are_ours() -> None:
+    example = load_script(EXAMPLE)
     maker = CropMaker(CropOptions(detector="yunet", size_px=SIZE_PX), YUNET)
     detector = cv2.FaceDetectorYN.create(str(YUNET), "", (320, 320), score_threshold=0.7)
     photos = sorted((REAL / "lfw").glob("*/*.jpg"))[:12]
