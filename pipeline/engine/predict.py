@@ -49,9 +49,9 @@ class Machine:
 
 
 MACHINES = {
-    "V100": Machine(125e12, 15.7e12, 0.90e12, 150e9, 6.25e9, 32e9),
-    "A100": Machine(312e12, 19.5e12, 2.04e12, 300e9, 25e9, 80e9),
-    "H100": Machine(989e12, 67e12, 3.35e12, 450e9, 50e9, 80e9),
+    "V100": Machine(125e12, 15.7e12, 0.90e12, 150e9, 6.25e9, 32 * 2**30),
+    "A100": Machine(312e12, 19.5e12, 2.04e12, 300e9, 25e9, 80 * 2**30),
+    "H100": Machine(989e12, 67e12, 3.35e12, 450e9, 50e9, 80 * 2**30),
 }
 """Data sheets of the SXM modules; the network is that of NVIDIA's DGX systems, 4, 8 and 8 adapters of 100, 200 and 400
 Gbit/s for 8 GPUs."""
