@@ -5,16 +5,15 @@
     python benchmarks/backbone_step.py --device cuda --batch 128 --backbones iresnet50 iresnet100 vit-base
 
 Ours is what the trainer does on the device: images and weights channels last, fused SGD, float32 on a CPU and bf16
-autocast on a GPU. Every other way differs from it in one thing. They take turns in one process, on as many threads as
-there are cores. Compiling for a CPU takes minutes a backbone, so there it is done only where asked for. The limit is
-the rate of one large matrix product of the same arithmetic, measured in every turn, over the products of a photo: two
-FLOPs a multiply-add, and a backward pass of twice the forward pass.
+autocast on a GPU. Every other way differs from it in one thing. They take turns in one process, on a CPU on one thread,
+as a rank of the demo has. Compiling for a CPU takes minutes a backbone, so there it is done only where asked for. The
+limit is the rate of one large matrix product of the same arithmetic, measured in every turn, over the products of a
+photo: two FLOPs a multiply-add, and a backward pass of twice the forward pass.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -86,7 +85,7 @@ def main() -> None:
     if unknown:
         parser.error(f"--ways: no {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     wanted = {name: way for name, way in known.items() if name in {"ours", *names}}
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(1)
     keep_freed_memory()
     device = torch.device(arguments.device)
     num_steps = arguments.steps or (20 if arguments.device == "cuda" else 1)

@@ -57,7 +57,7 @@ NAMES = ("with", "without checkpoints", "without")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=REPOSITORY / "build" / "demo" / "data")
-    parser.add_argument("--steps", type=int, default=16, help="of a turn")
+    parser.add_argument("--steps", type=int, default=24, help="of a turn")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", type=Path, help="write the figures")
