@@ -3,8 +3,9 @@
 `--data` is a data set made by `preprocess shard`, or a folder of photos
 `Name/Name_0001.jpg` not yet aligned, which then go through the detector and the
 aligner that the training photos went through, or a verification set of
-InsightFace's (`lfw.bin`), which has aligned photos and pairs. Without `--pairs`,
-pairs are drawn from the people whom the data set holds out. Writes
+InsightFace's (`lfw.bin`), which has aligned photos and pairs, or a public test
+set in its own files: CFP, AgeDB-30, CALFW, CPLFW, RFW, IJB-B and IJB-C. Without
+`--pairs`, pairs are drawn from the people whom the data set holds out. Writes
 `evaluation.json`, `report.html` and, when drawn, `pairs.txt`.
 
     python launch/evaluate.py --model RUN --data build/data
@@ -12,11 +13,11 @@ pairs are drawn from the people whom the data set holds out. Writes
     python launch/evaluate.py --model RUN --data DATA --pairs pairs.txt
     python launch/evaluate.py --model RUN --data PHOTOS --pairs pairs.txt
     python launch/evaluate.py --model RUN --data faces_emore/lfw.bin
+    python launch/evaluate.py --model RUN --data cfp-dataset --protocol cfp-ff
 """
 
 from __future__ import annotations
 
-import hashlib
 import shlex
 import sys
 import tempfile
@@ -29,6 +30,7 @@ from typing import Annotated, Any
 import typer
 
 from pipeline.config.errors import UserError, run_command
+from pipeline.evaluate.template_weights import TemplateWeights
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
 
@@ -51,7 +53,10 @@ class Device(StrEnum):
 def main(
     model: Annotated[Path, typer.Option(help="a run directory or one checkpoint of it, `step-N`")],
     data: Annotated[Path, typer.Option(help="a data set, a folder of folders of photos, or a .bin file")],
-    pairs: Annotated[Path | None, typer.Option(help="pair list in the format of LFW's pairs.txt")] = None,
+    pairs: Annotated[Path | None, typer.Option(help="pair list: LFW's pairs.txt, or a .csv with groups")] = None,
+    protocol: Annotated[
+        str | None, typer.Option(help="the public test set that `--data` is; default: by its files")
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="default: `evaluation` in the run directory")] = None,
     split: Annotated[str | None, typer.Option(help="draw pairs from this split; default: val")] = None,
     device: Annotated[Device | None, typer.Option(help="default: cuda where there is one")] = None,
@@ -68,24 +73,35 @@ def main(
     identify: Annotated[
         bool, typer.Option("--identify", help="search each photo among the split's people, too")
     ] = False,
+    distractors: Annotated[
+        Path | None, typer.Option(help="with --identify: search among these strangers, too; a data set or a folder")
+    ] = None,
+    template_weights: Annotated[
+        TemplateWeights, typer.Option(help="IJB: weigh photos by norm (N1), by detector score (D1)")
+    ] = TemplateWeights.norm_score,
 ) -> None:
     """Embed, measure, report."""
     from rich.console import Console
 
-    from pipeline.evaluate import report, result
+    from pipeline.evaluate import report, result, template_set
+    from pipeline.evaluate.by_group import figures_by_group
     from pipeline.evaluate.console import embedding_progress, print_summary
     from pipeline.evaluate.embed import extract_embeddings
     from pipeline.evaluate.identify import identify as identify_people
     from pipeline.evaluate.pairs import write_pairs
     from pipeline.evaluate.run import add_intervals, coverage_notes, environment, judge, measure, score_embeddings
+    from pipeline.inputs.distractors import search_distractors
     from pipeline.inputs.models import open_run
     from pipeline.inputs.test_sets import Request, open_test_set
 
     if identify and pairs is not None:
         raise UserError("--identify", "given with --pairs", "a data set whose split to search in", "leave one out")
+    if distractors is not None and not identify:
+        raise UserError("--distractors", "given without --identify", "both", "add --identify")
     carried = None if threshold_from is None else result.read_best_threshold(threshold_from)
     recogniser = open_run(model, _choose_device(device), None if model_weights is None else model_weights.value)
-    tests = open_test_set(data, recogniser, Request(pairs, split, detector, weights))
+    request = Request(pairs, split, detector, weights, protocol, distractors)
+    tests = open_test_set(data, recogniser, request)
     if identify and tests.split is None:
         raise UserError("--identify", f"given with {data.name}", "a data set", "leave --identify out")
     folder = _make_output(output or (recogniser.run_directory or Path()) / "evaluation")
@@ -94,29 +110,51 @@ def main(
         write_pairs(tests.pairs_file, tests.pairs)
 
     started = time.perf_counter()
-    photos = tests.split_photos() if identify else tests.pairs.photos()
-    with embedding_progress(len(photos)) as advance:
-        found = extract_embeddings(recogniser.embedder, tests.source, photos, batch=batch, flip=flip, advance=advance)
-    embedding_s = time.perf_counter() - started
-    scored = score_embeddings(found, tests.pairs, len(tests.pairs.photos()))
+    identified = None
+    if tests.templates is not None:
+        with embedding_progress(len(tests.templates.photos)) as advance:
+            rows = template_set.embed_rows(
+                recogniser.embedder, tests.source, tests.templates.photos, batch=batch, flip=flip, advance=advance
+            )
+        scored = template_set.score_templates(tests.templates, rows, template_weights)
+        del rows
+        embedding_s = time.perf_counter() - started
+    else:
+        photos = tests.split_photos() if identify else tests.pairs.photos()
+        with embedding_progress(len(photos)) as advance:
+            found = extract_embeddings(
+                recogniser.embedder, tests.source, photos, batch=batch, flip=flip, advance=advance
+            )
+        embedding_s = time.perf_counter() - started
+        scored = score_embeddings(found, tests.pairs, len(tests.pairs.photos()))
+        identified = identify_people(found, data) if identify else None
+        if identified is not None and distractors is not None:
+            among, said = search_distractors(
+                recogniser, request, found, batch=batch, flip=flip, progress=embedding_progress
+            )
+            identified = identified.model_copy(update={"distractors": among})
+            tests.notes += said
     figures = add_intervals(measure(scored, flip), scored, by_identity=tests.knows_people)
     if carried is not None:
         figures = figures.model_copy(update={"carried_threshold": judge(scored, carried)})
+    if tests.groups:
+        figures = figures.model_copy(update={"by_group": figures_by_group(scored, tests.groups)})
     evaluation = result.Evaluation(
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         command=shlex.join(["python", *sys.argv]),
         embedding_s=embedding_s,
         notes=coverage_notes(scored, tests.pairs) + tests.notes,
         verification=figures,
-        identification=identify_people(found, data) if identify else None,
+        identification=identified,
         model=recogniser.description,
         data=result.Data(
             path=str(data),
             kind=tests.kind,
+            protocol=tests.protocol,
             digest=None if tests.dataset is None else tests.dataset.info.digest,
             split=tests.split,
             pairs=str(tests.pairs_file),
-            pairs_sha256=hashlib.sha256(tests.pairs_file.read_bytes()).hexdigest(),
+            pairs_sha256=tests.digest_pairs(),
             detector=tests.detector,
             num_photos=scored.num_photos,
             num_identities=len({photo.identity for pair in scored.pairs for photo in (pair.left, pair.right)})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import numpy as np
@@ -40,6 +40,8 @@ class Embeddings:
     vectors: npt.NDArray[np.float64]
     """[N, D], L2-normalised; row i belongs to `photos[i]`."""
     missing: dict[Photo, str]
+    norms: npt.NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+    """[N] the length of each embedding before it was scaled to 1; empty where it is not known."""
 
 
 def extract_embeddings(
@@ -66,6 +68,7 @@ def extract_embeddings(
     """
     kept: list[Photo] = []
     vectors: list[npt.NDArray[np.float64]] = []
+    norms: list[npt.NDArray[np.float64]] = []
     missing: dict[Photo, str] = {}
     chunks = [photos[start : start + batch] for start in range(0, len(photos), batch)]
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="crops") as pool:
@@ -85,12 +88,14 @@ def extract_embeddings(
                 usable.append(photo)
                 crops.append(crop)
             if usable:
-                vectors.append(_embed(embedder, np.stack(crops), usable, flip))
+                scaled, lengths = _embed(embedder, np.stack(crops), usable, flip)
+                vectors.append(scaled)
+                norms.append(lengths)
                 kept.extend(usable)
             if advance is not None:
                 advance(len(chunk))
     stacked = np.concatenate(vectors) if vectors else np.empty((0, 0), np.float64)
-    return Embeddings(photos=kept, vectors=stacked, missing=missing)
+    return Embeddings(kept, stacked, missing, norms=np.concatenate(norms) if norms else np.empty(0))
 
 
 def _load(source: PhotoSource, photos: Sequence[Photo]) -> list[Crop | Rejected]:
@@ -108,8 +113,10 @@ def _require_size(crop: Crop, embedder: Embedder, photo: Photo) -> None:
         )
 
 
-def _embed(embedder: Embedder, crops: Crop, photos: Sequence[Photo], flip: bool) -> npt.NDArray[np.float64]:
-    """[B, H, W, 3] uint8 to L2-normalised [B, D] float64."""
+def _embed(
+    embedder: Embedder, crops: Crop, photos: Sequence[Photo], flip: bool
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """[B, H, W, 3] uint8 to L2-normalised [B, D] float64, and [B] their lengths before."""
     images = torch.from_numpy(crops).permute(0, 3, 1, 2).to(embedder.device)
     with torch.inference_mode():
         vectors = embedder.embed(images)
@@ -123,4 +130,4 @@ def _embed(embedder: Embedder, crops: Crop, photos: Sequence[Photo], flip: bool)
         first = photos[int(np.argmax(bad))]
         found = f"{int(bad.sum())} of {len(photos)} embeddings are not finite or zero, first that of {first}"
         raise UserError(embedder.where, found, "finite embeddings", "evaluate an earlier checkpoint")
-    return raw / norms
+    return raw / norms, norms[:, 0]
