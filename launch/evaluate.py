@@ -90,7 +90,7 @@ def main(
     from pipeline.evaluate.identify import identify as identify_people
     from pipeline.evaluate.pairs import write_pairs
     from pipeline.evaluate.run import add_intervals, coverage_notes, environment, judge, measure, score_embeddings
-    from pipeline.inputs.distractors import search_distractors
+    from pipeline.inputs.distractors import open_distractors, search_distractors
     from pipeline.inputs.models import open_run
     from pipeline.inputs.test_sets import Request, open_test_set
 
@@ -104,6 +104,10 @@ def main(
     tests = open_test_set(data, recogniser, request)
     if identify and tests.split is None:
         raise UserError("--identify", f"given with {data.name}", "a data set", "leave --identify out")
+    strangers = None
+    if distractors is not None:
+        strangers = open_distractors(recogniser, request, {photo.identity for photo in tests.split_photos()})
+        tests.notes += strangers.notes
     folder = _make_output(output or (recogniser.run_directory or Path()) / "evaluation")
     if tests.pairs_file is None:
         tests.pairs_file = folder / "pairs.txt"
@@ -128,12 +132,11 @@ def main(
         embedding_s = time.perf_counter() - started
         scored = score_embeddings(found, tests.pairs, len(tests.pairs.photos()))
         identified = identify_people(found, data) if identify else None
-        if identified is not None and distractors is not None:
-            among, said = search_distractors(
-                recogniser, request, found, batch=batch, flip=flip, progress=embedding_progress
+        if identified is not None and strangers is not None:
+            among = search_distractors(
+                recogniser, strangers, found, batch=batch, flip=flip, progress=embedding_progress
             )
             identified = identified.model_copy(update={"distractors": among})
-            tests.notes += said
     figures = add_intervals(measure(scored, flip), scored, by_identity=tests.knows_people)
     if carried is not None:
         figures = figures.model_copy(update={"carried_threshold": judge(scored, carried)})

@@ -31,40 +31,13 @@ MOST = 1_000_000
 class Strangers:
     """Photos of people who are searched for by nobody."""
 
+    path: Path
     source: PhotoSource
     photos: list[Photo]
     """In an order drawn once, so that the first ten are of ten people, not of one."""
     num_own: int
     """Photos left out because their person is among those who search."""
     notes: list[str]
-
-
-def search_distractors(
-    recogniser: Recogniser,
-    request: Request,
-    found: Embeddings,
-    *,
-    batch: int,
-    flip: bool,
-    progress: Callable[[int], AbstractContextManager[Callable[[int], None]]],
-) -> tuple[Distractors, list[str]]:
-    """Embed strangers, search the photos of `found` among them, and say what is to be noted.
-
-    Args:
-        recogniser, request: see `open_distractors`.
-        found: embeddings of the photos that are searched.
-        batch, flip: see `extract_embeddings`.
-        progress: shows how a number of photos is embedded.
-
-    Raises:
-        UserError: see `open_distractors`; or none of the strangers' photos can be used.
-    """
-    strangers = open_distractors(recogniser, request, {photo.identity for photo in found.photos})
-    with progress(len(strangers.photos)) as advance:
-        rows = embed_rows(
-            recogniser.embedder, strangers.source, strangers.photos, batch=batch, flip=flip, advance=advance
-        )
-    return search_among(found, rows, str(request.distractors), strangers.num_own), strangers.notes
 
 
 def open_distractors(recogniser: Recogniser, request: Request, people: Set[str]) -> Strangers:
@@ -103,7 +76,35 @@ def open_distractors(recogniser: Recogniser, request: Request, people: Set[str])
     order = np.random.RandomState(0).permutation(len(strangers))[:MOST]
     if len(strangers) > MOST:
         notes.append(f"Of {len(strangers):,} distractors, {MOST:,} were drawn.")
-    return Strangers(source, [strangers[place] for place in order], len(photos) - len(strangers), notes)
+    return Strangers(path, source, [strangers[place] for place in order], len(photos) - len(strangers), notes)
+
+
+def search_distractors(
+    recogniser: Recogniser,
+    strangers: Strangers,
+    found: Embeddings,
+    *,
+    batch: int,
+    flip: bool,
+    progress: Callable[[int], AbstractContextManager[Callable[[int], None]]],
+) -> Distractors:
+    """Embed strangers and search the photos of `found` among them.
+
+    Args:
+        recogniser: the model.
+        strangers: see `open_distractors`.
+        found: embeddings of the photos that are searched.
+        batch, flip: see `extract_embeddings`.
+        progress: shows how a number of photos is embedded.
+
+    Raises:
+        UserError: none of the strangers' photos can be used.
+    """
+    with progress(len(strangers.photos)) as advance:
+        rows = embed_rows(
+            recogniser.embedder, strangers.source, strangers.photos, batch=batch, flip=flip, advance=advance
+        )
+    return search_among(found, rows, str(strangers.path), strangers.num_own)
 
 
 def _walk(root: Path) -> Iterator[str]:

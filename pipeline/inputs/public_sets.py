@@ -40,9 +40,10 @@ def find_protocol(data: Path, named: str | None) -> str | None:
     Raises:
         UserError: no such set, or not the files of the one that was named.
     """
-    if named is None:
+    if require_known(named) is None:
         return next((name for name, markers in PROTOCOLS.items() if _has_any(data, markers)), None)
-    markers = _markers(named)
+    assert named is not None
+    markers = PROTOCOLS[named]
     if not data.is_dir():
         raise UserError(data, "not a directory" if data.exists() else "no such directory", f"the folder of {named}")
     if not _has_any(data, markers):
@@ -62,7 +63,7 @@ def read_listed(data: Path, protocol: str, list_path: Path | None, detector: str
     Raises:
         UserError: files are missing or malformed, or a list is named of a set that has several.
     """
-    markers = _markers(protocol)
+    markers = PROTOCOLS[protocol]
     if list_path is not None and protocol not in _WITH_A_LIST:
         raise UserError("--pairs", f"given with {protocol}, whose pairs are in several files", remedy="leave it out")
     if protocol in ("cfp-fp", "cfp-ff"):
@@ -77,20 +78,20 @@ def read_listed(data: Path, protocol: str, list_path: Path | None, detector: str
 
 
 def ijb_name(protocol: str) -> Literal["ijb-b", "ijb-c"]:
-    """The same name, as one of IJB's.
-
-    Raises:
-        UserError: it is another one.
-    """
-    if protocol not in ijb.MARKERS:
-        _markers(protocol)
+    """The name of one of IJB's sets, as a type."""
+    assert protocol in ijb.MARKERS
     return cast(Literal["ijb-b", "ijb-c"], protocol)
 
 
-def _markers(protocol: str) -> tuple[str, ...]:
-    if protocol not in PROTOCOLS:
+def require_known(protocol: str | None) -> str | None:
+    """The same name, or None.
+
+    Raises:
+        UserError: there is no set of that name.
+    """
+    if protocol is not None and protocol not in PROTOCOLS:
         raise UserError("--protocol", f"unknown test set {protocol!r}", ", ".join(PROTOCOLS))
-    return PROTOCOLS[protocol]
+    return protocol
 
 
 def _has_any(data: Path, markers: tuple[str, ...]) -> bool:

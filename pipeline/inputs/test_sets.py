@@ -20,7 +20,7 @@ from pipeline.evaluate.recogniser import Recogniser
 from pipeline.evaluate.template_set import TemplateSet
 from pipeline.inputs.ijb import IjbPhotos, read_ijb
 from pipeline.inputs.listed_pairs import ListedPairs, PathPhotos, digest_files
-from pipeline.inputs.public_sets import LISTED_SETS, find_protocol, ijb_name, read_listed
+from pipeline.inputs.public_sets import LISTED_SETS, find_protocol, ijb_name, read_listed, require_known
 from preprocess.crops import NO_DETECTOR, CropMaker, CropOptions, describe_detector
 from preprocess.sources import read_source
 
@@ -106,7 +106,7 @@ def open_test_set(data: Path, recogniser: Recogniser, request: Request) -> TestS
         tests = _open_dataset(data, recogniser, request)
     else:
         # A list that is named counts more than lists that lie about.
-        protocol = protocol if request.pairs is not None else find_protocol(data, protocol)
+        protocol = find_protocol(data, protocol) if request.pairs is None else require_known(protocol)
         if protocol is None:
             tests = _open_folder(data, recogniser, request)
         elif protocol in LISTED_SETS:
