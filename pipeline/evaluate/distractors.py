@@ -44,4 +44,4 @@ def distractors_chart(figures: result.Distractors) -> Markup:
     decades = max(1, math.ceil(math.log10(sizes[-1]) - 1e-9))
     x = Axis(1.0, 10.0**decades, [(10.0**k, number(10.0**k)) for k in range(decades + 1)], "distractors", log=True)
     y = percent_axis(0.0, 1.0, 0.2, "rank 1, %")
-    return chart("Rank 1 over the number of distractors", x, y, [Series("plain", sizes, rates, filled=True)])
+    return chart("Rank 1 over the number of distractors", x, y, [Series("plain", sizes, rates)])

@@ -65,7 +65,8 @@ def open_distractors(recogniser: Recogniser, request: Request, people: Set[str])
         photos = [Photo(name, number) for name in sorted(numbers) for number in sorted(numbers[name])]
         source = photos_source
     elif path.is_dir():
-        crop, _, notes = cropper(recogniser, request)
+        crop, _, said = cropper(recogniser, request)
+        notes += [f"Of the distractors: {sentence}" for sentence in said]
         photos = [Photo(Path(name).parts[0], 0, name) for name in sorted(_walk(path))]
         source = PathPhotos(path, photos, crop)
     else:

@@ -86,6 +86,7 @@ def test_drawn_pairs_to_report(evaluate: Command, run: Path, data: Dataset, caps
     # ROC, histogram, loss, learning rate; no chart for metrics that were not recorded.
     assert sum(tag == "svg" for tag, _ in tags.tags) == 4
     assert "Training loss" in page
+    assert "1 in 100 <span class=\"soft extra\">(FAR 1e-2)" in page
     assert f"{100 * figures['accuracy']['mean']:.2f} %" in page
     printed = capsys.readouterr().out
     assert printed.splitlines()[-1] == f"report: {out / 'report.html'}"
