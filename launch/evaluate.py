@@ -25,6 +25,7 @@ import time
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
+from statistics import median
 from typing import Annotated, Any
 
 import typer
@@ -90,6 +91,7 @@ def main(
     from pipeline.evaluate.identify import identify as identify_people
     from pipeline.evaluate.pairs import write_pairs
     from pipeline.evaluate.run import add_intervals, coverage_notes, environment, judge, measure, score_embeddings
+    from pipeline.evaluate.scores import write_scores
     from pipeline.inputs.distractors import open_distractors, search_distractors
     from pipeline.inputs.models import open_run
     from pipeline.inputs.test_sets import Request, open_test_set
@@ -121,6 +123,7 @@ def main(
                 recogniser.embedder, tests.source, tests.templates.photos, batch=batch, flip=flip, advance=advance
             )
         scored = template_set.score_templates(tests.templates, rows, template_weights)
+        batch_ms, num_embedded = rows.batch_ms, scored.num_photos
         del rows
         embedding_s = time.perf_counter() - started
     else:
@@ -130,6 +133,7 @@ def main(
                 recogniser.embedder, tests.source, photos, batch=batch, flip=flip, advance=advance
             )
         embedding_s = time.perf_counter() - started
+        batch_ms, num_embedded = found.batch_ms, len(found.photos)
         scored = score_embeddings(found, tests.pairs, len(tests.pairs.photos()))
         identified = identify_people(found, data) if identify else None
         if identified is not None and strangers is not None:
@@ -142,6 +146,7 @@ def main(
         figures = figures.model_copy(update={"carried_threshold": judge(scored, carried)})
     if tests.groups:
         figures = figures.model_copy(update={"by_group": figures_by_group(scored, tests.groups)})
+    pairs_sha256 = tests.digest_pairs()
     evaluation = result.Evaluation(
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         command=shlex.join(["python", *sys.argv]),
@@ -150,6 +155,7 @@ def main(
         verification=figures,
         identification=identified,
         model=recogniser.description,
+        speed=result.Speed(embedding_ms=median(batch_ms), num_photos=num_embedded, batch=batch),
         data=result.Data(
             path=str(data),
             kind=tests.kind,
@@ -157,7 +163,7 @@ def main(
             digest=None if tests.dataset is None else tests.dataset.info.digest,
             split=tests.split,
             pairs=str(tests.pairs_file),
-            pairs_sha256=tests.digest_pairs(),
+            pairs_sha256=pairs_sha256,
             detector=tests.detector,
             num_photos=scored.num_photos,
             num_identities=len({photo.identity for pair in scored.pairs for photo in (pair.left, pair.right)})
@@ -166,6 +172,10 @@ def main(
         ),
         environment=environment(recogniser.embedder.device),
     )
+    if tests.templates is None:  # models are compared on pairs of photos
+        write_scores(
+            folder / "scores.parquet", scored.pairs, scored.distances, pairs_sha256, has_identities=tests.knows_people
+        )
     galleries = report.worst_pairs(scored, tests.source, figures.best_threshold.squared_distance)
     curves = []
     if recogniser.run_directory is not None:

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 from pipeline.config.errors import UserError
-from pipeline.evaluate.intervals import LEVEL, NUM_RESAMPLES, Figures, Interval, bootstrap
-from pipeline.evaluate.verification import Bools, Floats, Ints
+from pipeline.evaluate.intervals import (
+    LEVEL,
+    NUM_RESAMPLES,
+    Figures,
+    Interval,
+    Resampled,
+    percentile_interval,
+    resample,
+)
+from pipeline.evaluate.verification import Bools, Ints
 
 _EXACT_UP_TO = 1000
 """Discordant pairs; beyond, the normal curve is as good."""
@@ -65,6 +74,42 @@ def mcnemar(first_is_right: Bools, second_is_right: Bools) -> McNemar:
     return McNemar(only_first, only_second, math.erfc(math.sqrt(max(statistic, 0.0) / 2.0)), "chi2")
 
 
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P-values corrected for their number (Holm 1979): below 0.05 in any of them with a chance of at most 0.05.
+
+    The k-th smallest of m is multiplied by m - k + 1, is at least as large as those before it, and at most 1.
+    """
+    order = sorted(range(len(p_values)), key=lambda place: p_values[place])
+    corrected = [0.0] * len(p_values)
+    largest = 0.0
+    for rank, place in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
+        corrected[place] = largest
+    return corrected
+
+
+def differences(first: Resampled, second: Resampled, level: float = LEVEL) -> dict[str, Difference]:
+    """Differences of all figures of two models, with intervals.
+
+    Args:
+        first, second: figures of the same pairs and people, resampled with the same seed: in each resample both
+            models meet the same people.
+        level: of the intervals.
+
+    Raises:
+        UserError: figures of other names.
+    """
+    if first.values.keys() != second.values.keys():
+        found, expected = sorted(second.values), sorted(first.values)
+        raise UserError("figures", f"{found} of the second model", f"{expected}, as of the first")
+    return {
+        name: Difference(
+            second.values[name] - value, percentile_interval(second.draws[name] - first.draws[name], level)
+        )
+        for name, value in first.values.items()
+    }
+
+
 def paired_difference(
     first: Figures,
     second: Figures,
@@ -75,23 +120,15 @@ def paired_difference(
     level: float = LEVEL,
     seed: int = 0,
 ) -> dict[str, Difference]:
-    """Differences of all figures that both models have, with intervals: in each resample both meet the same people.
+    """`differences` of two models' figures as functions of the pairs' weights.
 
     Args:
         first, second: figures of the same pairs in the same order, as `intervals.VerificationFigures`.
-        left, right: [P] the people of each pair, as for `intervals.bootstrap`.
-        num_resamples, level, seed: as there.
+        left, right: [P] the people of each pair, as for `intervals.resample`.
+        num_resamples, level, seed: as for `intervals.bootstrap`.
 
     Raises:
         UserError: no pairs, or figures of other names.
     """
-
-    def differences(weights: Floats) -> dict[str, float]:
-        before, after = first(weights), second(weights)
-        if before.keys() != after.keys():
-            raise UserError("figures", f"{sorted(after)} of the second model", f"{sorted(before)}, as of the first")
-        return {name: after[name] - before[name] for name in before}
-
-    found = bootstrap(differences, left, right, num_resamples=num_resamples, level=level, seed=seed)
-    values = differences(np.ones(len(left)))
-    return {name: Difference(values[name], interval) for name, interval in found.items()}
+    resampled = [resample(one, left, right, num_resamples=num_resamples, seed=seed) for one in (first, second)]
+    return differences(resampled[0], resampled[1], level)

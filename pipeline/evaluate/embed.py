@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -42,6 +43,8 @@ class Embeddings:
     missing: dict[Photo, str]
     norms: npt.NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
     """[N] the length of each embedding before it was scaled to 1; empty where it is not known."""
+    batch_ms: list[float] = field(default_factory=list)
+    """Of each batch, milliseconds a photo in the model and on the way to its device and back; reading is not in it."""
 
 
 def extract_embeddings(
@@ -70,6 +73,7 @@ def extract_embeddings(
     vectors: list[npt.NDArray[np.float64]] = []
     norms: list[npt.NDArray[np.float64]] = []
     missing: dict[Photo, str] = {}
+    batch_ms: list[float] = []
     chunks = [photos[start : start + batch] for start in range(0, len(photos), batch)]
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="crops") as pool:
         ahead = pool.submit(_load, source, chunks[0]) if chunks else None
@@ -88,14 +92,17 @@ def extract_embeddings(
                 usable.append(photo)
                 crops.append(crop)
             if usable:
+                started = time.perf_counter()
                 scaled, lengths = _embed(embedder, np.stack(crops), usable, flip)
+                batch_ms.append(1000.0 * (time.perf_counter() - started) / len(usable))
                 vectors.append(scaled)
                 norms.append(lengths)
                 kept.extend(usable)
             if advance is not None:
                 advance(len(chunk))
     stacked = np.concatenate(vectors) if vectors else np.empty((0, 0), np.float64)
-    return Embeddings(kept, stacked, missing, norms=np.concatenate(norms) if norms else np.empty(0))
+    lengths = np.concatenate(norms) if norms else np.empty(0)
+    return Embeddings(kept, stacked, missing, norms=lengths, batch_ms=batch_ms)
 
 
 def _load(source: PhotoSource, photos: Sequence[Photo]) -> list[Crop | Rejected]:

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from pipeline.config.errors import UserError
 from pipeline.evaluate.verification import GRID, Bools, Floats, Ints
@@ -58,6 +57,43 @@ def pair_weights(drawn: Ints, left: Ints, right: Ints) -> Floats:
     return np.where(left == right, drawn[left], drawn[left] * drawn[right]).astype(np.float64)
 
 
+@dataclass(frozen=True)
+class Resampled:
+    """Figures of all pairs, and of each resample."""
+
+    values: dict[str, float]
+    """By name; NaN where a figure is not defined."""
+    draws: dict[str, Floats]
+    """By name, [num_resamples] float64; NaN where a resample left nothing to measure."""
+
+
+def resample(
+    figures: Figures, left: Ints, right: Ints, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0
+) -> Resampled:
+    """Compute figures on all pairs and on resamples of them; the same people and seed give the same resamples.
+
+    Args:
+        figures: called once for all pairs and once a resample.
+        left, right: [P] the people of each pair, any numbers; the same number for the two where people are not known,
+            another for each pair, draws pairs instead.
+        num_resamples: 1,000 give the bounds of a 95 % interval to about a tenth of its width.
+        seed: of the draws.
+
+    Raises:
+        UserError: no pairs.
+    """
+    if len(left) == 0:
+        raise UserError("pairs", "no pairs to resample", "at least one")
+    people, numbers = np.unique(np.concatenate((left, right)), return_inverse=True)
+    left, right = numbers[: len(left)], numbers[len(left) :]
+    values = dict(figures(np.ones(len(left))))
+    draws = {name: np.empty(num_resamples) for name in values}
+    for number, drawn in enumerate(draw_people(len(people), num_resamples, seed)):
+        for name, value in figures(pair_weights(drawn, left, right)).items():
+            draws[name][number] = value
+    return Resampled(values, draws)
+
+
 def bootstrap(
     figures: Figures,
     left: Ints,
@@ -70,28 +106,17 @@ def bootstrap(
     """Percentile intervals of any figures of pairs; see this module's head for how pairs are drawn.
 
     Args:
-        figures: called once a resample.
-        left, right: [P] the people of each pair, any numbers; the same number for the two where people are not known,
-            another for each pair, draws pairs instead.
-        num_resamples: 1,000 give the bounds of a 95 % interval to about a tenth of its width.
+        figures, left, right, num_resamples, seed: as for `resample`.
         level: the share of resamples inside.
-        seed: of the draws.
 
     Returns:
-        By name; None where more than a tenth of the resamples left the figure undefined. The rest are left out.
+        By name; see `percentile_interval`.
 
     Raises:
         UserError: no pairs.
     """
-    if len(left) == 0:
-        raise UserError("pairs", "no pairs to resample", "at least one")
-    people, numbers = np.unique(np.concatenate((left, right)), return_inverse=True)
-    left, right = numbers[: len(left)], numbers[len(left) :]
-    found: dict[str, list[float]] = {}
-    for drawn in draw_people(len(people), num_resamples, seed):
-        for name, value in figures(pair_weights(drawn, left, right)).items():
-            found.setdefault(name, []).append(value)
-    return {name: _percentiles(np.array(values), level) for name, values in found.items()}
+    resampled = resample(figures, left, right, num_resamples=num_resamples, seed=seed)
+    return {name: percentile_interval(values, level) for name, values in resampled.draws.items()}
 
 
 class VerificationFigures:
@@ -164,7 +189,12 @@ class VerificationFigures:
         return float(abs(means[0] - means[1]) / spread) if spread > 0.0 else float("nan")
 
 
-def _percentiles(values: npt.NDArray[np.float64], level: float) -> Interval | None:
+def percentile_interval(values: Floats, level: float = LEVEL) -> Interval | None:
+    """The interval that holds the middle `level` of the values of resamples.
+
+    Returns:
+        None where more than a tenth of the resamples left the figure undefined. The rest are left out.
+    """
     defined = values[np.isfinite(values)]
     if len(defined) < _LEAST_DEFINED * len(values):
         return None

@@ -30,9 +30,15 @@ def render_page(package: str, template: str, script: str = "", **values: Any) ->
         lstrip_blocks=True,
     )
     environment.filters["short"] = number
+    environment.filters["cost"] = multiply_adds
     environment.filters["one_option_a_line"] = one_option_a_line
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii") if script else ""
     return environment.get_template(template).render(script=Markup(script), script_digest=digest, **values)
+
+
+def multiply_adds(count: int) -> str:
+    """Multiply-adds in billions, or in millions below a tenth of one."""
+    return f"{count / 1e9:.2f} billion" if count >= 1e8 else f"{count / 1e6:.1f} million"
 
 
 def one_option_a_line(command: str) -> str:

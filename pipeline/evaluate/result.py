@@ -15,7 +15,7 @@ SCHEMA_VERSION = 3
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Fold(_Frozen):
@@ -234,12 +234,26 @@ class Model(_Frozen):
     crop_px: int
     embedding_dim: int
     num_parameters: int
+    multiply_adds: int | None = None
+    """Of the products and convolutions of a forward pass over one photo; null where they cannot be counted."""
     config: dict[str, Any]
     """The training configuration."""
     dataset: dict[str, Any]
     """The training data set's description, its digest included."""
     weights: Literal["ema", "raw"] = "raw"
     """Which were measured: the moving average of the weights, or the weights themselves."""
+
+
+class Speed(_Frozen):
+    """How fast the model embedded on the device that `environment` names."""
+
+    embedding_ms: float
+    """Milliseconds a photo, the median of batches: a forward pass, with `flip` one of the mirror image besides, and the
+    way to the device and back. Reading and decoding are not in it."""
+    num_photos: int
+    """Photos timed."""
+    batch: int
+    """Photos a batch."""
 
 
 class Data(_Frozen):
@@ -288,6 +302,7 @@ class Evaluation(_Frozen):
     identification: Identification | None = None
     """null unless it was asked for."""
     model: Model
+    speed: Speed
     data: Data
     environment: Environment
 

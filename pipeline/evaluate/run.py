@@ -17,10 +17,6 @@ from pipeline.evaluate import intervals, result, verification
 from pipeline.evaluate.embed import Embeddings
 from pipeline.evaluate.pairs import Pair, PairList, Photo
 
-FAR_TARGETS = {"1e-1": 1e-1, "1e-2": 1e-2, "1e-3": 1e-3, "1e-4": 1e-4, "1e-5": 1e-5, "1e-6": 1e-6}
-
-_ROC_POINTS = 1000
-
 
 @dataclass(frozen=True)
 class ScoredPairs:
@@ -50,7 +46,7 @@ def measure(scored: ScoredPairs, flip: bool) -> result.Verification:
     roc = verification.roc_curve(scored.distances, scored.same)
     threshold, best = verification.best_threshold(scored.distances, scored.same)
     histogram = verification.score_histogram(scored.distances, scored.same)
-    thin = _thin(roc)
+    thin = verification.thin_roc(roc)
     return result.Verification(
         protocol="no folds"
         if accuracy is None
@@ -127,7 +123,11 @@ def add_intervals(figures: result.Verification, scored: ScoredPairs, by_identity
         names = [[getattr(pair, side).identity for pair in scored.pairs] for side in ("left", "right")]
         numbers = np.unique(names, return_inverse=True)[1].reshape(2, -1)
         left, right = numbers[0], numbers[1]
-    fars = {f"tar_at_far.{name}": far for name, far in FAR_TARGETS.items() if figures.tar_at_far[name].tar is not None}
+    fars = {
+        f"tar_at_far.{name}": far
+        for name, far in verification.FAR_TARGETS.items()
+        if figures.tar_at_far[name].tar is not None
+    }
     weighted = intervals.VerificationFigures(scored.distances, scored.same, scored.fold, fars)
     found = intervals.bootstrap(weighted, left, right)
     bounds = {name: None if one is None else result.Bounds(low=one.low, high=one.high) for name, one in found.items()}
@@ -218,8 +218,8 @@ def _rows(row: dict[Photo, int], photos: Sequence[Photo]) -> verification.Ints:
 
 
 def tar_at_far(roc: verification.Roc) -> dict[str, result.TarAtFar]:
-    """The rates of `FAR_TARGETS`, those that take more pairs than there are without a value."""
-    return {name: _tar_at_far(roc, far) for name, far in FAR_TARGETS.items()}
+    """The rates of `verification.FAR_TARGETS`, those that take more pairs than there are without a value."""
+    return {name: _tar_at_far(roc, far) for name, far in verification.FAR_TARGETS.items()}
 
 
 def _tar_at_far(roc: verification.Roc, far: float) -> result.TarAtFar:
@@ -229,18 +229,6 @@ def _tar_at_far(roc: verification.Roc, far: float) -> result.TarAtFar:
         return result.TarAtFar(tar=None, far=None, threshold=None, num_different_needed=needed)
     threshold = point.threshold if np.isfinite(point.threshold) else None
     return result.TarAtFar(tar=point.tar, far=point.far, threshold=threshold, num_different_needed=needed)
-
-
-def _thin(roc: verification.Roc) -> verification.Ints:
-    """Which points a drawing needs: all, or about `_ROC_POINTS` spread along the curve, both ends included."""
-    level = np.arange(len(roc.far))
-    if len(level) <= _ROC_POINTS:
-        return level
-    # Half of the points evenly on the logarithm of FAR, which is how the curve is read, half evenly on both rates.
-    log_far = np.log10(np.maximum(roc.far, 0.5 / roc.num_different))
-    along = np.cumsum(np.abs(np.diff(log_far, prepend=log_far[0])) / -log_far[0] + np.diff(roc.tar, prepend=0.0))
-    wanted = np.linspace(0.0, along[-1], _ROC_POINTS)
-    return np.unique(np.concatenate(([0], np.searchsorted(along, wanted).clip(0, len(level) - 1), [len(level) - 1])))
 
 
 def _processor() -> str:

@@ -7,7 +7,7 @@ Neither crops nor pairs are ever held all at once as objects; what is held is on
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import overload
 
 import numpy as np
@@ -48,6 +48,8 @@ class EmbeddedRows:
     """[N] their lengths before they were scaled; 0 for photos without one."""
     missing: dict[Photo, str]
     """Why a photo has none."""
+    batch_ms: list[float] = field(default_factory=list)
+    """As `Embeddings.batch_ms`."""
 
     @property
     def is_present(self) -> Bools:
@@ -93,10 +95,12 @@ def embed_rows(
     vectors: Vectors | None = None
     norms = np.zeros(len(photos))
     missing: dict[Photo, str] = {}
+    batch_ms: list[float] = []
     for start in range(0, len(photos), _PHOTOS):
         part = photos[start : start + _PHOTOS]
         found = extract_embeddings(embedder, source, part, batch=batch, flip=flip, advance=advance)
         missing.update(found.missing)
+        batch_ms += found.batch_ms
         if not found.photos:
             continue
         if vectors is None:
@@ -106,7 +110,7 @@ def embed_rows(
     if vectors is None:
         photo, reason = next(iter(missing.items()), ("none listed", "empty"))
         raise UserError("photos", f"none of {len(photos):,} can be used, the first {photo} ({reason})", "usable photos")
-    return EmbeddedRows(vectors, norms, missing)
+    return EmbeddedRows(vectors, norms, missing, batch_ms)
 
 
 def score_templates(tests: TemplateSet, rows: EmbeddedRows, weights: TemplateWeights) -> ScoredPairs:

@@ -32,8 +32,12 @@ independent pairs hold no false accept. LFW's 3,000 different pairs then carry a
 15.6 million one of 1e-6, as these sets are reported.
 """
 
+FAR_TARGETS = {"1e-1": 1e-1, "1e-2": 1e-2, "1e-3": 1e-3, "1e-4": 1e-4, "1e-5": 1e-5, "1e-6": 1e-6}
+"""The rates that results report TAR at, by the name they have there."""
+
 _BLOCK_PAIRS = 65_536
 _NUM_BINS = 100
+_DRAWN_POINTS = 1000
 
 
 @dataclass(frozen=True)
@@ -235,6 +239,18 @@ def roc_curve(distances: Floats, same: Bools) -> Roc:
         num_same=num_same,
         num_different=num_different,
     )
+
+
+def thin_roc(roc: Roc) -> Ints:
+    """Which points a drawing needs: all, or about a thousand spread along the curve, both ends included."""
+    level = np.arange(len(roc.far))
+    if len(level) <= _DRAWN_POINTS:
+        return level
+    # Half of the points evenly on the logarithm of FAR, which is how the curve is read, half evenly on both rates.
+    log_far = np.log10(np.maximum(roc.far, 0.5 / roc.num_different))
+    along = np.cumsum(np.abs(np.diff(log_far, prepend=log_far[0])) / -log_far[0] + np.diff(roc.tar, prepend=0.0))
+    wanted = np.linspace(0.0, along[-1], _DRAWN_POINTS)
+    return np.unique(np.concatenate(([0], np.searchsorted(along, wanted).clip(0, len(level) - 1), [len(level) - 1])))
 
 
 def area_under_curve(roc: Roc) -> float:

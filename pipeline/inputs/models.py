@@ -11,6 +11,7 @@ from pipeline.data.dataset_format import DatasetInfo
 from pipeline.evaluate.embed import Embedder
 from pipeline.evaluate.recogniser import Recogniser
 from pipeline.evaluate.result import Model
+from pipeline.model.backbones.cost import count_multiply_adds
 
 
 def open_run(checkpoint: Path, device: torch.device, weights: Weights | None = None) -> Recogniser:
@@ -34,6 +35,9 @@ def open_run(checkpoint: Path, device: torch.device, weights: Weights | None = N
             crop_px=loaded.crop_px,
             embedding_dim=loaded.embedding_dim,
             num_parameters=sum(parameter.numel() for parameter in loaded.module.parameters()),
+            multiply_adds=count_multiply_adds(
+                loaded.module, torch.zeros(1, 3, loaded.crop_px, loaded.crop_px, dtype=torch.uint8, device=device)
+            ),
             config=loaded.config,
             dataset=loaded.dataset,
             weights=loaded.weights,

@@ -142,7 +142,8 @@ def _driver_needs(max_concurrent: int | None) -> dict[str, float]:
     search anyway: so the death of any other is a matter of workers alone. A searcher's limit counts the trials that
     wait, which would never meet those that they wait for; what they need they give back.
     """
-    share = 0.001 if max_concurrent is None else max(floor(1e4 / max_concurrent), 1) / 1e4  # Ray counts to 1e-4
+    # Ray Train has small actors of its own there, of 0.001 each; Ray counts to 1e-4
+    share = 0.001 if max_concurrent is None else max(floor(9900 / max_concurrent), 1) / 1e4
     return {"CPU": 0, _HEAD: share}
 
 

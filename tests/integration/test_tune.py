@@ -128,6 +128,7 @@ def test_a_node_of_a_cluster_dies_during_a_search(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # each wait ends the trial's processes
 def test_a_population_goes_on_from_the_checkpoints_of_the_best(tmp_path: Path, data: Path, held_out: Path) -> None:
     """Of two trials one alone finds room at a time, and yet each waits for the other."""
     path = searching.write_search(
@@ -139,7 +140,7 @@ def test_a_population_goes_on_from_the_checkpoints_of_the_best(tmp_path: Path, d
         num_samples=2,
         max_concurrent=1,
     )
-    searching.run(path)
+    searching.run(path, timeout_s=500)
     results = read_results(tmp_path / "search/results.parquet")
     assert [trial.state for trial in results.trials] == ["finished", "finished"]
     runs = sorted((tmp_path / "search/runs/search").glob("*/run-*"))
@@ -150,6 +151,7 @@ def test_a_population_goes_on_from_the_checkpoints_of_the_best(tmp_path: Path, d
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("searcher", ["random", "bohb"])
 def test_hyperband_halves_brackets_and_the_rest_go_on(
     tmp_path: Path, data: Path, held_out: Path, searcher: str

@@ -19,10 +19,14 @@ from rich.console import Console
 
 from pipeline.config.errors import UserError
 from pipeline.data.manifest import Dataset, open_dataset
+from pipeline.evaluate.evaluated import open_folders
 from pipeline.evaluate.page import one_option_a_line
 from pipeline.evaluate.pairs import Photo, format_pairs, parse_pairs, read_pairs
 from pipeline.evaluate.result import Evaluation, write_text
 from pipeline.evaluate.run import environment
+from pipeline.evaluate.scores import read_scores
+from pipeline.evaluate.side_by_side import compare
+from pipeline.evaluate.verification import fold_accuracy
 from preprocess.drivers import DriverOptions
 from preprocess.import_bin import write_pair_folder
 from preprocess.run import check_options, shard
@@ -78,6 +82,13 @@ def test_drawn_pairs_to_report(evaluate: Command, run: Path, data: Dataset, caps
     assert content["model"]["num_samples"] == 28
     assert content["model"]["dataset"]["digest"] == content["data"]["digest"] == data.info.digest
     assert content["model"]["num_parameters"] > 1000
+    assert content["model"]["multiply_adds"] > 1_000_000
+    assert content["speed"]["embedding_ms"] > 0
+    assert (content["speed"]["num_photos"], content["speed"]["batch"]) == (60, 256)
+    scores = read_scores(out / "scores.parquet")
+    assert scores.pairs_sha256 == content["data"]["pairs_sha256"]
+    assert fold_accuracy(scores.distances, scores.same, scores.fold).mean == figures["accuracy"]["mean"]
+    assert scores.has_identities
     assert content["notes"] == ["The model was trained on 10 of the 10 people in the pairs."]
     assert len(read_pairs(out / "pairs.txt").pairs) == 300
     page = (out / "report.html").read_text()
@@ -86,7 +97,7 @@ def test_drawn_pairs_to_report(evaluate: Command, run: Path, data: Dataset, caps
     # ROC, histogram, loss, learning rate; no chart for metrics that were not recorded.
     assert sum(tag == "svg" for tag, _ in tags.tags) == 4
     assert "Training loss" in page
-    assert "1 in 100 <span class=\"soft extra\">(FAR 1e-2)" in page
+    assert '1 in 100 <span class="soft extra">(FAR 1e-2)' in page
     assert f"{100 * figures['accuracy']['mean']:.2f} %" in page
     printed = capsys.readouterr().out
     assert printed.splitlines()[-1] == f"report: {out / 'report.html'}"
@@ -94,7 +105,12 @@ def test_drawn_pairs_to_report(evaluate: Command, run: Path, data: Dataset, caps
     assert "95% intervals over people" in printed
     assert "needs 300 different pairs" in printed
     assert "1e-3" not in printed
-    assert sorted(path.name for path in out.iterdir()) == ["evaluation.json", "pairs.txt", "report.html"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "evaluation.json",
+        "pairs.txt",
+        "report.html",
+        "scores.parquet",
+    ]
 
     # The list that was written gives the same figures again, from the checkpoint itself.
     (out / "pairs.txt").rename(out.parent / "list.txt")
@@ -283,6 +299,7 @@ def test_a_verification_set_gives_the_figures_of_its_shards_and_pair_list(evalua
     assert (found["data"]["kind"], found["data"]["num_photos"]) == ("pair_bin", 80)
     assert found["data"]["num_identities"] is None
     assert found["verification"]["intervals"]["unit"] == "pair"
+    assert not read_scores(out / "scores.parquet").has_identities
     assert found["data"]["pairs"] == str(path)
     assert found["data"]["pairs_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     assert (found["data"]["split"], found["data"]["detector"]["name"], found["notes"]) == (None, "none", [])
@@ -341,6 +358,18 @@ def test_users_mistakes(evaluate: Command, tmp_path: Path) -> None:
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="--device: cuda, but this machine offers none"):
             evaluate(device="cuda")
+
+
+def test_evaluations_of_a_model_with_and_without_mirror_images_compare(
+    evaluate: Command, data: Dataset, tmp_path: Path
+) -> None:
+    evaluate(split="train", output=tmp_path / "flip")
+    evaluate("--no-flip", split="train", output=tmp_path / "plain")
+    found = compare(open_folders([tmp_path / "flip", tmp_path / "plain"]), num_resamples=20)
+    assert [model.name.rpartition(", ")[2] for model in found.models] == ["with mirror image", "without mirror image"]
+    (one,) = found.sets
+    assert one.name == f"{data.folder.name} (train)"
+    assert (one.num_pairs, one.num_pairs_left_out, len(one.tests)) == (300, 0, 1)
 
 
 def test_help_keeps_its_lines_on_a_narrow_terminal() -> None:

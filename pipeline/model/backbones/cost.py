@@ -42,12 +42,18 @@ def backbone_cost(config: BackboneConfig, crop_px: int) -> BackboneCost:
         few, many = _kept_bytes(model, _crops(2, crop_px)), _kept_bytes(model, _crops(4, crop_px))
         return BackboneCost(
             num_parameters=sum(parameter.numel() for parameter in model.parameters()),
-            multiply_adds=_multiply_adds(model, _crops(1, crop_px)),
+            multiply_adds=count_multiply_adds(model, _crops(1, crop_px)),
             activation_bytes=(many - few) // 2,
         )
 
 
-def _multiply_adds(model: nn.Module, crops: Tensor) -> int:
+def count_multiply_adds(model: nn.Module, crops: Tensor) -> int:
+    """Of the products and convolutions of a forward pass in evaluation, to which the model is set.
+
+    Args:
+        model: runs once.
+        crops: [B, 3, H, W] uint8, on the model's device.
+    """
     model.eval()
     # the counter knows fused attention on GPUs only
     also_counted = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
