@@ -100,6 +100,7 @@ def measure(
     photos = pairs.photos()
     found = extract_embeddings(embedder, source, photos, batch=_BATCH, flip=False, advance=advance)
     scored = score_embeddings(found, pairs, len(photos))
+    assert scored.fold is not None, "a pair list has folds"
     folds = verification.fold_accuracy(scored.distances, scored.same, scored.fold)
     return Measured(found, folds.mean, len(scored.pairs), _ms_per_photo(embedder, source, found))
 
