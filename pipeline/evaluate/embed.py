@@ -41,8 +41,8 @@ class Embeddings:
     vectors: npt.NDArray[np.float64]
     """[N, D], L2-normalised; row i belongs to `photos[i]`."""
     missing: dict[Photo, str]
-    norms: npt.NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
-    """[N] the length of each embedding before it was scaled to 1; empty where it is not known."""
+    norms: npt.NDArray[np.float64] | None = None
+    """[N] what the vectors' lengths were before normalising; None where that is not known."""
     batch_ms: list[float] = field(default_factory=list)
     """Of each batch, milliseconds a photo in the model and on the way to its device and back; reading is not in it."""
 
@@ -93,16 +93,16 @@ def extract_embeddings(
                 crops.append(crop)
             if usable:
                 started = time.perf_counter()
-                scaled, lengths = _embed(embedder, np.stack(crops), usable, flip)
+                embedded, length = _embed(embedder, np.stack(crops), usable, flip)
+                vectors.append(embedded)
+                norms.append(length)
                 batch_ms.append(1000.0 * (time.perf_counter() - started) / len(usable))
-                vectors.append(scaled)
-                norms.append(lengths)
                 kept.extend(usable)
             if advance is not None:
                 advance(len(chunk))
     stacked = np.concatenate(vectors) if vectors else np.empty((0, 0), np.float64)
-    lengths = np.concatenate(norms) if norms else np.empty(0)
-    return Embeddings(kept, stacked, missing, norms=lengths, batch_ms=batch_ms)
+    lengths = np.concatenate(norms) if norms else np.empty(0, np.float64)
+    return Embeddings(photos=kept, vectors=stacked, missing=missing, norms=lengths, batch_ms=batch_ms)
 
 
 def _load(source: PhotoSource, photos: Sequence[Photo]) -> list[Crop | Rejected]:
@@ -123,7 +123,7 @@ def _require_size(crop: Crop, embedder: Embedder, photo: Photo) -> None:
 def _embed(
     embedder: Embedder, crops: Crop, photos: Sequence[Photo], flip: bool
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """[B, H, W, 3] uint8 to L2-normalised [B, D] float64, and [B] their lengths before."""
+    """[B, H, W, 3] uint8 to L2-normalised [B, D] float64, and the [B] lengths before."""
     images = torch.from_numpy(crops).permute(0, 3, 1, 2).to(embedder.device)
     with torch.inference_mode():
         vectors = embedder.embed(images)
