@@ -93,10 +93,10 @@ def extract_embeddings(
                 crops.append(crop)
             if usable:
                 started = time.perf_counter()
-                embedded, lengths = _embed(embedder, np.stack(crops), usable, flip)
+                embedded, length = _embed(embedder, np.stack(crops), usable, flip)
                 batch_ms.append(1000.0 * (time.perf_counter() - started) / len(usable))
                 vectors.append(embedded)
-                norms.append(lengths)
+                norms.append(length)
                 kept.extend(usable)
             if advance is not None:
                 advance(len(chunk))

@@ -180,27 +180,18 @@ def deal_into_folds(pairs: Sequence[Pair], num_folds: int = NUM_FOLDS) -> PairLi
     Raises:
         UserError: fewer pairs of one kind than folds.
     """
-    dealt = [pairs[place]._replace(fold=fold) for place, fold in deal_places([pair.same for pair in pairs], num_folds)]
-    return PairList(pairs=dealt, num_folds=num_folds)
-
-
-def deal_places(same: Sequence[bool], num_folds: int = NUM_FOLDS) -> list[tuple[int, int]]:
-    """How `deal_into_folds` deals pairs of these kinds: the place and the fold of each pair, in the dealt order.
-
-    Raises:
-        UserError: see there.
-    """
-    kinds = [[place for place, kind in enumerate(same) if kind is wanted] for wanted in (True, False)]
+    kinds = [[pair for pair in pairs if pair.same is same] for same in (True, False)]
     per_kind = min(len(kind) for kind in kinds) // num_folds
     if per_kind == 0:
         found = f"{len(kinds[0])} same and {len(kinds[1])} different pairs"
         raise UserError("pairs", found, f"at least {num_folds} of each kind, one for each fold")
-    return [
-        (place, fold)
+    dealt = [
+        pair._replace(fold=fold)
         for fold in range(num_folds)
         for kind in kinds
-        for place in kind[fold : per_kind * num_folds : num_folds]
+        for pair in kind[fold : per_kind * num_folds : num_folds]
     ]
+    return PairList(pairs=dealt, num_folds=num_folds)
 
 
 def draw_pairs(photos: Mapping[str, Sequence[int]], where: object, seed: int = 0, limit: int = 3000) -> PairList:

@@ -137,6 +137,7 @@ def _probes(pairs: Sequence[Pair]) -> list[Photo]:
 
 
 def _point(strength: float, distances: Floats, scored: ScoredPairs, threshold: float) -> RobustnessPoint:
+    assert scored.fold is not None, "templates are not degraded"
     folds = verification.fold_accuracy(distances, scored.same, scored.fold)
     fixed = verification.at_threshold(distances, scored.same, threshold)
     assert fixed.far is not None

@@ -105,6 +105,7 @@ def embed_rows(
             continue
         if vectors is None:
             vectors = np.zeros((len(photos), found.vectors.shape[1]), np.float32)
+        assert found.norms is not None, "they were made here"
         rows = start + np.flatnonzero([photo not in found.missing for photo in part])
         vectors[rows], norms[rows] = found.vectors, found.norms
     if vectors is None:

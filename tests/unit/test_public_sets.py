@@ -378,13 +378,3 @@ def test_bad_csv_pairs_by_path_are_named(tmp_path: Path, content: str, message: 
     with pytest.raises(UserError, match=message) as caught:
         read_grouped_pairs(tmp_path / "pairs.csv")
     assert "\n" not in str(caught.value)
-
-
-def test_groups_stay_with_their_pairs_when_dealt_into_folds(tmp_path: Path) -> None:
-    lines = [f"p{n},1,p{n},2,same{n}" for n in range(10)] + [f"p{n},1,q,1,different{n}" for n in range(13)]
-    path = tmp_path / "pairs.csv"
-    path.write_text("left_identity,left_number,right_identity,right_number,g\n" + "\n".join(lines))
-    dealt = read_grouped_pairs(path).dealt_into_folds()
-    assert (len(dealt.pairs.pairs), dealt.pairs.num_folds) == (20, 10)
-    expected = [f"{'same' if pair.same else 'different'}{pair.left.identity[1:]}" for pair in dealt.pairs.pairs]
-    assert dealt.groups["g"].left == dealt.groups["g"].right == expected
