@@ -1,5 +1,7 @@
-"""Measure a trained model on pairs of photos.
+"""Measure a face model on pairs of photos.
 
+`--model` is a training run or a checkpoint of it, an ONNX file, a Python
+callable `module:function`, or a file of embeddings (Parquet or npz).
 `--data` is a data set made by `preprocess shard`, or a folder of photos
 `Name/Name_0001.jpg` not yet aligned, which then go through the detector and the
 aligner that the training photos went through, or a verification set of
@@ -12,6 +14,7 @@ pairs are drawn from the people whom the data set holds out. Writes
     python launch/evaluate.py --model RUN --data DATA --pairs pairs.txt
     python launch/evaluate.py --model RUN --data PHOTOS --pairs pairs.txt
     python launch/evaluate.py --model RUN --data faces_emore/lfw.bin
+    python launch/evaluate.py --model model.onnx --data faces_emore/lfw.bin
 """
 
 from __future__ import annotations
@@ -50,10 +53,14 @@ class Device(StrEnum):
 
 @app.command(help=__doc__)
 def main(
-    model: Annotated[Path, typer.Option(help="a run directory or one checkpoint of it, `step-N`")],
+    model: Annotated[str, typer.Option(help="a run, a checkpoint, FILE.onnx, module:function, or embeddings")],
     data: Annotated[Path, typer.Option(help="a data set, a folder of folders of photos, or a .bin file")],
     pairs: Annotated[Path | None, typer.Option(help="pair list in the format of LFW's pairs.txt")] = None,
-    output: Annotated[Path | None, typer.Option(help="default: `evaluation` in the run directory")] = None,
+    takes: Annotated[
+        str | None,
+        typer.Option("--input", help='what a foreign model takes: "size=112x96 colour=BGR mean=127.5 std=128"'),
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="default: `evaluation` in the run directory, else here")] = None,
     split: Annotated[str | None, typer.Option(help="draw pairs from this split; default: val")] = None,
     device: Annotated[Device | None, typer.Option(help="default: cuda where there is one")] = None,
     batch: Annotated[int, typer.Option(min=1, help="photos a batch")] = 256,
@@ -80,13 +87,16 @@ def main(
     from pipeline.evaluate.pairs import write_pairs
     from pipeline.evaluate.run import add_intervals, coverage_notes, environment, judge, measure, score_embeddings
     from pipeline.evaluate.scores import write_scores
-    from pipeline.inputs.models import open_run
+    from pipeline.inputs.models import open_model
     from pipeline.inputs.test_sets import Request, open_test_set
 
     if identify and pairs is not None:
         raise UserError("--identify", "given with --pairs", "a data set whose split to search in", "leave one out")
     carried = None if threshold_from is None else result.read_best_threshold(threshold_from)
-    recogniser = open_run(model, _choose_device(device), None if model_weights is None else model_weights.value)
+    recogniser = open_model(
+        model, _choose_device(device), None if model_weights is None else model_weights.value, takes
+    )
+    flip = flip and recogniser.embedder.stored is None
     tests = open_test_set(data, recogniser, Request(pairs, split, detector, weights))
     if identify and tests.split is None:
         raise UserError("--identify", f"given with {data.name}", "a data set", "leave --identify out")
@@ -109,11 +119,13 @@ def main(
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         command=shlex.join(["python", *sys.argv]),
         embedding_s=embedding_s,
-        notes=coverage_notes(scored, tests.pairs) + tests.notes,
+        notes=coverage_notes(scored, tests.pairs) + recogniser.notes + tests.notes,
         verification=figures,
         identification=identify_people(found, data) if identify else None,
         model=recogniser.description,
-        speed=result.Speed(embedding_ms=median(found.batch_ms), num_photos=len(found.photos), batch=batch),
+        speed=result.Speed(embedding_ms=median(found.batch_ms), num_photos=len(found.photos), batch=batch)
+        if found.batch_ms
+        else None,
         data=result.Data(
             path=str(data),
             kind=tests.kind,

@@ -377,10 +377,10 @@ def test_users_mistakes(evaluate: Command, tmp_path: Path) -> None:
         ({"data": tmp_path / "none"}, "none: no such directory"),
         ({"data": pairs}, "list.txt: not a directory; expected a data set"),
         ({"data": tmp_path / "begun"}, "dataset.json is missing"),
-        ({"data": other}, r"crops of 48 px; expected 32 px, as the model was trained on"),
+        ({"data": other}, r"crops of 48 px; expected 32 px, as the model takes"),
         ({"model": tmp_path}, "no checkpoint in it"),
         ({"model": tmp_path / "none"}, "none: no such directory; expected a run directory"),
-        ({"model": pairs}, "list.txt: no such directory; expected a run directory"),
+        ({"model": pairs}, r"list.txt: a file of another kind; expected a run directory, .*FILE\.onnx"),
         ({"pairs": tmp_path / "none.txt"}, "none.txt: unreadable"),
         ({"pairs": tmp_path}, r"unreadable \(Is a directory\)"),
         ({"pairs": pairs}, "none of 4 pairs has both photos"),
@@ -418,16 +418,17 @@ def test_help_keeps_its_lines_on_a_narrow_terminal() -> None:
     command = [sys.executable, str(EVALUATE), "--help"]
     page = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=True).stdout
     lines = [line.strip() for line in page.splitlines()]
-    examples = [line for line in lines if line.startswith("python launch/evaluate.py --model RUN --data ")]
+    examples = [line for line in lines if line.startswith("python launch/evaluate.py --model ")]
     assert [line.split(" --data ")[1] for line in examples] == [
         "build/data",
         "build/data --identify",
         "DATA --pairs pairs.txt",
         "PHOTOS --pairs pairs.txt",
         "faces_emore/lfw.bin",
+        "faces_emore/lfw.bin",
     ]
     # Prose fills its lines: no line ends early because the source broke there.
-    start, end = lines.index("Measure a trained model on pairs of photos.") + 1, lines.index(examples[0])
+    start, end = lines.index("Measure a face model on pairs of photos.") + 1, lines.index(examples[0])
     prose = [line for line in lines[start:end] if line]
     assert all(len(line) > 60 for line in prose[:-1]), page
 
