@@ -84,7 +84,7 @@ def embed_dataset(
 ) -> tuple[int, int]:
     """Embed the photos of all splits that are not withdrawn. Collective on all ranks, which share `output`'s folder.
 
-    Writes Parquet with the columns `key` and `embedding` (float32 lists of one length), in the order of splits and rows:
+    Writes Parquet with the columns `key` and `embedding` (float32 lists of one length) in the order of splits and rows:
     what the model gives for the crop, not normalised, without the mirror image.
 
     Args:

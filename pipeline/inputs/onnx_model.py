@@ -100,7 +100,7 @@ def _start(path: Path, gpu: torch.device | None) -> onnxruntime.InferenceSession
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.inter_op_num_threads = 1
-    options.log_severity_level = 3  # errors alone, and those are raised
+    options.log_severity_level = 4  # its errors are raised, and need no second line
     providers: list[Any] = ["CPUExecutionProvider"]
     if gpu is not None:
         providers.insert(0, ("CUDAExecutionProvider", {"device_id": gpu.index or 0}))
