@@ -1,15 +1,21 @@
-"""Write the embeddings of a data set's photos, for `preprocess clean`.
+"""Write the embeddings of a data set's photos, for `preprocess clean` and `launch/evaluate.py`.
 
-One row a photo that can be read and is not withdrawn, from all splits: its key and the L2-normalised embedding of its
-crop, without the mirror image.
+One row a photo that can be read and is not withdrawn, from all splits: its key and what the model gives for its crop,
+not normalised, without the mirror image. Stopped, the same command goes on with the parts that are missing in
+`OUTPUT.parts`; under torchrun each rank makes its share, and the file is the same.
 
     python launch/embed.py --model RUN --data DATA --output embeddings.parquet
+
+    torchrun --nproc-per-node 2 launch/embed.py --model model.onnx --data DATA --output embeddings.parquet
 
     preprocess clean DATA --embeddings embeddings.parquet
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import ExitStack
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -20,51 +26,59 @@ from pipeline.config.errors import UserError, run_command
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
 
 
+class Device(StrEnum):
+    """Where the model runs."""
+
+    cpu = "cpu"
+    cuda = "cuda"
+
+
 @app.command(help=__doc__)
 def main(
-    model: Annotated[Path, typer.Option(help="a run directory or one checkpoint of it, `step-N`")],
-    data: Annotated[Path, typer.Option(help="a data set with crops of the size it was trained on")],
+    model: Annotated[str, typer.Option(help="a run, a checkpoint of it, FILE.onnx or module:function")],
+    data: Annotated[Path, typer.Option(help="a data set with crops of the size that the model takes")],
     output: Annotated[Path, typer.Option(help="the Parquet file to write")],
+    takes: Annotated[
+        str | None,
+        typer.Option("--input", help='what a foreign model takes: "size=112x96 colour=BGR mean=127.5 std=128"'),
+    ] = None,
+    device: Annotated[Device | None, typer.Option(help="default: cuda where there is one")] = None,
 ) -> None:
     """Load, embed, write."""
-    import numpy as np
-    import pyarrow as pa
     import torch
     from rich.console import Console
 
-    from pipeline.checkpoint import load_backbone
+    from pipeline import dist
     from pipeline.data.manifest import open_dataset
-    from pipeline.engine.embed_rows import embed_rows
+    from pipeline.engine.lock import exclusive
+    from pipeline.inputs.embedded_dataset import embed_dataset, parts_folder
+    from pipeline.inputs.models import open_model
     from preprocess.progress import show_progress
-    from preprocess.storage import one_line_errors, write_parquet
+    from preprocess.storage import one_line_errors
 
-    dataset = open_dataset(data)
-    loaded = load_backbone(model, torch.device("cpu"))
-    crop_px = dataset.info.crop.size_px
-    if loaded.crop_px != crop_px:
-        remedy = f"preprocess shard … --size {loaded.crop_px}"
-        raise UserError(data, f"crops of {crop_px} px", f"{loaded.crop_px} px, as the model was trained on", remedy)
-    tables = []
-    num_photos = 0
-    for name in dataset.info.splits:
-        split = dataset.split(name)
-        rows = np.setdiff1d(np.arange(len(split)), split.withdrawn)
-        num_photos += len(rows)
-        keys = split.manifest(["key"])["key"].combine_chunks()
-        with show_progress(Console(), f"embedding {name}", len(rows)) as advance:
-            for found, embeddings in embed_rows(loaded.module, split, crop_px, rows):
-                flat = pa.array(embeddings.numpy().ravel())
-                vectors = pa.FixedSizeListArray.from_arrays(flat, embeddings.shape[1])
-                tables.append(pa.table({"key": keys.take(pa.array(found)), "embedding": vectors}))
-                advance(len(found))
-    if not tables:
-        raise UserError(data, "none of its photos can be read", "photos", f"preprocess verify {data}")
-    table = pa.concat_tables(tables).combine_chunks()
-    with one_line_errors(output):
-        write_parquet(table, output, output.parent)
-    typer.echo(f"{output}: {len(table):,} embeddings of {loaded.embedding_dim}")
-    if len(table) < num_photos:
-        typer.echo(f"{num_photos - len(table):,} photos could not be read; preprocess verify {data}")
+    place = dist.initialise(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    is_first = dist.rank() == 0
+    try:
+        dataset = open_dataset(data)
+        recogniser = open_model(model, place, None, takes)
+        if recogniser.embedder.stored is not None:
+            raise UserError(model, "embeddings already", "a model")
+        for note in recogniser.notes if is_first else []:
+            typer.echo(f"note: {note}")
+        with one_line_errors(output), exclusive(parts_folder(output)), ExitStack() as display:
+
+            def show(total: int, done: int) -> Callable[[int], None]:
+                if not is_first:
+                    return lambda count: None
+                return display.enter_context(show_progress(Console(), "embedding", total, done))
+
+            num_embedded, num_photos = embed_dataset(recogniser, dataset, output, show)
+        if is_first:
+            typer.echo(f"{output}: {num_embedded:,} embeddings of {recogniser.description.embedding_dim}")
+            if num_embedded < num_photos:
+                typer.echo(f"{num_photos - num_embedded:,} photos could not be read; preprocess verify {data}")
+    finally:
+        dist.shutdown()
 
 
 if __name__ == "__main__":

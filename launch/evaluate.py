@@ -1,5 +1,7 @@
-"""Measure a trained model on pairs of photos.
+"""Measure a face model on pairs of photos.
 
+`--model` is a training run or a checkpoint of it, an ONNX file, a Python
+callable `module:function`, or a file of embeddings (Parquet or npz).
 `--data` is a data set made by `preprocess shard`, or a folder of photos
 `Name/Name_0001.jpg` not yet aligned, which then go through the detector and the
 aligner that the training photos went through, or a verification set of
@@ -14,6 +16,7 @@ set in its own files: CFP, AgeDB-30, CALFW, CPLFW, RFW, IJB-B and IJB-C. Without
     python launch/evaluate.py --model RUN --data PHOTOS --pairs pairs.txt
     python launch/evaluate.py --model RUN --data faces_emore/lfw.bin
     python launch/evaluate.py --model RUN --data cfp-dataset --protocol cfp-ff
+    python launch/evaluate.py --model model.onnx --data faces_emore/lfw.bin
 """
 
 from __future__ import annotations
@@ -52,13 +55,17 @@ class Device(StrEnum):
 
 @app.command(help=__doc__)
 def main(
-    model: Annotated[Path, typer.Option(help="a run directory or one checkpoint of it, `step-N`")],
+    model: Annotated[str, typer.Option(help="a run, a checkpoint, FILE.onnx, module:function, or embeddings")],
     data: Annotated[Path, typer.Option(help="a data set, a folder of folders of photos, or a .bin file")],
     pairs: Annotated[Path | None, typer.Option(help="pair list: LFW's pairs.txt, or a .csv with groups")] = None,
     protocol: Annotated[
         str | None, typer.Option(help="the public test set that `--data` is; default: by its files")
     ] = None,
-    output: Annotated[Path | None, typer.Option(help="default: `evaluation` in the run directory")] = None,
+    takes: Annotated[
+        str | None,
+        typer.Option("--input", help='what a foreign model takes: "size=112x96 colour=BGR mean=127.5 std=128"'),
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="default: `evaluation` in the run directory, else here")] = None,
     split: Annotated[str | None, typer.Option(help="draw pairs from this split; default: val")] = None,
     device: Annotated[Device | None, typer.Option(help="default: cuda where there is one")] = None,
     batch: Annotated[int, typer.Option(min=1, help="photos a batch")] = 256,
@@ -100,7 +107,7 @@ def main(
     from pipeline.evaluate.scores import write_scores
     from pipeline.evaluate.sections import Asked, Measured, check_photos, measure_sections
     from pipeline.inputs.distractors import open_distractors, search_distractors
-    from pipeline.inputs.models import open_run
+    from pipeline.inputs.models import open_model
     from pipeline.inputs.test_sets import Request, open_test_set
 
     of_split = {"--identify": identify, "--cluster": cluster}
@@ -109,9 +116,14 @@ def main(
     if distractors is not None and not identify:
         raise UserError("--distractors", "given without --identify", "both", "add --identify")
     carried = None if threshold_from is None else result.read_best_threshold(threshold_from)
-    recogniser = open_run(model, _choose_device(device), None if model_weights is None else model_weights.value)
+    recogniser = open_model(
+        model, _choose_device(device), None if model_weights is None else model_weights.value, takes
+    )
+    flip = flip and recogniser.embedder.stored is None
     request = Request(pairs, split, detector, weights, protocol, distractors)
     tests = open_test_set(data, recogniser, request)
+    if robustness and recogniser.embedder.stored is not None:
+        raise UserError("--robustness", "given with a file of embeddings", "a model that can embed degraded photos")
     unfit = dict(of_split) if tests.split is None else {}
     if not tests.knows_people:
         unfit["--map"] = map_people is not None
@@ -180,12 +192,12 @@ def main(
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         command=shlex.join(["python", *sys.argv]),
         embedding_s=embedding_s,
-        notes=coverage_notes(scored, tests.pairs) + tests.notes,
+        notes=coverage_notes(scored, tests.pairs) + recogniser.notes + tests.notes,
         verification=figures,
         identification=identified,
         **sections,
         model=recogniser.description,
-        speed=result.Speed(embedding_ms=median(batch_ms), num_photos=num_embedded, batch=batch),
+        speed=result.Speed(embedding_ms=median(batch_ms), num_photos=num_embedded, batch=batch) if batch_ms else None,
         data=result.Data(
             path=str(data),
             kind=tests.kind,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from pipeline.config.errors import UserError
@@ -33,6 +35,11 @@ class InputSpec(BaseModel):
     template: list[float] | None = None
     """The five target points x0, y0, … x4, y4 of the alignment in px, as data sets record them; null: not known."""
 
+    @property
+    def crop_px(self) -> int:
+        """Side of the square crops whose centre, `height_px` by `width_px`, the network gets."""
+        return max(self.height_px, self.width_px)
+
     @field_validator("std")
     @classmethod
     def _divides(cls, std: tuple[float, float, float]) -> tuple[float, float, float]:
@@ -53,3 +60,25 @@ def parse_input_spec(text: str, where: object) -> InputSpec:
         first: Any = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"]) or "it"
         raise UserError(where, f"its input's description is wrong: {name}: {first['msg']}", "an InputSpec") from None
+
+
+def network_input(crops: npt.NDArray[np.uint8], spec: InputSpec) -> npt.NDArray[np.generic]:
+    """What a network gets in place of crops.
+
+    A network that is not square gets the crop's centre: 112 x 96 px of a 112 px crop are its columns 8 to 103, which is
+    what the older template of that size shows.
+
+    Args:
+        crops: [B, 3, S, S] uint8 RGB, S = `spec.crop_px`.
+        spec: what it takes.
+
+    Returns:
+        [B, 3, H, W] or [B, H, W, 3] of `spec.dtype`, contiguous.
+    """
+    top, left = (spec.crop_px - spec.height_px) // 2, (spec.crop_px - spec.width_px) // 2
+    centre = crops[:, :, top : top + spec.height_px, left : left + spec.width_px]
+    pixels: npt.NDArray[np.generic] = centre[:, ::-1] if spec.colour == "BGR" else centre
+    if spec.dtype != "uint8":
+        mean, std = (np.array(values, np.float32)[:, None, None] for values in (spec.mean, spec.std))
+        pixels = ((pixels.astype(np.float32) - mean) / std).astype(spec.dtype, copy=False)
+    return np.ascontiguousarray(pixels.transpose(0, 2, 3, 1) if spec.layout == "NHWC" else pixels)

@@ -9,9 +9,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from pipeline.data.decode_cpu import decode_crop
 from pipeline.data.manifest import SplitIndex
-from pipeline.data.reader import BadSample, Reader
+from pipeline.data.reader import Reader
+from pipeline.data.row_crops import read_row_crops
 
 BATCH = 64
 
@@ -35,15 +35,9 @@ def embed_rows(
     model.eval()
     try:
         with Reader(split) as reader, torch.inference_mode():
-            for first in range(0, len(rows), BATCH):
-                found: list[int] = []
-                crops = np.empty((BATCH, crop_px, crop_px, 3), np.uint8)
-                wanted = rows[first : first + BATCH]
-                for row, content in zip(wanted.tolist(), reader.read_many(wanted), strict=True):
-                    if not isinstance(content, BadSample) and decode_crop(content, crops[len(found)]) is None:
-                        found.append(row)
-                if found:
-                    embeddings = model(torch.from_numpy(crops[: len(found)]).permute(0, 3, 1, 2)).float()
-                    yield np.array(found, np.int64), torch.nn.functional.normalize(embeddings)
+            for found, crops in read_row_crops(reader, crop_px, rows, BATCH):
+                if len(found):
+                    embeddings = model(torch.from_numpy(crops).permute(0, 3, 1, 2)).float()
+                    yield found, torch.nn.functional.normalize(embeddings)
     finally:
         model.train(was_training)

@@ -23,18 +23,20 @@ class ComparedModel(_Frozen):
     name: str
     """Short, and no other model's."""
     checkpoint: str
-    step: int
-    weights: Literal["ema", "raw"]
+    step: int | None
+    """null, as the weights, where it is no training run."""
+    weights: Literal["ema", "raw"] | None
     flip: bool
     """Whether the mirror image's embedding was added."""
-    crop_px: int
+    crop_px: int | None
     embedding_dim: int
-    num_parameters: int
+    num_parameters: int | None
     multiply_adds: int | None
     """Of a forward pass over one photo; null where they could not be counted."""
-    embedding_ms: float
-    """Milliseconds a photo takes to embed, mirror image included with `flip`; of the set with most photos timed."""
-    batch: int
+    embedding_ms: float | None
+    """Milliseconds a photo takes to embed, mirror image included with `flip`; of the set with most photos timed. null
+    where no model ran."""
+    batch: int | None
     """Photos a batch when that was measured."""
     device: str
     """On what it was measured."""

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from pipeline.evaluate.result import Bounds, Evaluation, GroupFigures, Identification, Intervals
+from pipeline.evaluate.result import Bounds, Evaluation, GroupFigures, Identification, Intervals, Model
 from pipeline.evaluate.section_tables import section_tables
 
 
@@ -59,12 +59,10 @@ def summary_table(evaluation: Evaluation) -> Table:
     """The headline figures: measure, value and, where there are intervals, these."""
     figures = evaluation.verification
     pairs = "pairs of templates" if figures.unit == "template" else "pairs"
-    model = evaluation.model
-    weights = "moving average of the weights, " if model.weights == "ema" else ""
     table = Table(
         title=f"Verification, {figures.num_pairs:,} {pairs}{_about_intervals(figures.intervals)}",
         title_justify="left",
-        caption=escape(f"model: {weights}step {model.step:,}, {model.num_parameters:,} parameters"),
+        caption=escape(f"model: {_describe(evaluation.model)}"),
         caption_justify="left",
         show_header=False,
     )
@@ -133,6 +131,18 @@ def identification_table(figures: Identification) -> Table:
     if figures.num_missing:
         table.add_row("photos missing", f"{figures.num_missing:,}")
     return table
+
+
+def _describe(model: Model) -> str:
+    """What is known of a model, in a line."""
+    said = [] if model.kind == "run" else [model.checkpoint]
+    if model.weights == "ema":
+        said.append("moving average of the weights")
+    if model.step is not None:
+        said.append(f"step {model.step:,}")
+    if model.num_parameters is not None:
+        said.append(f"{model.num_parameters:,} parameters")
+    return ", ".join(said)
 
 
 def _about_intervals(intervals: Intervals | None) -> str:

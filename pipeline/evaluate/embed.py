@@ -15,6 +15,7 @@ import torch
 from pipeline.config.errors import UserError
 from pipeline.evaluate.pairs import Photo
 from pipeline.evaluate.photos import Crop, PhotoSource, Rejected
+from pipeline.evaluate.stored import StoredEmbeddings
 
 EmbedFn: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 """uint8 [B, 3, H, W] RGB on the model's device to float [B, D]; the model normalises pixels itself."""
@@ -31,6 +32,8 @@ class Embedder:
     device: torch.device
     where: str
     """What to name in messages: the checkpoint's path."""
+    stored: StoredEmbeddings | None = None
+    """Embeddings made elsewhere: photos are looked up there, and `embed` is not called."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,8 @@ def extract_embeddings(
     Raises:
         UserError: a crop of another size than the model's, or an embedding that is not finite or is zero.
     """
+    if embedder.stored is not None:
+        return _look_up(embedder.stored, source, photos, advance)
     kept: list[Photo] = []
     vectors: list[npt.NDArray[np.float64]] = []
     norms: list[npt.NDArray[np.float64]] = []
@@ -105,6 +110,16 @@ def extract_embeddings(
     return Embeddings(photos=kept, vectors=stacked, missing=missing, norms=lengths, batch_ms=batch_ms)
 
 
+def _look_up(
+    stored: StoredEmbeddings, source: PhotoSource, photos: Sequence[Photo], advance: Callable[[int], None] | None
+) -> Embeddings:
+    kept, raw, missing = stored.find(source, photos)
+    if advance is not None:
+        advance(len(photos))
+    norms = np.linalg.norm(raw, axis=1)
+    return Embeddings(photos=kept, vectors=raw / norms[:, None], missing=missing, norms=norms)
+
+
 def _load(source: PhotoSource, photos: Sequence[Photo]) -> list[Crop | Rejected]:
     return [source.load(photo) for photo in photos]
 
@@ -136,5 +151,5 @@ def _embed(
     if bad.any():
         first = photos[int(np.argmax(bad))]
         found = f"{int(bad.sum())} of {len(photos)} embeddings are not finite or zero, first that of {first}"
-        raise UserError(embedder.where, found, "finite embeddings", "evaluate an earlier checkpoint")
+        raise UserError(embedder.where, found, "finite embeddings")
     return raw / norms, norms[:, 0]

@@ -10,7 +10,7 @@ from pathlib import Path, PurePath
 from pydantic import ValidationError
 
 from pipeline.config.errors import UserError
-from pipeline.evaluate.result import SCHEMA_VERSION, Evaluation
+from pipeline.evaluate.result import SCHEMA_VERSION, Evaluation, Model
 from pipeline.evaluate.scores import Scores, read_scores
 
 _EXPECTED = "a folder that launch/evaluate.py wrote"
@@ -28,7 +28,8 @@ class Evaluated:
     def model_key(self) -> tuple[object, ...]:
         """What tells models apart: the same for evaluations of one model on several sets."""
         model = self.evaluation.model
-        return model.checkpoint, model.step, model.weights, self.evaluation.verification.flip
+        flip = self.evaluation.verification.flip
+        return model.checkpoint, model.step, model.weights, model.sha256, model.input, flip
 
 
 def open_folder(folder: Path) -> Evaluated:
@@ -111,10 +112,12 @@ def name_models(models: Sequence[Evaluated]) -> list[str]:
         models,
         [
             directory,
-            lambda one: f"step {one.evaluation.model.step:,}",
+            lambda one: _step(one.evaluation.model),
             lambda one: "moving average" if one.evaluation.model.weights == "ema" else "raw weights",
             lambda one: "with mirror image" if one.evaluation.verification.flip else "without mirror image",
             lambda one: one.evaluation.model.checkpoint,
+            lambda one: f"sha256 {(one.evaluation.model.sha256 or '')[:8]}",
+            lambda one: _input(one.evaluation.model),
         ],
     )
 
@@ -150,6 +153,18 @@ def _tell_apart(things: Sequence[Evaluated], aspects: Sequence[Callable[[Evaluat
             for place, name in enumerate(names)
         ]
     return names
+
+
+def _step(model: Model) -> str:
+    return "no step" if model.step is None else f"step {model.step:,}"
+
+
+def _input(model: Model) -> str:
+    """What was fed to it, in few words."""
+    spec = model.input
+    if spec is None:
+        return "pixels"
+    return f"{spec.height_px}x{spec.width_px} {spec.colour} less {spec.mean} divided by {spec.std}"
 
 
 def _short(one: Evaluated) -> str:

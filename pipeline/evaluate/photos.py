@@ -28,7 +28,7 @@ Crop: TypeAlias = npt.NDArray[np.uint8]
 """[H, W, 3] uint8, RGB."""
 
 _OFFICIAL_NUMBER = re.compile(r"_([0-9]{4,9})\Z")
-_COLUMNS = ("identity", "source", "status", "reject_reason")
+_COLUMNS = ("identity", "source", "status", "reject_reason", "key")
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ class _Place(NamedTuple):
 
     split: str
     row: int
+    key: str
 
 
 class PhotoSource(Protocol):
@@ -110,11 +111,12 @@ class DatasetPhotos:
             names = {split: dataset.info.splits[split].shards}
             for manifest in local_manifests(dataset.root, dataset.mirror, names):
                 table = read_manifest(manifest, _COLUMNS)
-                for identity, source, status, reason in zip(
+                for identity, source, status, reason, key in zip(
                     *(table[name].to_pylist() for name in _COLUMNS), strict=True
                 ):
                     if status == STATUS_KEPT:
-                        places[identity][source] = Rejected(WITHDRAWN) if row in withdrawn else _Place(split, row)
+                        is_withdrawn = row in withdrawn
+                        places[identity][source] = Rejected(WITHDRAWN) if is_withdrawn else _Place(split, row, key)
                         row += 1
                     else:
                         places[identity][source] = Rejected(reason)
@@ -132,6 +134,11 @@ class DatasetPhotos:
             if not isinstance(place, Rejected):
                 kept[photo.identity].append(photo.number)
         return kept
+
+    def key(self, photo: Photo) -> str | Rejected:
+        """The key of a photo's sample, or why it has none."""
+        place = self._places.get(photo, Rejected("not in the data set"))
+        return place if isinstance(place, Rejected) else place.key
 
     def load(self, photo: Photo) -> Crop | Rejected:
         place = self._places.get(photo, Rejected("not in the data set"))

@@ -23,3 +23,5 @@ class Recogniser:
     """Split and digest of each data set it was trained on, as far as known."""
     run_directory: Path | None = None
     """The training run, whose curves the report shows."""
+    notes: list[str] = field(default_factory=list)
+    """What was assumed of it, for the result."""

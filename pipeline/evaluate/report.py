@@ -80,7 +80,7 @@ def render_report(
         false_non_matches=false_non_matches,
         curves=curves,
         section_charts=section_charts(evaluation),
-        config=_flatten(evaluation.model.config),
+        config=_flatten(evaluation.model.config or {}),
     )
 
 
@@ -187,7 +187,8 @@ def training_curves(records: Sequence[Mapping[str, Any]]) -> list[Curve]:
 
 def _thumbnail(source: PhotoSource, photo: Photo) -> str:
     crop = source.load(photo)
-    assert not isinstance(crop, Rejected), "it was embedded a moment ago"
+    if isinstance(crop, Rejected):  # its embedding came from a file
+        crop = np.full((1, 1, 3), 128, np.uint8)
     return _data_address(crop)
 
 

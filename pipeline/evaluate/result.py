@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from pipeline.atomic_write import write_atomically
 from pipeline.config.errors import UserError
 from pipeline.evaluate.result_sections import Clusters, Fairness, PeopleMap, Quality, Robustness
+from pipeline.input_spec import InputSpec
 
 SCHEMA_VERSION = 3
 
@@ -226,22 +227,30 @@ class Identification(_Frozen):
 
 
 class Model(_Frozen):
-    """Where the model comes from."""
+    """Where the embeddings come from. What is not known of a model of its kind is null."""
 
+    kind: Literal["run", "onnx", "python", "embeddings"] = "run"
+    """A training run, an ONNX file, a Python callable, or a file of embeddings."""
     checkpoint: str
-    step: int
-    num_samples: int
+    """The run or its checkpoint, the file, or `module:function`."""
+    sha256: str | None = None
+    """Of the file, for a callable that of its module; null for a run."""
+    input: InputSpec | None = None
+    """What is fed to an ONNX file or a callable."""
+    step: int | None = None
+    num_samples: int | None = None
     """Samples the model was trained on, repeats counted."""
-    crop_px: int
+    crop_px: int | None = None
     embedding_dim: int
-    num_parameters: int
+    num_parameters: int | None = None
+    """Of an ONNX file, the numbers that it stores as weights."""
     multiply_adds: int | None = None
     """Of the products and convolutions of a forward pass over one photo; null where they cannot be counted."""
-    config: dict[str, Any]
+    config: dict[str, Any] | None = None
     """The training configuration."""
-    dataset: dict[str, Any]
+    dataset: dict[str, Any] | None = None
     """The training data set's description, its digest included."""
-    weights: Literal["ema", "raw"] = "raw"
+    weights: Literal["ema", "raw"] | None = None
     """Which were measured: the moving average of the weights, or the weights themselves."""
 
 
@@ -310,7 +319,8 @@ class Evaluation(_Frozen):
     fairness: Fairness | None = None
     """null unless the pairs come with groups."""
     model: Model
-    speed: Speed
+    speed: Speed | None = None
+    """null where no model ran."""
     data: Data
     environment: Environment
 

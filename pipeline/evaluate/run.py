@@ -167,7 +167,7 @@ def coverage_notes(scored: ScoredPairs, pairs: PairList) -> list[str]:
 def environment(device: torch.device) -> result.Environment:
     """Versions and hardware of this process."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
-    packages = ("facemill", "torch", "torchvision", "numpy")
+    packages = ("facemill", "torch", "torchvision", "numpy", "onnxruntime")
     return result.Environment(
         versions={"python": platform.python_version(), **{package: version(package) for package in packages}},
         platform=platform.platform(),

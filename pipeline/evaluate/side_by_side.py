@@ -264,8 +264,8 @@ def _points(share: float) -> str:
 
 
 def _describe_model(name: str, evaluations: Sequence[Evaluated]) -> ComparedModel:
-    timed = max(evaluations, key=lambda one: one.evaluation.speed.num_photos).evaluation
-    model = timed.model
+    timed = max((one.evaluation for one in evaluations), key=lambda one: one.speed.num_photos if one.speed else 0)
+    model, speed = timed.model, timed.speed
     return ComparedModel(
         name=name,
         checkpoint=model.checkpoint,
@@ -276,8 +276,8 @@ def _describe_model(name: str, evaluations: Sequence[Evaluated]) -> ComparedMode
         embedding_dim=model.embedding_dim,
         num_parameters=model.num_parameters,
         multiply_adds=model.multiply_adds,
-        embedding_ms=timed.speed.embedding_ms,
-        batch=timed.speed.batch,
+        embedding_ms=None if speed is None else speed.embedding_ms,
+        batch=None if speed is None else speed.batch,
         device=timed.environment.device,
     )
 
@@ -308,7 +308,7 @@ def _set_notes(one: _Set, baseline: str) -> list[str]:
 
 
 def _device_notes(models: Sequence[ComparedModel]) -> list[str]:
-    devices = {model.device for model in models}
+    devices = {model.device for model in models if model.embedding_ms is not None}
     return ["The models were timed on different devices: their times do not compare."] if len(devices) > 1 else []
 
 

@@ -1,4 +1,4 @@
-"""Models that an evaluation can measure."""
+"""Models that an evaluation can measure, opened by what they are."""
 
 from __future__ import annotations
 
@@ -7,11 +7,55 @@ from pathlib import Path
 import torch
 
 from pipeline.checkpoint import Weights, load_backbone
+from pipeline.config.errors import UserError
 from pipeline.data.dataset_format import DatasetInfo
 from pipeline.evaluate.embed import Embedder
 from pipeline.evaluate.recogniser import Recogniser
 from pipeline.evaluate.result import Model
+from pipeline.inputs.declared import OPTION, parse_declared
+from pipeline.inputs.embedding_file import SUFFIXES as EMBEDDING_SUFFIXES
+from pipeline.inputs.embedding_file import open_embeddings
+from pipeline.inputs.onnx_model import open_onnx
+from pipeline.inputs.python_model import NAME as CALLABLE
+from pipeline.inputs.python_model import open_callable
 from pipeline.model.backbones.cost import count_multiply_adds
+
+ONNX_SUFFIX = ".onnx"
+_KINDS = "a run directory, a checkpoint, FILE.onnx, module:function, or embeddings (FILE.parquet, FILE.npz)"
+
+
+def open_model(
+    name: str, device: torch.device, weights: Weights | None = None, declared: str | None = None
+) -> Recogniser:
+    """Open a model of any kind.
+
+    Args:
+        name: a run directory or checkpoint, `FILE.onnx`, `module:function`, or a file of embeddings.
+        device: where it runs.
+        weights: see `open_run`; for runs alone.
+        declared: what it takes, see `pipeline.inputs.declared`; for ONNX files and callables alone.
+
+    Raises:
+        UserError: no such model, one that cannot be used, or an option that does not go with its kind.
+    """
+    path = Path(name)
+    is_onnx = path.suffix == ONNX_SUFFIX and not path.is_dir()
+    is_callable = not path.exists() and CALLABLE.fullmatch(name) is not None
+    is_stored = path.suffix in EMBEDDING_SUFFIXES and not path.is_dir()
+    is_run = not (is_onnx or is_callable or is_stored)
+    if weights is not None and not is_run:
+        raise UserError("--model-weights", f"given with {name}", "a run", "leave it out")
+    if declared is not None and not (is_onnx or is_callable):
+        raise UserError(OPTION, f"given with {name}", "an ONNX file or module:function", f"leave {OPTION} out")
+    if is_onnx:
+        return open_onnx(path, parse_declared(declared), device)
+    if is_callable:
+        return open_callable(name, parse_declared(declared), device)
+    if is_stored:
+        return open_embeddings(path)
+    if path.is_file():
+        raise UserError(path, "a file of another kind", _KINDS)
+    return open_run(path, device, weights)
 
 
 def open_run(checkpoint: Path, device: torch.device, weights: Weights | None = None) -> Recogniser:

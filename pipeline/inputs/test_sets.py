@@ -132,11 +132,11 @@ def _open_dataset(data: Path, recogniser: Recogniser, request: Request) -> TestS
             raise UserError(option, "given with a data set", "photos that are not aligned yet", f"leave {option} out")
     dataset = open_dataset(data)
     crop_px = recogniser.embedder.crop_px
-    if dataset.info.crop.size_px != crop_px:
+    if recogniser.embedder.stored is None and dataset.info.crop.size_px != crop_px:
         raise UserError(
             data,
             f"crops of {dataset.info.crop.size_px} px",
-            f"{crop_px} px, as the model was trained on",
+            f"{crop_px} px, as the model takes",
             f"preprocess shard … --size {crop_px}",
         )
     notes = [] if recogniser.trained is None else _difference_notes(dataset.info, recogniser.trained)
@@ -250,7 +250,7 @@ def _open_pair_bin(path: Path, recogniser: Recogniser, request: Request) -> Test
 
     first = maker.make(lambda: pairs.images[0])
     notes = []
-    if first.width not in (0, crop_px):
+    if recogniser.embedder.stored is None and first.width not in (0, crop_px):
         notes.append(f"The photos of {path.name} ({first.width} px) were resized to the model's {crop_px} px.")
     return TestSet(
         source=PairSetPhotos(pairs, crop),
@@ -291,23 +291,33 @@ def cropper(
 ) -> tuple[Callable[[Path], Crop | Rejected], dict[str, Any], list[str]]:
     """The function from a photo to a crop, what it uses, and how that differs from training."""
     trained, crop_px, detector = recogniser.trained, recogniser.embedder.crop_px, request.detector
-    assert trained is not None
-    if detector is None and trained.detector.name == NO_DETECTOR:
+    if trained is None:
+        chosen = CropOptions(size_px=crop_px) if detector is None else CropOptions(detector=detector, size_px=crop_px)
+        maker = CropMaker(chosen, request.weights)
+    elif detector is None and trained.detector.name == NO_DETECTOR:
         raise UserError(
             "--detector",
             "missing, and the training photos came already aligned",
             "mtcnn, yunet, or none for aligned photos",
         )
-    if detector is None:
+    elif detector is None:
         maker = CropMaker.from_dataset(trained, request.weights)
     else:
         options = {**trained.detector.options, "detector": detector, "size_px": crop_px}
         maker = CropMaker(CropOptions.model_validate(options), request.weights)
     info = describe_detector(maker.options, maker.weights_sha256)
     notes = []
-    if info.name == NO_DETECTOR:
+    is_aligned = info.name == NO_DETECTOR
+    if is_aligned:
         notes.append(f"The photos were taken as aligned (--detector none) and scaled to {crop_px} px.")
-    elif (info.name, info.weights_sha256) != (trained.detector.name, trained.detector.weights_sha256):
+    if trained is None:
+        of = "the model" if recogniser.embedder.stored is None else "whatever made the embeddings"
+        found = "" if is_aligned else f"Faces were found by {info.name}. "
+        notes.append(f"{found}How the photos of {of} were aligned is not known.")
+    elif not is_aligned and (info.name, info.weights_sha256) != (
+        trained.detector.name,
+        trained.detector.weights_sha256,
+    ):
         notes.append(f"Faces were found by {info.name}; the model was trained on those of {trained.detector.name}.")
 
     def crop(path: Path) -> Crop | Rejected:

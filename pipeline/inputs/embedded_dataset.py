@@ -1,0 +1,253 @@
+"""The embeddings of all photos of a data set, made by any number of ranks and finished by whoever comes next.
+
+The work is cut into parts of a fixed number of rows, whatever the number of ranks. Each part is one file, which appears
+whole or not at all, and which one rank writes; so a run that was stopped goes on with the parts that are not there, and
+the parts joined give the same bytes however many ranks made them in however many attempts. (On equal machines with as
+many threads a rank: sums in another order have other last bits.)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import nn
+
+from pipeline import dist
+from pipeline.atomic_write import write_atomically
+from pipeline.config.errors import DataError, UserError
+from pipeline.data.manifest import Dataset, SplitIndex
+from pipeline.data.reader import Reader
+from pipeline.data.row_crops import read_row_crops
+from pipeline.evaluate.recogniser import Recogniser
+from preprocess.storage import one_line_errors, write_parquet
+
+Rows = npt.NDArray[np.int64]
+Splits = dict[str, SplitIndex]
+
+PART_ROWS = 8192
+BATCH = 64
+"""Photos a batch; part of what decides the last bits, and so no option."""
+
+_PLAN = "plan.json"
+_SMALLEST_NORM = 1e-12
+
+
+@dataclass(frozen=True)
+class Part:
+    """Successive rows of a split's index."""
+
+    split: str
+    first: int
+    end: int
+    file: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What parts must have in common to be joined."""
+
+    model: str
+    """Its digest."""
+    data: str
+    """The data set's digest."""
+    withdrawn: str
+    """Hash of the rows that must not be used."""
+    device: str
+    part_rows: int
+    num_photos: int
+    """Photos that are not withdrawn, whether they can be read or not."""
+
+
+def parts_folder(output: Path) -> Path:
+    """Where parts of a file lie until it is written."""
+    return output.absolute().with_name(output.name + ".parts")
+
+
+def embed_dataset(
+    recogniser: Recogniser,
+    dataset: Dataset,
+    output: Path,
+    show: Callable[[int, int], Callable[[int], None]],
+    part_rows: int = PART_ROWS,
+) -> tuple[int, int]:
+    """Embed the photos of all splits that are not withdrawn. Collective on all ranks, which share `output`'s folder.
+
+    Writes Parquet with the columns `key` and `embedding` (float32 lists of one length) in the order of splits and rows:
+    what the model gives for the crop, not normalised, without the mirror image.
+
+    Args:
+        recogniser: the model.
+        dataset: its crops are of the model's size.
+        output: the file; parts lie in `parts_folder(output)`, which the caller has locked, until it is complete.
+        show: called with the number of photos and of those in parts made earlier; gives what tells a display that more
+            are done.
+        part_rows: rows a part: what a rank that dies loses at most.
+
+    Returns:
+        Photos embedded, and photos that there are. The others could not be read.
+
+    Raises:
+        UserError: parts of another model or other data, crops of another size, ranks that do not see the same, an
+            embedding that is not finite or zero, or a file that cannot be written.
+    """
+    crop_px = recogniser.embedder.crop_px
+    if dataset.info.crop.size_px != crop_px:
+        remedy = f"preprocess shard … --size {crop_px}"
+        found = f"crops of {dataset.info.crop.size_px} px"
+        raise UserError(dataset.root, found, f"{crop_px} px, as the model takes", remedy)
+    folder = parts_folder(output)
+    plan = _make_plan(recogniser, dataset, part_rows)
+    if len({json.dumps(asdict(one)) for one in dist.all_gather_objects(plan)}) > 1:
+        raise UserError(output, "the ranks see different models or data", "the same on all")
+    if dist.rank() == 0:
+        with one_line_errors(folder):
+            _begin(folder, plan)
+    splits = {name: dataset.split(name) for name in dataset.info.splits}
+    parts = [part for split in splits.values() for part in _cut(split, part_rows)]
+    # as rank 0 sees it: files of others may show later on a shared file system
+    todo = dist.all_gather_objects([part for part in parts if not (folder / part.file).is_file()])[0]
+    num_made = sum(len(_rows(splits, part)) for part in set(parts) - set(todo))
+    _make_parts(recogniser, splits, folder, todo, show(plan.num_photos, num_made))
+    num_embedded = 0
+    if dist.rank() == 0:
+        with one_line_errors(output):
+            num_embedded = _join(folder, parts, output)
+            shutil.rmtree(folder)
+    return dist.all_gather_objects(num_embedded)[0], plan.num_photos
+
+
+def model_digest(recogniser: Recogniser) -> str:
+    """Names a model's function: hash of a run's weights, of an ONNX file and what it is fed, of a callable's module."""
+    described = recogniser.description
+    hasher = hashlib.sha256(described.model_dump_json(include={"kind", "sha256", "input", "embedding_dim"}).encode())
+    if described.kind == "python":
+        hasher.update(described.checkpoint.encode())
+    if isinstance(recogniser.embedder.embed, nn.Module):
+        for name, tensor in recogniser.embedder.embed.state_dict().items():
+            hasher.update(name.encode())
+            hasher.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return hasher.hexdigest()
+
+
+def _make_plan(recogniser: Recogniser, dataset: Dataset, part_rows: int) -> Plan:
+    hasher = hashlib.sha256()
+    num_photos = 0
+    for name in dataset.info.splits:
+        split = dataset.split(name)
+        hasher.update(name.encode() + split.withdrawn.tobytes())
+        num_photos += len(split) - len(split.withdrawn)
+    return Plan(
+        model=model_digest(recogniser),
+        data=dataset.info.digest,
+        withdrawn=hasher.hexdigest(),
+        device=recogniser.embedder.device.type,
+        part_rows=part_rows,
+        num_photos=num_photos,
+    )
+
+
+def _begin(folder: Path, plan: Plan) -> None:
+    """Write down what is made here, or see that it is what was begun."""
+    path = folder / _PLAN
+    wanted = asdict(plan)
+    if not path.is_file():
+        write_atomically(path, json.dumps(wanted).encode())
+        return
+    try:
+        begun = json.loads(path.read_text())
+        differing = [name for name, value in wanted.items() if begun.get(name) != value]
+    except (ValueError, AttributeError):
+        raise UserError(path, "damaged", "", f"remove {folder}") from None
+    if differing:
+        found = f"begun with another {' and another '.join(differing)}"
+        raise UserError(folder, found, "the model and the data of the first attempt", "remove it to begin anew")
+
+
+def _cut(split: SplitIndex, part_rows: int) -> Iterator[Part]:
+    for first in range(0, len(split), part_rows):
+        yield Part(split.split, first, min(first + part_rows, len(split)), f"{split.split}-{first:012d}.parquet")
+
+
+def _rows(splits: Splits, part: Part) -> Rows:
+    """A part's rows that are not withdrawn."""
+    return np.setdiff1d(np.arange(part.first, part.end), splits[part.split].withdrawn)
+
+
+def _make_parts(
+    recogniser: Recogniser, splits: Splits, folder: Path, todo: list[Part], advance: Callable[[int], None]
+) -> None:
+    """Make parts in rounds, one a rank. So no rank ever waits for others longer than a part takes."""
+    for start in range(0, len(todo), dist.world_size()):
+        place = start + dist.rank()
+        num_rows = 0
+        if place < len(todo):
+            num_rows = len(_rows(splits, todo[place]))
+            table = _embed_part(recogniser, splits, todo[place], advance)
+            with one_line_errors(folder):
+                write_parquet(table, folder / todo[place].file, folder)
+        advance(sum(dist.all_gather_objects(num_rows)) - num_rows)
+
+
+def _embed_part(recogniser: Recogniser, splits: Splits, part: Part, advance: Callable[[int], None]) -> pa.Table:
+    """Keys and embeddings of a part's photos that can be read."""
+    embedder, split, wanted = recogniser.embedder, splits[part.split], _rows(splits, part)
+    found: list[Rows] = [np.empty(0, np.int64)]
+    vectors = [np.empty((0, recogniser.description.embedding_dim), np.float32)]
+    with Reader(split) as reader, torch.inference_mode():
+        for number, (rows, crops) in enumerate(read_row_crops(reader, embedder.crop_px, wanted, BATCH)):
+            if len(rows):
+                images = torch.from_numpy(crops).permute(0, 3, 1, 2).to(embedder.device)
+                found.append(rows)
+                vectors.append(embedder.embed(images).to("cpu", torch.float32).numpy())
+            advance(min(BATCH, len(wanted) - number * BATCH))
+    keys, stacked = split.keys(np.concatenate(found)), np.concatenate(vectors)
+    lengths = np.linalg.norm(stacked.astype(np.float64), axis=1)
+    bad = np.flatnonzero(~np.isfinite(lengths) | (lengths <= _SMALLEST_NORM))
+    if len(bad):
+        told = f"{len(bad)} of {len(keys)} embeddings are not finite or zero, first that of {keys[bad[0]]!r}"
+        raise UserError(embedder.where, told, "finite embeddings")
+    flat = pa.FixedSizeListArray.from_arrays(pa.array(stacked.ravel()), stacked.shape[1])
+    return pa.table({"key": pa.array(keys, pa.string()), "embedding": flat})
+
+
+def _join(folder: Path, parts: list[Part], output: Path) -> int:
+    """Write the file, a part in memory at a time; gives the number of its rows.
+
+    Raises:
+        UserError: no photo could be read; `DataError`: a part is missing or damaged.
+    """
+    num_rows = 0
+
+    def write(file: IO[bytes]) -> None:
+        nonlocal num_rows
+        with ExitStack() as stack:
+            writer = None
+            for part in parts:
+                try:
+                    table = pq.read_table(folder / part.file)
+                except (OSError, pa.ArrowException) as error:
+                    remedy = "all ranks must write to one folder; remove damaged files and repeat the command"
+                    raise DataError(folder / part.file, f"cannot be read ({error})", "", remedy) from None
+                if writer is None:
+                    settings = {"compression": "zstd", "compression_level": 3, "version": "2.6"}
+                    writer = stack.enter_context(pq.ParquetWriter(file, table.schema, **settings))
+                if len(table):
+                    writer.write_table(table, row_group_size=len(table))
+                num_rows += len(table)
+        if num_rows == 0:
+            raise UserError(output, "none of the photos can be read", "photos", "preprocess verify DATA")
+
+    write_atomically(output, write)
+    return num_rows
