@@ -25,6 +25,7 @@ from pipeline.inputs.declared import OPTION, Declared
 from pipeline.inputs.onnx_input import find_input
 from pipeline.inputs.trial import first_line, require_rows, try_out
 
+_CUDA = "CUDAExecutionProvider"
 _TRAINED_ON = METADATA_KEY.replace("input", "trained_on")
 _EXPECTED = "a face model in ONNX: one input [B, 3, H, W] or [B, H, W, 3], one output [B, D]"
 _WEIGHT_TYPES = frozenset(
@@ -51,11 +52,11 @@ def open_onnx(path: Path, declared: Declared, device: torch.device) -> Recognise
         UserError: not such a file, what it takes cannot be told, or it does not run; also while embedding.
     """
     graph_file = _read(path)
-    is_on_gpu = device.type == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers()
-    session = _start(path, device if is_on_gpu else None)
+    session = _start(path, device)
     notes = []
-    if device.type == "cuda" and not is_on_gpu:
-        notes.append(f"{path.name} ran on the CPU: this ONNX Runtime has no CUDA provider.")
+    if device.type == "cuda" and _CUDA not in session.get_providers():
+        notes.append(f"{path.name} ran on the CPU: this ONNX Runtime has no CUDA provider that works.")
+        device = torch.device("cpu")
     inputs = session.get_inputs()
     if len(inputs) != 1:
         raise UserError(path, f"{len(inputs)} inputs ({', '.join(one.name for one in inputs)})", _EXPECTED)
@@ -64,15 +65,14 @@ def open_onnx(path: Path, declared: Declared, device: torch.device) -> Recognise
     notes += assumed
     embed = _runner(session, _output(session, declared.output, path), spec, path)
     return Recogniser(
-        # the crops are wanted where NumPy is
-        embedder=Embedder(embed, spec.crop_px, torch.device("cpu"), str(path)),
+        embedder=Embedder(embed, spec.crop_px, device, str(path)),
         description=Model(
             kind="onnx",
             checkpoint=str(path),
             sha256=_digest(path, graph_file),
             input=spec,
             crop_px=spec.crop_px,
-            embedding_dim=try_out(embed, spec.crop_px, torch.device("cpu"), path),
+            embedding_dim=try_out(embed, spec.crop_px, device, path),
             num_parameters=sum(
                 int(np.prod(tensor.dims))
                 for tensor in graph_file.graph.initializer
@@ -96,14 +96,14 @@ def _read(path: Path) -> onnx.ModelProto:
     return model
 
 
-def _start(path: Path, gpu: torch.device | None) -> onnxruntime.InferenceSession:
+def _start(path: Path, device: torch.device) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.inter_op_num_threads = 1
     options.log_severity_level = 4  # its errors are raised, and need no second line
     providers: list[Any] = ["CPUExecutionProvider"]
-    if gpu is not None:
-        providers.insert(0, ("CUDAExecutionProvider", {"device_id": gpu.index or 0}))
+    if device.type == "cuda" and _CUDA in onnxruntime.get_available_providers():
+        providers.insert(0, (_CUDA, {"device_id": device.index or 0}))
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=providers)
     except Exception as error:  # its errors have no common class
@@ -142,7 +142,7 @@ def _runner(session: onnxruntime.InferenceSession, output: str, spec: InputSpec,
         return require_rows(torch.from_numpy(np.asarray(vectors)), len(pixels), path)
 
     def embed(crops: Tensor) -> Tensor:
-        pixels = network_input(crops.numpy(), spec)
+        pixels = network_input(crops.cpu().numpy(), spec)
         return run(pixels) if fixed is None else torch.cat(list(_in_batches(pixels, fixed)))
 
     def _in_batches(pixels: np.ndarray, size: int) -> Iterator[Tensor]:

@@ -8,12 +8,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
+
+from pipeline.inputs.models import open_model
+
 REPOSITORY = Path(__file__).parents[2]
 
 
-def test_the_example_of_other_measures_runs() -> None:
+def examples() -> list[str]:
     text = (REPOSITORY / "docs" / "evaluation.md").read_text()
-    (code,) = re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    return re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+
+
+def test_the_example_of_other_measures_runs() -> None:
+    code = examples()[-1]
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code],
         capture_output=True,
@@ -31,6 +39,13 @@ def test_the_example_of_other_measures_runs() -> None:
     assert 0.0 < low < high
     assert "method='exact'" in lines[4]
     assert "new_old=0.0" in lines[-1]
+
+
+def test_the_example_of_embeddings_is_a_model(tmp_path: Path) -> None:
+    command = [sys.executable, "-W", "error", "-c", examples()[0]]
+    subprocess.run(command, check=True, timeout=60, cwd=tmp_path)
+    found = open_model(str(tmp_path / "embeddings.npz"), torch.device("cpu"))
+    assert (found.description.kind, found.description.embedding_dim) == ("embeddings", 512)
 
 
 def test_every_module_of_measures_is_listed() -> None:
