@@ -119,11 +119,13 @@ def main(
     recogniser = open_model(
         model, _choose_device(device), None if model_weights is None else model_weights.value, takes
     )
-    flip = flip and recogniser.embedder.stored is None
+    is_stored = recogniser.embedder.stored is not None
+    flip = flip and not is_stored
+    of_model = {"--robustness": robustness, "--distractors": distractors is not None}
+    for option in (name for name, given in of_model.items() if given and is_stored):
+        raise UserError(option, f"given with {model}", "a model that embeds other photos", f"leave {option} out")
     request = Request(pairs, split, detector, weights, protocol, distractors)
     tests = open_test_set(data, recogniser, request)
-    if robustness and recogniser.embedder.stored is not None:
-        raise UserError("--robustness", "given with a file of embeddings", "a model that can embed degraded photos")
     unfit = dict(of_split) if tests.split is None else {}
     if not tests.knows_people:
         unfit["--map"] = map_people is not None

@@ -422,6 +422,11 @@ def test_a_file_of_embeddings_gives_the_figures_of_the_run(
     assert f"e{suffix}" in capsys.readouterr().out
     with pytest.raises(UserError, match="expected a run"):
         evaluate("--model-weights", "raw", model=path, split="train")
+    for words in (["--robustness"], ["--identify", "--distractors", str(tmp_path)]):
+        with pytest.raises(
+            UserError, match=r"--(robustness|distractors): given with .*; expected a model that embeds other photos"
+        ):
+            evaluate(*words, model=path, split="train")
 
 
 def test_photos_without_an_embedding_are_counted(evaluate: Command, data: Dataset, tmp_path: Path) -> None:
