@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from pipeline.evaluate.charts import Axis, Series, chart, linear_axis, percent_axis
 from pipeline.evaluate.pairs import Photo
-from pipeline.evaluate.result import Evaluation
+from pipeline.evaluate.result import Evaluation, Identification
 from pipeline.evaluate.result_sections import PeopleMap, Quality, Robustness, RobustnessCurve
 from pipeline.evaluate.scatter import legend, scatter
 
@@ -38,6 +38,7 @@ class TitledChart:
 class SectionCharts:
     """Empty where a section was not asked for."""
 
+    cmc: Markup = field(default_factory=Markup)
     robustness: list[TitledChart] = field(default_factory=list)
     quality: Markup = field(default_factory=Markup)
     maps: list[TitledChart] = field(default_factory=list)
@@ -50,12 +51,23 @@ class SectionCharts:
 def section_charts(evaluation: Evaluation) -> SectionCharts:
     """Draw what the evaluation holds."""
     robustness, quality, people_map = evaluation.robustness, evaluation.quality, evaluation.people_map
+    identification = evaluation.identification
     return SectionCharts(
+        cmc=Markup() if identification is None else cmc_chart(identification),
         robustness=[] if robustness is None else robustness_charts(robustness),
         quality=Markup() if quality is None or not quality.measures else reject_chart(quality),
         maps=[] if people_map is None else map_charts(people_map),
         legend=Markup() if people_map is None else legend(people_map.people),
     )
+
+
+def cmc_chart(identification: Identification) -> Markup:
+    """The cumulative match characteristic: found among the first k, over k."""
+    ranks = [float(k) for k in range(1, len(identification.cmc) + 1)]
+    y = percent_axis(0.0, 1.0, 0.2, "found among the first k, %")
+    x = linear_axis([1.0, ranks[-1]], "k")
+    x = Axis(1.0, max(ranks[-1], 2.0), [tick for tick in x.ticks if 1.0 <= tick[0] <= ranks[-1]], "k")
+    return chart("CMC", x, y, [Series("plain", ranks, identification.cmc)])
 
 
 def robustness_charts(robustness: Robustness) -> list[TitledChart]:

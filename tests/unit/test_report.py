@@ -135,6 +135,10 @@ def test_identification_of_a_splits_people(
     assert content["verification"]["num_pairs"] == 300
     assert content["verification"]["auc"] == pytest.approx(plain["verification"]["auc"], abs=1e-3)
     found = content["identification"]
+    page = (tmp_path / "out" / "report.html").read_text()
+    check_self_contained(page)
+    assert "Finding a person" in page
+    assert f"{100 * found['rank']['1']:.2f} %" in page
     assert (found["num_gallery"], found["num_probes"], found["num_missing"]) == (10, 50, 0)
     assert set(found["rank"]) == {"1", "5", "10"}
     assert found["rank"]["10"] == 1.0
