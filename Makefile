@@ -57,6 +57,12 @@ format: $(STAMP) ## Format and mend what the linter can
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
+bench: $(STAMP) ## Every claim about speed and memory, on the processors (20 minutes on 2 quiet cores); AGAIN=1 keeps nothing
+	@$(BIN)/python benchmarks/bench.py $(if $(AGAIN),--again)
+
+bench-gpu: $(STAMP) ## The same on a GPU
+	@$(BIN)/python benchmarks/bench.py --gpu $(if $(AGAIN),--again)
+
 k8s-render: ## Manifests to standard output: OVERLAY=gpu-8 IMAGE=registry/facemill:0.1.0 (or …@sha256:…)
 	@command -v kubectl >/dev/null || { echo "missing: kubectl 1.31 or newer" >&2; exit 1; }
 	@[ -n '$(OVERLAY)' ] && [ -f 'k8s/overlays/$(OVERLAY)/kustomization.yaml' ] || { \
@@ -74,4 +80,4 @@ k8s-render: ## Manifests to standard output: OVERLAY=gpu-8 IMAGE=registry/facemi
 clean: ## Remove build outputs, keep .venv
 	@rm -rf build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help setup demo test test-all lint format k8s-render clean
+.PHONY: help setup demo test test-all lint format bench bench-gpu k8s-render clean

@@ -4,7 +4,7 @@
     python benchmarks/evaluation.py --search 1000000    # and a search among a million embeddings: minutes
 
 Embeddings and scores are made up, of the sizes that the protocols have. A loop that would take hours is run on fewer
-pairs or points and its time multiplied; the table says so.
+pairs or points and its time multiplied; its name says so. The limit of a search is the bare matrix product.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ import os
 import resource
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from figures import Figure, write
 
 from pipeline.evaluate import intervals, templates
 from pipeline.evaluate import verification as v
@@ -33,41 +35,49 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--search", type=int, metavar="GALLERY", help="search among so many embeddings, too")
     parser.add_argument("--probes", type=int, default=10_000, help="of the search")
+    parser.add_argument("--pairs", type=int, default=IJBC_PAIRS, help="as many as IJB-C has")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--json", type=Path, help="write the figures")
     arguments = parser.parse_args()
+    repeats = arguments.repeats
     threads = os.environ.get("OMP_NUM_THREADS", "all")
     print(f"{len(os.sched_getaffinity(0))} cores, {threads} threads for products, numpy {np.__version__}")
-    ten_folds()
-    tar_at_far()
-    template_pairs()
+    figures = ten_folds(repeats)
+    figures.append(tar_at_far(arguments.pairs, repeats))
+    figures.append(template_pairs(arguments.pairs, repeats))
     if arguments.search:
-        search(arguments.search, arguments.probes)
+        figures += search(arguments.search, arguments.probes, repeats)
+    print("\n".join(figure.text() for figure in figures))
     print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
+    if arguments.json:
+        write(arguments.json, figures)
 
 
-def ten_folds() -> None:
-    """The 10-fold accuracy of 6,000 pairs, as on LFW, and its interval."""
+def ten_folds(repeats: int) -> list[Figure]:
+    """The 10-fold accuracy of 6,000 pairs, as on LFW, equal to the last digit, and its interval."""
     rng = np.random.default_rng(0)
     same = np.tile(np.repeat([True, False], 300), 10)
     distances = np.clip(rng.normal(np.where(same, 1.0, 1.6), 0.3), 0, 4)
     fold = np.repeat(np.arange(10), 600)
-    ours, found = timed(lambda: v.fold_accuracy(distances, same, fold).accuracy.tolist(), repeats=20)
-    loop, expected = timed(lambda: loop_folds(distances, same, fold))
+    ours, found = timed(lambda: v.fold_accuracy(distances, same, fold).accuracy.tolist(), repeats)
+    loop, expected = timed(lambda: loop_folds(distances, same, fold), repeats)
     assert found == expected
-    report("10-fold accuracy, 6,000 pairs", ours, loop, "equal to the last digit")
     left = rng.integers(0, 4000, 6000)
     right = np.where(same, left, rng.integers(0, 4000, 6000))
-    figures = intervals.VerificationFigures(distances, same, fold, {"1e-3": 1e-3})
-    report(
-        "intervals of it, AUC, EER, d', TAR: 1,000 draws", timed(lambda: intervals.bootstrap(figures, left, right))[0]
-    )
+    drawn = intervals.VerificationFigures(distances, same, fold, {"1e-3": 1e-3})
+    bootstrap, _ = timed(lambda: intervals.bootstrap(drawn, left, right), repeats)
+    return [
+        Figure("10-fold accuracy, 6,000 pairs", "s", ours, {"plain loop": loop}),
+        Figure("intervals of it, AUC, EER, d', TAR: 1,000 draws", "s", bootstrap),
+    ]
 
 
-def tar_at_far() -> None:
+def tar_at_far(num_pairs: int, repeats: int) -> Figure:
     """TAR at FAR 1e-1 … 1e-6 from as many scores as IJB-C has pairs."""
     rng = np.random.default_rng(0)
-    same = np.arange(IJBC_PAIRS) < IJBC_SAME
-    distances = rng.random(IJBC_PAIRS)
-    distances[~same] = 2.0 + rng.normal(0, 0.1, IJBC_PAIRS - IJBC_SAME)
+    same = np.arange(num_pairs) < IJBC_SAME
+    distances = rng.random(num_pairs)
+    distances[~same] = 2.0 + rng.normal(0, 0.1, num_pairs - IJBC_SAME)
     distances[:IJBC_SAME] += 0.9
     fars = [10.0**-n for n in range(1, 7)]
 
@@ -80,30 +90,29 @@ def tar_at_far() -> None:
         grid = np.linspace(0, 4, num_thresholds)
         return [float(np.mean(distances[~same] <= threshold)) for threshold in grid]
 
-    seconds, points = timed(ours)
+    seconds, _ = timed(ours, repeats)
     tried = 4
-    plain = timed(lambda: loop(tried))[0] * 400 / tried
-    rates = ", ".join(f"{point.tar:.4f}" for point in points)
-    report(
-        f"TAR at FAR 1e-1 … 1e-6, {IJBC_PAIRS:,} pairs", seconds, plain, f"loop: 400 thresholds, from {tried}; {rates}"
-    )
+    plain = [400 / tried * one for one in timed(lambda: loop(tried), repeats)[0]]
+    name = f"loop, 400 thresholds from {tried}"
+    return Figure(f"TAR at FAR 1e-1 … 1e-6, {num_pairs:,} pairs", "s", seconds, {name: plain})
 
 
-def template_pairs() -> None:
+def template_pairs(num_pairs: int, repeats: int) -> Figure:
     """The cosines of IJB-C's template pairs, 512-d."""
     rng = np.random.default_rng(0)
     vectors = unit(rng, IJBC_TEMPLATES)
     ids = np.arange(IJBC_TEMPLATES)
-    pairs = np.stack((rng.integers(0, IJBC_TEMPLATES, IJBC_PAIRS), rng.integers(0, IJBC_TEMPLATES, IJBC_PAIRS)))
+    pairs = np.stack((rng.integers(0, IJBC_TEMPLATES, num_pairs), rng.integers(0, IJBC_TEMPLATES, num_pairs)))
     built = templates.Templates(ids, vectors)
-    seconds, scores = timed(lambda: templates.pair_scores(built, pairs[0], pairs[1]))
+    seconds, scores = timed(lambda: templates.pair_scores(built, pairs[0], pairs[1]), repeats)
     few = 20_000
-    plain, expected = timed(lambda: [float(vectors[a] @ vectors[b]) for a, b in pairs[:, :few].T])
+    loop, expected = timed(lambda: [float(vectors[a] @ vectors[b]) for a, b in pairs[:, :few].T], repeats)
     assert np.allclose(scores[:few], expected, atol=1e-5)
-    report(f"cosines of {IJBC_PAIRS:,} template pairs", seconds, plain * IJBC_PAIRS / few, f"loop: from {few:,}")
+    plain = [one * num_pairs / few for one in loop]
+    return Figure(f"cosines of {num_pairs:,} template pairs", "s", seconds, {f"loop, pairs from {few:,}": plain})
 
 
-def search(num_gallery: int, num_probes: int) -> None:
+def search(num_gallery: int, num_probes: int, repeats: int) -> list[Figure]:
     """Nearest ten and exact ranks among a gallery, beside the bare matrix product in the same blocks."""
     rng = np.random.default_rng(0)
     gallery = unit(rng, num_gallery)
@@ -111,20 +120,16 @@ def search(num_gallery: int, num_probes: int) -> None:
     who = rng.integers(0, num_gallery, num_probes)
     probes = gallery[who] + unit(rng, num_probes) * np.float32(2.0)
     probes /= np.linalg.norm(probes, axis=1, keepdims=True)
-    product = timed(lambda: bare_product(probes, gallery))[0]
-    name = f"{num_probes:,} probes x {num_gallery:,} gallery, 512-d"
-    seconds, found = timed(lambda: nearest(probes, gallery, 10, engine="blocks"))
-    report(f"bare product of {name}", product)
-    report(f"nearest 10, {name}", seconds, note=beside(seconds, product))
-    seconds, ranks = timed(lambda: enrolled_ranks(probes, who, gallery, people))
-    report(f"exact ranks, {name}", seconds, note=beside(seconds, product))
+    name = f"{num_probes:,} probes × {num_gallery:,} gallery, 512-d"
+    limit = ("bare matrix product", timed(lambda: bare_product(probes, gallery), repeats)[0])
+    nearest_s, found = timed(lambda: nearest(probes, gallery, 10, engine="blocks"), repeats)
+    ranks_s, ranks = timed(lambda: enrolled_ranks(probes, who, gallery, people), repeats)
     agree = np.mean((ranks.rank == 1) == (found.rows[:, 0] == who))
-    print(f"    rank-1 {np.mean(ranks.rank == 1):.4f}; both ways agree on {agree:.6f} of the probes")
-
-
-def beside(seconds: Seconds, product: Seconds) -> str:
-    """How much more than the bare product it took."""
-    return f"{seconds / product:.2f} x the bare product, {seconds.cpu / product.cpu:.2f} x of the processor"
+    print(f"rank-1 {np.mean(ranks.rank == 1):.4f}; both ways agree on {agree:.6f} of the probes")
+    return [
+        Figure(f"nearest 10, {name}", "s", nearest_s, limit=limit),
+        Figure(f"exact ranks, {name}", "s", ranks_s, limit=limit),
+    ]
 
 
 def bare_product(probes: Any, gallery: Any) -> None:
@@ -154,27 +159,14 @@ def unit(rng: np.random.Generator, count: int) -> Any:
     return vectors
 
 
-class Seconds(float):
-    """Elapsed time, with the processor's beside it: on a busy machine only the latter means something."""
-
-    cpu: float
-
-
-def timed(call: Callable[[], Any], repeats: int = 1) -> tuple[Seconds, Any]:
-    """Seconds a call, the least of some, and what it gives."""
+def timed(call: Callable[[], Any], repeats: int) -> tuple[list[float], Any]:
+    """Seconds of each call, and what the last one gives."""
     times, found = [], None
     for _ in range(repeats):
-        cpu, started = time.process_time(), time.perf_counter()
+        started = time.perf_counter()
         found = call()
-        times.append(Seconds(time.perf_counter() - started))
-        times[-1].cpu = time.process_time() - cpu
-    return min(times), found
-
-
-def report(name: str, seconds: Seconds, loop: float | None = None, note: str = "") -> None:
-    """One line."""
-    beside = "" if loop is None else f", plain loop {loop:.4f} s, {loop / seconds:.0f} x"
-    print(f"{name}: {seconds:.4f} s ({seconds.cpu:.4f} s of the processor){beside}", f"({note})" if note else "")
+        times.append(time.perf_counter() - started)
+    return times, found
 
 
 if __name__ == "__main__":

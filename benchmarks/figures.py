@@ -8,6 +8,7 @@ write(Path("loader.json"), [figure])
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import statistics
@@ -55,9 +56,9 @@ class Figure:
 
 
 def spread(values: Sequence[float], unit: str) -> str:
-    """Median with minimum and maximum."""
+    """Median with minimum and maximum, in three digits or more."""
     middle = statistics.median(values)
-    digits = 0 if middle >= 1000 else 1 if middle >= 100 else 3
+    digits = 0 if middle >= 1000 else max(1, 2 - math.floor(math.log10(middle))) if middle > 0 else 3
     return f"{middle:12,.{digits}f} {unit} ({min(values):,.{digits}f} to {max(values):,.{digits}f})"
 
 

@@ -5,21 +5,22 @@
 
 A step is the loss and its gradients for embeddings [batch, D] and class centres [classes, D]; the optimizer is the
 same for all and left out. Peers are plain torch: unit lengths, one product [batch, classes], ArcFace at the target,
-`cross_entropy`, autograd; one multiplies in float32, the other in bfloat16 with float32 logits after. Times are
-medians by CUDA events. Extra memory is the step's peak beyond parameters, inputs and their gradients. The share is that
-of the matrix product rate that this GPU reached in the same run at 8,192³, counting the products each head does: three
-for a peer, four where logits are formed twice.
+`cross_entropy`, autograd; one multiplies in float32, the other in bfloat16 with float32 logits after. Times are taken
+by CUDA events. Extra memory is the step's peak beyond parameters, inputs and their gradients. The limit is the time of
+three bf16 products, the fewest that a step needs, at the rate that this GPU reached in the same run at 8,192³; ours
+takes four, because it forms logits twice.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from figures import Figure, write
 from torch import Tensor
 from torch.nn import functional
 
@@ -30,6 +31,8 @@ from pipeline.model.partial_fc import HeadOptions, MarginSoftmaxHead
 WARM_UPS = 3
 LEAST_REPEATS = 5
 PEAK_SIZE = 8192
+LEAST_PRODUCTS = 3
+"""Of [batch, D] by [D, classes], or as large: the logits, and the gradients of embeddings and centres."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,6 @@ class Contender:
     name: str
     products: torch.dtype
     """Type of the inputs of its matrix products."""
-    num_products: int
-    """How many of [batch, D] by [D, classes], or as large, in a step."""
     loss: Callable[[Tensor, Tensor], Tensor]
     """From embeddings [N, D] and labels [N]."""
 
@@ -50,18 +51,18 @@ class Measurement:
     """One contender's step."""
 
     loss: float
-    seconds: float
-    """Median."""
-    extra_bytes: int
+    seconds: list[float]
+    extra_mib: float
 
 
 def main() -> int:
-    """Parse the command line and print the table; 2 without a GPU."""
+    """Parse the command line and print the figures; 2 without a GPU."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--classes", type=int, default=1_000_000)
     parser.add_argument("--batch", type=int, nargs="+", default=[1024, 4096])
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--repeats", type=int, default=LEAST_REPEATS)
+    parser.add_argument("--json", type=Path, help="write the figures")
     arguments = parser.parse_args()
     if arguments.repeats < LEAST_REPEATS:
         parser.error(f"--repeats {arguments.repeats}: a median of fewer than {LEAST_REPEATS} says little")
@@ -69,50 +70,60 @@ def main() -> int:
         print("no CUDA device: this benchmark measures a GPU", file=sys.stderr)
         return 2
     device = torch.device("cuda")
-    peaks = {dtype: product_rate(dtype, arguments.repeats) for dtype in (torch.float32, torch.bfloat16)}
+    product_s = product_seconds(torch.bfloat16, arguments.repeats)
     print(
         f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {arguments.classes:,} classes, D {arguments.dim}"
     )
-    print("measured product rates: " + ", ".join(f"{name(d)} {rate / 1e12:.0f} TFLOP/s" for d, rate in peaks.items()))
     margin = build_margin(ArcFaceMargin(), arguments.classes)
     options = HeadOptions(products="bf16")
     head = MarginSoftmaxHead(arguments.classes, arguments.dim, margin, 0, options).to(device)
+    figures = []
     for batch in arguments.batch:
         generator = torch.Generator(device).manual_seed(batch)
         embeddings = torch.randn(batch, arguments.dim, generator=generator, device=device)
         labels = torch.randint(0, arguments.classes, (batch,), generator=generator, device=device)
-        ours, *peers = contenders(head)
-        least = measure(ours, head.class_centres, embeddings, labels, arguments.repeats)
-        report(ours, least, least, batch, embeddings.numel() * arguments.classes, peaks)
-        for peer in peers:
+        found: dict[str, Measurement] = {}
+        for contender in contenders(head):
             try:
-                found = measure(peer, head.class_centres, embeddings, labels, arguments.repeats)
+                one = measure(contender, head.class_centres, embeddings, labels, arguments.repeats)
             except torch.OutOfMemoryError:
-                print(f"batch {batch:>5}  {peer.name:<16}  out of memory")
+                if contender.name == "ours":
+                    raise
+                print(f"batch {batch:,}: {contender.name} ran out of memory")
                 head.class_centres.grad = None
                 torch.cuda.empty_cache()
                 continue
-            assert abs(found.loss - least.loss) < 1e-2 * least.loss, "the contenders compute different losses"
-            report(peer, found, least, batch, embeddings.numel() * arguments.classes, peaks)
+            found[contender.name] = one
+            assert abs(one.loss - found["ours"].loss) < 1e-2 * one.loss, "the contenders compute different losses"
+        work = embeddings.numel() * arguments.classes / PEAK_SIZE**3
+        limit = [LEAST_PRODUCTS * work * seconds for seconds in product_s]
+        figures += compare(f"head, {arguments.classes:,} classes, batch {batch:,}, GPU", found, limit)
+        print("\n".join(figure.text() for figure in figures[-2:]), flush=True)
+    if arguments.json:
+        write(arguments.json, figures)
     return 0
 
 
-def report(
-    contender: Contender,
-    found: Measurement,
-    ours: Measurement,
-    batch: int,
-    multiplications: int,
-    peaks: dict[torch.dtype, float],
-) -> None:
-    """Print one line of the table; `multiplications` of one of the head's products."""
-    share = contender.num_products * 2 * multiplications / found.seconds / peaks[contender.products]
-    print(
-        f"batch {batch:>5}  {contender.name:<16}  "
-        f"{found.seconds * 1e3:9.2f} ms, {found.seconds / ours.seconds:.2f} times ours  "
-        f"extra {found.extra_bytes / 2**20:7.0f} MiB, {found.extra_bytes / ours.extra_bytes:.2f} times ours  "
-        f"{share:.0%} of the {name(contender.products)} product rate"
-    )
+def compare(what: str, found: dict[str, Measurement], limit: list[float]) -> list[Figure]:
+    """Time and memory of ours, `found["ours"]`, beside the others; `limit` in seconds."""
+    ours, peers = found["ours"], {name: one for name, one in found.items() if name != "ours"}
+    return [
+        Figure(
+            f"{what}: loss and gradients",
+            "s",
+            ours.seconds,
+            {name: one.seconds for name, one in peers.items()},
+            ("three bf16 products", limit),
+            "fp32: 3 times, bf16: 2 times",
+        ),
+        Figure(
+            f"{what}: extra memory",
+            "MiB",
+            [ours.extra_mib],
+            {name: [one.extra_mib] for name, one in peers.items()},
+            goal="8 times",
+        ),
+    ]
 
 
 def contenders(head: MarginSoftmaxHead) -> list[Contender]:
@@ -126,9 +137,9 @@ def contenders(head: MarginSoftmaxHead) -> list[Contender]:
         return lambda embeddings, labels: naive_loss(embeddings, head.class_centres, labels, head.margin, products)
 
     return [
-        Contender("ours", torch.bfloat16, 4, ours),
-        Contender("all logits, fp32", torch.float32, 3, peer(torch.float32)),
-        Contender("all logits, bf16", torch.bfloat16, 3, peer(torch.bfloat16)),
+        Contender("ours", torch.bfloat16, ours),
+        Contender("all logits, fp32", torch.float32, peer(torch.float32)),
+        Contender("all logits, bf16", torch.bfloat16, peer(torch.bfloat16)),
     ]
 
 
@@ -156,7 +167,7 @@ def measure(contender: Contender, centres: Tensor, embeddings: Tensor, labels: T
 
     for _ in range(WARM_UPS):
         step()
-    seconds = statistics.median(time_on_gpu(step) for _ in range(repeats))
+    seconds = [time_on_gpu(step) for _ in range(repeats)]
     centres.grad = leaf.grad = None
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
@@ -165,7 +176,7 @@ def measure(contender: Contender, centres: Tensor, embeddings: Tensor, labels: T
     gradients = sum(tensor.numel() * tensor.element_size() for tensor in (centres, leaf))
     extra_bytes = torch.cuda.max_memory_allocated() - before - gradients
     centres.grad = None
-    return Measurement(loss, seconds, extra_bytes)
+    return Measurement(loss, seconds, extra_bytes / 2**20)
 
 
 def time_on_gpu(work: Callable[[], object]) -> float:
@@ -179,17 +190,12 @@ def time_on_gpu(work: Callable[[], object]) -> float:
     return start.elapsed_time(end) / 1e3
 
 
-def product_rate(dtype: torch.dtype, repeats: int) -> float:
-    """FLOP/s of a large square matrix product."""
+def product_seconds(dtype: torch.dtype, repeats: int) -> list[float]:
+    """Seconds of a large square matrix product, several times."""
     left, right = torch.randn(2, PEAK_SIZE, PEAK_SIZE, device="cuda").to(dtype).unbind()
     for _ in range(WARM_UPS):
         left @ right
-    return 2 * PEAK_SIZE**3 / statistics.median(time_on_gpu(lambda: left @ right) for _ in range(repeats))
-
-
-def name(dtype: torch.dtype) -> str:
-    """fp32 or bf16."""
-    return {torch.float32: "fp32", torch.bfloat16: "bf16"}[dtype]
+    return [time_on_gpu(lambda: left @ right) for _ in range(repeats)]
 
 
 if __name__ == "__main__":

@@ -3,9 +3,9 @@
     python benchmarks/order.py                                   # 42.5 million rows of a million people
     python benchmarks/order.py --rows 4000000 --people 100000 --json order.json
 
-Writes an index of generated rows (33 bytes each; there are no photos) to --output once, then opens it in a fresh
-process as a rank does. Private memory is what the process has for itself (RssAnon); mapped pages are shared by all
-ranks of a node.
+Writes an index of generated rows (33 bytes each; there are no photos) to --output once, then opens it in fresh
+processes, one after another, as a rank does. Private memory is what the process has for itself (RssAnon); mapped pages
+are shared by all ranks of a node.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from figures import Figure, write
 
 from pipeline.config.order import IdentityBalancedConfig, OrderConfig, PlainOrderConfig, StreamingOrderConfig
 from pipeline.data.dataset_format import INDEX_SCHEMA, CodecInfo, CropInfo, DatasetInfo, DetectorInfo, SplitInfo
@@ -37,6 +38,16 @@ ORDERS: dict[str, OrderConfig] = {
     "128 people × 4 photos": IdentityBalancedConfig(num_identities=128, photos_per_identity=4),
     "streaming": StreamingOrderConfig(),
 }
+UNITS = {
+    "time": "s",
+    "time to build": "ms",
+    "first batch": "ms",
+    f"batches of {BATCH}": "batches/s",
+    "slowest batch": "ms",
+    "batch anywhere": "ms",
+    "private memory": "MiB",
+}
+GOALS = {("open", "time"): "1 s", ("open", "private memory"): "100 MB"}
 
 
 def main() -> None:
@@ -45,15 +56,24 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=42_500_000)
     parser.add_argument("--people", type=int, default=1_000_000)
     parser.add_argument("--batches", type=int, default=2000, help="batches of 512 to time")
+    parser.add_argument("--repeats", type=int, default=5, help="processes")
     parser.add_argument("--output", type=Path, default=Path("build/order-benchmark"))
     parser.add_argument("--json", type=Path, help="write the figures")
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
-        measure(arguments.output, arguments.batches, arguments.json)
+        print(json.dumps(measure(arguments.output, arguments.batches)))
         return
     generate(arguments.output, arguments.rows, arguments.people)
-    subprocess.run([sys.executable, __file__, *sys.argv[1:], "--measure"], check=True)
+    command = [sys.executable, __file__, *sys.argv[1:], "--measure"]
+    found = []
+    for _ in range(arguments.repeats):
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        found.append(json.loads(done.stdout.splitlines()[-1]))
+    figures = join(f"{arguments.rows:,} rows of {arguments.people:,} people", found)
+    print("\n".join(figure.text() for figure in figures))
+    if arguments.json:
+        write(arguments.json, figures)
 
 
 def generate(output: Path, num_rows: int, num_people: int) -> None:
@@ -105,14 +125,14 @@ def generate(output: Path, num_rows: int, num_people: int) -> None:
     description.write_text(json.dumps(info.model_dump()))
 
 
-def measure(output: Path, num_batches: int, report: Path | None) -> None:
-    """Open, build each order, and find the rows of batches at random places of the stream and one after another."""
-    figures: dict[str, dict[str, float]] = {}
+def measure(output: Path, num_batches: int) -> dict[str, dict[str, float]]:
+    """Open, build each order, and find the rows of batches at random places of the stream and one after another.
+
+    By what was done and by the keys of `UNITS`.
+    """
     before_mib = private_mib()
     opened_s, split = timed(lambda: open_dataset(output).split("train"))
-    figures["open"] = {"s": opened_s, "private_mib": private_mib() - before_mib}
-    print(f"{len(split):,} rows of {split.num_labels:,} people: open in {opened_s:.3f} s", end="")
-    print(f", {figures['open']['private_mib']:.0f} MiB of private memory")
+    found = {"open": {"time": opened_s, "private memory": private_mib() - before_mib}}
     for name, config in ORDERS.items():
         before_mib = private_mib()
         built_s, order = timed(
@@ -122,23 +142,29 @@ def measure(output: Path, num_batches: int, report: Path | None) -> None:
         times = [timed(lambda order=order, n=n: order.rows(n * BATCH, BATCH))[0] for n in range(num_batches)]
         # a place that nothing is known of, as at a restart
         far = [timed(lambda order=order, n=n: order.rows(n * 7_919 * BATCH, BATCH))[0] for n in range(1, 6)]
-        found = {
-            "build_s": built_s,
-            "first_s": first_s,
-            "batches_per_s": num_batches / sum(times),
-            "worst_ms": 1000 * max(times),
-            "far_ms": 1000 * statistics.median(far),
-            "private_mib": private_mib() - before_mib,
+        found[name] = {
+            "time to build": 1000 * built_s,
+            "first batch": 1000 * first_s,
+            f"batches of {BATCH}": num_batches / sum(times),
+            "slowest batch": 1000 * max(times),
+            "batch anywhere": 1000 * statistics.median(far),
+            "private memory": private_mib() - before_mib,
         }
-        figures[name] = found
-        print(
-            f"  {name:27} built in {built_s:.3f} s, first batch {1000 * first_s:.1f} ms, then "
-            f"{found['batches_per_s']:,.0f} batches of {BATCH} a second (worst {found['worst_ms']:.1f} ms), "
-            f"anywhere {found['far_ms']:.1f} ms, {found['private_mib']:.0f} MiB",
-            flush=True,
+    return found
+
+
+def join(what: str, found: Sequence[dict[str, dict[str, float]]]) -> list[Figure]:
+    """Figures of what several processes measured."""
+    return [
+        Figure(
+            f"{what}, {name}: {quantity}",
+            UNITS[quantity],
+            [one[name][quantity] for one in found],
+            goal=GOALS.get((name, quantity), ""),
         )
-    if report:
-        report.write_text(json.dumps(figures, indent=1))
+        for name, quantities in found[0].items()
+        for quantity in quantities
+    ]
 
 
 def timed(fn: Callable[[], Any]) -> tuple[float, Any]:

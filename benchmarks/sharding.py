@@ -4,21 +4,20 @@
     python benchmarks/sharding.py PHOTOS --detector yunet --weights yunet.onnx
 
 Bare: read, decode and detect. Ours: the same, then choose, align, crop, encode, hash, measure, write the tar, index and
-manifest, and read the tar back. They take turns over the same photos; printed are medians with minimum and maximum.
+manifest, and read the tar back. They take turns over the same photos.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
-import statistics
 import tempfile
 import time
 from pathlib import Path
 
 import cv2
 import pyarrow as pa
+from figures import Figure, write
 
 from preprocess.crops import CropMaker, CropOptions
 from preprocess.photo import Reject, read_photo
@@ -29,7 +28,7 @@ from preprocess.sources.store import PhotoStore, Place
 
 
 def main() -> None:
-    """Take turns and print the share."""
+    """Take turns and print the figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", type=Path, help="folder of identity folders")
     parser.add_argument("--detector", default="mtcnn")
@@ -45,19 +44,21 @@ def main() -> None:
     plan = build_plan(listing.slice(0, arguments.count), options)
     maker = CropMaker(options.crop, arguments.weights)
     bare(plan, photos, maker)  # networks and files are loaded once
-    times: dict[str, list[float]] = {"bare": [], "ours": []}
+    num_photos = len(plan.rows)
+    rates: dict[str, list[float]] = {"bare": [], "ours": []}
     for _ in range(arguments.repeats):
-        times["bare"].append(bare(plan, photos, maker))
-        times["ours"].append(ours(plan, photos, maker))
-    middle = {name: statistics.median(found) for name, found in times.items()}
-    for name, found in times.items():
-        rate = arguments.count / middle[name]
-        print(
-            f"{name}: {rate:,.1f} photos/s ({arguments.count / max(found):,.1f} to {arguments.count / min(found):,.1f})"
-        )
-    print(f"{arguments.detector}: sharding costs {middle['ours'] / middle['bare'] - 1:.1%} over decoding and detection")
+        rates["bare"].append(num_photos / bare(plan, photos, maker))
+        rates["ours"].append(num_photos / ours(plan, photos, maker))
+    figure = Figure(
+        f"sharding, {arguments.detector}",
+        "photos/s",
+        rates["ours"],
+        limit=("decoding and detection alone", rates["bare"]),
+        goal="87 % of the limit (15 % more time)" if arguments.detector == "mtcnn" else "",
+    )
+    print(figure.text())
     if arguments.json:
-        arguments.json.write_text(json.dumps(times, indent=1))
+        write(arguments.json, [figure])
 
 
 def bare(plan: Plan, photos: PhotoStore, maker: CropMaker) -> float:

@@ -14,13 +14,14 @@ import json
 import os
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from figures import Figure, write
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -60,7 +61,8 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=REPOSITORY / "build" / "demo" / "data")
-    parser.add_argument("--times", type=int, default=3)
+    parser.add_argument("--times", type=int, default=5)
+    parser.add_argument("--json", type=Path, help="write the figures")
     arguments = parser.parse_args()
     found = []
     with tempfile.TemporaryDirectory() as directory:
@@ -78,7 +80,10 @@ def main() -> None:
             found.append(time.monotonic() - began_s - record["step_s"])
             stop(process)
             print(f"{found[-1]:.1f} s to the first step; load average {os.getloadavg()[0]:.1f}", flush=True)
-    print(f"median {statistics.median(found):.1f} s, on {os.cpu_count()} cores")
+    figure = Figure("from the command to the first step of a resumed demo", "s", found, goal="10 s")
+    print(figure.text())
+    if arguments.json:
+        write(arguments.json, [figure])
 
 
 if __name__ == "__main__":

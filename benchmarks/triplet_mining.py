@@ -1,6 +1,6 @@
 """Semi-hard mining plus triplet loss, forward and backward: the triplet head against pytorch-metric-learning.
 
-    python benchmarks/triplet_mining.py --out triplet_mining.json
+    python benchmarks/triplet_mining.py --json triplet_mining.json
 
 Both get the same embeddings, compare them by squared distance on the unit sphere with margin 0.2, and leave the
 gradient in the embeddings. Each measurement has a process of its own, under a limit of address space, so that one that
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from figures import Figure, write
 from torch import Tensor
 
 DEFAULT_SHAPES = ["256x4", "1024x4", "102x40"]
@@ -34,42 +35,52 @@ IDENTITY_SHARE = 0.5
 
 
 def main() -> None:
-    """Measure all shapes and print a line for each; or, as a child, one contestant at one shape."""
+    """Measure all shapes and print their figures; or, as a child, one contestant at one shape."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", default=DEFAULT_SHAPES, metavar="PEOPLExPHOTOS")
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--memory-limit-gib", type=float, default=12.0, help="address space of each process")
-    parser.add_argument("--out", type=Path, help="write the figures as JSON")
+    parser.add_argument("--json", type=Path, help="write the figures")
     parser.add_argument("--measure", choices=CONTESTANTS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
         print(json.dumps(measure(arguments.measure, arguments.shapes[0], arguments)))
         return
-    results = []
+    figures = []
     for shape in arguments.shapes:
-        ours, peer = (run_child(name, shape, arguments) for name in CONTESTANTS)
-        ratio = peer["median_s"] / ours["median_s"] if "median_s" in peer and "median_s" in ours else None
-        results.append({"shape": shape, "ratio": ratio, CONTESTANTS[0]: ours, CONTESTANTS[1]: peer})
-        print(f"{shape} photos, {arguments.dim}-d, {arguments.threads} threads")
-        for name, figures in zip(CONTESTANTS, (ours, peer), strict=True):
-            print(f"  {name:24} {describe(figures)}")
-        if ratio is not None:
-            print(f"  {ratio:.1f} times faster")
-    if arguments.out:
-        machine = {"cores": os.cpu_count(), "load_average": os.getloadavg(), "torch": torch.__version__}
-        arguments.out.write_text(json.dumps({"machine": machine, "results": results}, indent=2) + "\n")
+        found = {name: run_child(name, shape, arguments) for name in CONTESTANTS}
+        figures += compare(f"triplets, {shape} photos, {arguments.dim}-d", found)
+        print("\n".join(figure.text() for figure in figures[-2:]))
+        for name, one in found.items():
+            print(f"  {name}: {describe(one)}", flush=True)
+    if arguments.json:
+        write(arguments.json, figures)
+
+
+def compare(what: str, found: dict[str, dict[str, Any]]) -> list[Figure]:
+    """Time and memory; a peer that ran out of memory has none."""
+    ours, peers = found[CONTESTANTS[0]], {name: found[name] for name in CONTESTANTS[1:]}
+    if "failure" in ours:
+        raise SystemExit(f"{what}: {ours['failure']}")
+    return [
+        Figure(
+            f"{what}: {name}", unit, ours[key], {peer: one[key] for peer, one in peers.items() if key in one}, goal=goal
+        )
+        for name, unit, key, goal in (
+            ("a step", "s", "times_s", "5 times; 1 s for 1024x4"),
+            ("extra memory", "MiB", "extra_mib", "below 1 GB for 1024x4"),
+        )
+    ]
 
 
 def describe(figures: dict[str, Any]) -> str:
-    """One line of a measurement."""
+    """What stands beside the figures of a measurement."""
     if "failure" in figures:
         return str(figures["failure"])
     return (
-        f"median {figures['median_s']:.3f} s ({figures['min_s']:.3f} to {figures['max_s']:.3f}), "
-        f"of processor time {figures['median_processor_s']:.3f} s, "
-        f"extra memory {figures['extra_mib']:.0f} MiB, loss {figures['loss']:.4f}, "
+        f"processor time {statistics.median(figures['processor_times_s']):.3f} s, loss {figures['loss']:.4f}, "
         f"{figures['num_triplets']:,} triplets"
     )
 
@@ -121,11 +132,9 @@ def measure(name: str, shape: str, arguments: argparse.Namespace) -> dict[str, A
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {
         # the first call is a warm-up
-        "median_s": statistics.median(times[1:]),
-        "min_s": min(times[1:]),
-        "max_s": max(times[1:]),
-        "median_processor_s": statistics.median(processor_times[1:]),
-        "extra_mib": (peak - before) / 2**20,
+        "times_s": times[1:],
+        "processor_times_s": processor_times[1:],
+        "extra_mib": [(peak - before) / 2**20],
         "loss": loss,
         "num_triplets": num_triplets,
     }

@@ -5,8 +5,9 @@ callable `module:function`, or a file of embeddings (Parquet or npz).
 `--data` is a data set made by `preprocess shard`, or a folder of photos
 `Name/Name_0001.jpg` not yet aligned, which then go through the detector and the
 aligner that the training photos went through, or a verification set of
-InsightFace's (`lfw.bin`), which has aligned photos and pairs. Without `--pairs`,
-pairs are drawn from the people whom the data set holds out. Writes
+InsightFace's (`lfw.bin`), which has aligned photos and pairs, or a public test
+set in its own files: CFP, AgeDB-30, CALFW, CPLFW, RFW, IJB-B and IJB-C. Without
+`--pairs`, pairs are drawn from the people whom the data set holds out. Writes
 `evaluation.json`, `report.html` and, when drawn, `pairs.txt`.
 
     python launch/evaluate.py --model RUN --data build/data
@@ -15,11 +16,11 @@ pairs are drawn from the people whom the data set holds out. Writes
     python launch/evaluate.py --model RUN --data PHOTOS --pairs pairs.txt
     python launch/evaluate.py --model RUN --data faces_emore/lfw.bin
     python launch/evaluate.py --model model.onnx --data faces_emore/lfw.bin
+    python launch/evaluate.py --model RUN --data cfp-dataset --protocol cfp-ff
 """
 
 from __future__ import annotations
 
-import hashlib
 import shlex
 import sys
 import tempfile
@@ -33,6 +34,7 @@ from typing import Annotated, Any
 import typer
 
 from pipeline.config.errors import UserError, run_command
+from pipeline.evaluate.template_weights import TemplateWeights
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
 
@@ -55,7 +57,10 @@ class Device(StrEnum):
 def main(
     model: Annotated[str, typer.Option(help="a run, a checkpoint, FILE.onnx, module:function, or embeddings")],
     data: Annotated[Path, typer.Option(help="a data set, a folder of folders of photos, or a .bin file")],
-    pairs: Annotated[Path | None, typer.Option(help="pair list in the format of LFW's pairs.txt")] = None,
+    pairs: Annotated[Path | None, typer.Option(help="pair list: LFW's pairs.txt, or a .csv with groups")] = None,
+    protocol: Annotated[
+        str | None, typer.Option(help="the public test set that `--data` is; default: by its files")
+    ] = None,
     takes: Annotated[
         str | None,
         typer.Option("--input", help='what a foreign model takes: "size=112x96 colour=BGR mean=127.5 std=128"'),
@@ -76,59 +81,129 @@ def main(
     identify: Annotated[
         bool, typer.Option("--identify", help="search each photo among the split's people, too")
     ] = False,
+    cluster: Annotated[bool, typer.Option("--cluster", help="cluster the photos of the split's people, too")] = False,
+    robustness: Annotated[bool, typer.Option("--robustness", help="verify degraded photos, too")] = False,
+    quality: Annotated[bool, typer.Option("--quality", help="see whether photo quality predicts errors, too")] = False,
+    map_people: Annotated[
+        int | None, typer.Option("--map", min=2, max=60, help="draw a map of the photos of this many people, too")
+    ] = None,
+    distractors: Annotated[
+        Path | None, typer.Option(help="with --identify: search among these strangers, too; a data set or a folder")
+    ] = None,
+    template_weights: Annotated[
+        TemplateWeights, typer.Option(help="IJB: weigh photos by norm (N1), by detector score (D1)")
+    ] = TemplateWeights.norm_score,
 ) -> None:
     """Embed, measure, report."""
     from rich.console import Console
 
-    from pipeline.evaluate import report, result
+    from pipeline.evaluate import report, result, template_set
+    from pipeline.evaluate.by_group import figures_by_group
     from pipeline.evaluate.console import embedding_progress, print_summary
     from pipeline.evaluate.embed import extract_embeddings
     from pipeline.evaluate.identify import identify as identify_people
     from pipeline.evaluate.pairs import write_pairs
     from pipeline.evaluate.run import add_intervals, coverage_notes, environment, judge, measure, score_embeddings
     from pipeline.evaluate.scores import write_scores
+    from pipeline.evaluate.sections import Asked, Measured, check_photos, measure_sections
+    from pipeline.inputs.distractors import open_distractors, search_distractors
     from pipeline.inputs.models import open_model
     from pipeline.inputs.test_sets import Request, open_test_set
 
-    if identify and pairs is not None:
-        raise UserError("--identify", "given with --pairs", "a data set whose split to search in", "leave one out")
+    of_split = {"--identify": identify, "--cluster": cluster}
+    for option in (name for name, given in of_split.items() if given and pairs is not None):
+        raise UserError(option, "given with --pairs", "a data set whose split to take the photos of", "leave one out")
+    if distractors is not None and not identify:
+        raise UserError("--distractors", "given without --identify", "both", "add --identify")
     carried = None if threshold_from is None else result.read_best_threshold(threshold_from)
     recogniser = open_model(
         model, _choose_device(device), None if model_weights is None else model_weights.value, takes
     )
-    flip = flip and recogniser.embedder.stored is None
-    tests = open_test_set(data, recogniser, Request(pairs, split, detector, weights))
-    if identify and tests.split is None:
-        raise UserError("--identify", f"given with {data.name}", "a data set", "leave --identify out")
+    is_stored = recogniser.embedder.stored is not None
+    flip = flip and not is_stored
+    of_model = {"--robustness": robustness, "--distractors": distractors is not None}
+    for option in (name for name, given in of_model.items() if given and is_stored):
+        raise UserError(option, f"given with {model}", "a model that embeds other photos", f"leave {option} out")
+    request = Request(pairs, split, detector, weights, protocol, distractors)
+    tests = open_test_set(data, recogniser, request)
+    unfit = dict(of_split) if tests.split is None else {}
+    if not tests.knows_people:
+        unfit["--map"] = map_people is not None
+    if tests.templates is not None:
+        unfit |= {"--robustness": robustness, "--quality": quality}
+    for option in (name for name, given in unfit.items() if given):
+        raise UserError(option, f"given with {data.name}", "a data set", f"leave {option} out")
+    strangers = None
+    if distractors is not None:
+        strangers = open_distractors(recogniser, request, {photo.identity for photo in tests.split_photos()})
+        tests.notes += strangers.notes
     folder = _make_output(output or (recogniser.run_directory or Path()) / "evaluation")
     if tests.pairs_file is None:
         tests.pairs_file = folder / "pairs.txt"
         write_pairs(tests.pairs_file, tests.pairs)
 
     started = time.perf_counter()
-    photos = tests.split_photos() if identify else tests.pairs.photos()
-    with embedding_progress(len(photos)) as advance:
-        found = extract_embeddings(recogniser.embedder, tests.source, photos, batch=batch, flip=flip, advance=advance)
-    embedding_s = time.perf_counter() - started
-    scored = score_embeddings(found, tests.pairs, len(tests.pairs.photos()))
-    figures = add_intervals(measure(scored, flip), scored, by_identity=tests.knows_people)
+    identified, sections = None, {}
+    if tests.templates is not None:
+        with embedding_progress(len(tests.templates.photos)) as advance:
+            rows = template_set.embed_rows(
+                recogniser.embedder, tests.source, tests.templates.photos, batch=batch, flip=flip, advance=advance
+            )
+        scored = template_set.score_templates(tests.templates, rows, template_weights)
+        batch_ms, num_embedded = rows.batch_ms, scored.num_photos
+        del rows
+        embedding_s = time.perf_counter() - started
+        figures = add_intervals(measure(scored, flip), scored, by_identity=tests.knows_people)
+    else:
+        photos = tests.split_photos() if identify or cluster else tests.pairs.photos()
+        asked = Asked(robustness, quality, map_people, cluster)
+        check_photos(asked, photos, data)
+        with embedding_progress(len(photos)) as advance:
+            found = extract_embeddings(
+                recogniser.embedder, tests.source, photos, batch=batch, flip=flip, advance=advance
+            )
+        embedding_s = time.perf_counter() - started
+        batch_ms, num_embedded = found.batch_ms, len(found.photos)
+        scored = score_embeddings(found, tests.pairs, len(tests.pairs.photos()))
+        figures = add_intervals(measure(scored, flip), scored, by_identity=tests.knows_people)
+        identified = identify_people(found, data) if identify else None
+        if identified is not None and strangers is not None:
+            among = search_distractors(
+                recogniser, strangers, found, batch=batch, flip=flip, progress=embedding_progress
+            )
+            identified = identified.model_copy(update={"distractors": among})
+        measured = Measured(
+            recogniser.embedder,
+            tests.source,
+            found,
+            tests.pairs,
+            tests.groups,
+            scored,
+            threshold=figures.best_threshold.squared_distance if carried is None else carried,
+            is_carried=carried is not None,
+            knows_people=tests.knows_people,
+            where=data,
+        )
+        sections = dict(measure_sections(asked, measured, batch=batch, flip=flip, progress=embedding_progress))
     if carried is not None:
         figures = figures.model_copy(update={"carried_threshold": judge(scored, carried)})
-    pairs_sha256 = hashlib.sha256(tests.pairs_file.read_bytes()).hexdigest()
+    if tests.groups:
+        figures = figures.model_copy(update={"by_group": figures_by_group(scored, tests.groups)})
+    pairs_sha256 = tests.digest_pairs()
     evaluation = result.Evaluation(
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         command=shlex.join(["python", *sys.argv]),
         embedding_s=embedding_s,
         notes=coverage_notes(scored, tests.pairs) + recogniser.notes + tests.notes,
         verification=figures,
-        identification=identify_people(found, data) if identify else None,
+        identification=identified,
+        **sections,
         model=recogniser.description,
-        speed=result.Speed(embedding_ms=median(found.batch_ms), num_photos=len(found.photos), batch=batch)
-        if found.batch_ms
-        else None,
+        speed=result.Speed(embedding_ms=median(batch_ms), num_photos=num_embedded, batch=batch) if batch_ms else None,
         data=result.Data(
             path=str(data),
             kind=tests.kind,
+            protocol=tests.protocol,
             digest=None if tests.dataset is None else tests.dataset.info.digest,
             split=tests.split,
             pairs=str(tests.pairs_file),
@@ -141,9 +216,10 @@ def main(
         ),
         environment=environment(recogniser.embedder.device),
     )
-    write_scores(
-        folder / "scores.parquet", scored.pairs, scored.distances, pairs_sha256, has_identities=tests.knows_people
-    )
+    if tests.templates is None:  # models are compared on pairs of photos
+        write_scores(
+            folder / "scores.parquet", scored.pairs, scored.distances, pairs_sha256, has_identities=tests.knows_people
+        )
     galleries = report.worst_pairs(scored, tests.source, figures.best_threshold.squared_distance)
     curves = []
     if recogniser.run_directory is not None:

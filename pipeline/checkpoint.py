@@ -23,14 +23,14 @@ from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from pipeline import dist
 from pipeline.config.errors import UserError
 from pipeline.config.load import validate_config
 from pipeline.data.balanced_order import BalancedPart
-from pipeline.model.backbones import build_backbone
+from pipeline.model.backbones import FaceModel, build_backbone
 
 logger = logging.getLogger(__name__)
 
@@ -124,7 +124,7 @@ class CheckpointInfo(BaseModel):
 class LoadedBackbone:
     """A trained backbone, ready to embed."""
 
-    module: nn.Module
+    module: FaceModel
     """In eval mode: uint8 [B, 3, H, W] RGB to float32 [B, D], normalisation inside."""
     crop_px: int
     embedding_dim: int

@@ -52,7 +52,7 @@ def write_evaluation(
     """What `launch/evaluate.py` leaves of a model on a set, without a model."""
     same = np.array([pair.same for pair in pairs])
     fold = np.array([pair.fold for pair in pairs])
-    scored = ScoredPairs(pairs, distances, same, fold, {}, len(pairs), 0)
+    scored = ScoredPairs(pairs, distances, same, fold, {}, len(pairs), 0, np.arange(len(pairs)))
     figures = measure(scored, flip=True)
     evaluation = result.Evaluation(
         created_at="2026-01-01T00:00:00+00:00",

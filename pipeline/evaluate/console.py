@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,14 +11,15 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from pipeline.evaluate.result import Bounds, Evaluation, Identification, Intervals, Model
+from pipeline.evaluate.result import Bounds, Evaluation, GroupFigures, Identification, Intervals, Model
+from pipeline.evaluate.section_tables import section_tables
 
 
 @contextmanager
-def embedding_progress(total: int) -> Iterator[Callable[[int], None]]:
+def embedding_progress(total: int, doing: str = "embedding") -> Iterator[Callable[[int], None]]:
     """A bar on standard error; yields the function that moves it on by a number of photos."""
     columns = (
-        TextColumn("embedding"),
+        TextColumn(doing),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("photos"),
@@ -28,9 +29,9 @@ def embedding_progress(total: int) -> Iterator[Callable[[int], None]]:
     )
     console = Console(stderr=True)
     if not console.is_terminal:  # there the bar appears only when it is full
-        console.print(f"embedding {total:,} photos", highlight=False)
+        console.print(f"{doing} {total:,} photos", highlight=False)
     with Progress(*columns, console=console) as progress:
-        task = progress.add_task("embedding", total=total, rate="")
+        task = progress.add_task(doing, total=total, rate="")
 
         def advance(count: int) -> None:
             progress.advance(task, count)
@@ -45,17 +46,21 @@ def print_summary(evaluation: Evaluation, report: Path, console: Console) -> Non
     for note in evaluation.notes:
         console.print(f"note: {note}", style="yellow", highlight=False, markup=False)
     console.print(summary_table(evaluation))
+    for name, groups in (evaluation.verification.by_group or {}).items():
+        console.print(group_table(name, groups))
     if evaluation.identification is not None:
         console.print(identification_table(evaluation.identification))
+    for table in section_tables(evaluation):
+        console.print(table)
     console.print(f"report: {report}", highlight=False, markup=False, soft_wrap=True)
 
 
 def summary_table(evaluation: Evaluation) -> Table:
     """The headline figures: measure, value and, where there are intervals, these."""
     figures = evaluation.verification
-    folds = len(figures.accuracy.per_fold)
+    pairs = "pairs of templates" if figures.unit == "template" else "pairs"
     table = Table(
-        title=f"Verification, {figures.num_pairs:,} pairs{_about_intervals(figures.intervals)}",
+        title=f"Verification, {figures.num_pairs:,} {pairs}{_about_intervals(figures.intervals)}",
         title_justify="left",
         caption=escape(f"model: {_describe(evaluation.model)}"),
         caption_justify="left",
@@ -69,7 +74,9 @@ def summary_table(evaluation: Evaluation) -> Table:
     def add(name: str, value: str, key: str = "", style: str | None = None) -> None:
         table.add_row(name, value, *([_interval(figures.intervals, key)] if figures.intervals else []), style=style)
 
-    add(f"accuracy, {folds} folds", f"{figures.accuracy.mean:.4f} ± {figures.accuracy.std:.4f}", "accuracy", "bold")
+    if figures.accuracy is not None:
+        mean, std, folds = figures.accuracy.mean, figures.accuracy.std, len(figures.accuracy.per_fold)
+        add(f"accuracy, {folds} folds", f"{mean:.4f} ± {std:.4f}", "accuracy", "bold")
     add("area under the ROC curve", f"{figures.auc:.4f}", "auc")
     add("equal error rate", f"{figures.eer:.4f}", "eer")
     add("d'", "no spread" if figures.d_prime is None else f"{figures.d_prime:.3f}", "d_prime")
@@ -90,6 +97,19 @@ def summary_table(evaluation: Evaluation) -> Table:
     return table
 
 
+def group_table(name: str, groups: Sequence[GroupFigures]) -> Table:
+    """The figures within each group."""
+    table = Table(title=f"Within each {escape(name)}", title_justify="left")
+    table.add_column("group")
+    for title in ("pairs", "accuracy", "equal error rate", "TAR at FAR 1e-2", "TAR at FAR 1e-3"):
+        table.add_column(title, justify="right")
+    for one in groups:
+        accuracy = "" if one.accuracy is None else f"{one.accuracy:.4f} ± {one.accuracy_std:.4f}"
+        tar = [None if one.tar_at_far is None else one.tar_at_far[far].tar for far in ("1e-2", "1e-3")]
+        table.add_row(escape(one.group), f"{one.num_pairs:,}", accuracy, *(_rate(rate) for rate in (one.eer, *tar)))
+    return table
+
+
 def identification_table(figures: Identification) -> Table:
     """Closed-set ranks with their intervals, then the open set."""
     title = f"Identification, {figures.num_probes:,} photos among {figures.num_gallery:,} people"
@@ -105,6 +125,9 @@ def identification_table(figures: Identification) -> Table:
             table.add_row(label, f"needs {point.num_unmated_needed:,} photos of others")
             break
         table.add_row(label, f"{point.tpir:.4f}")
+    if figures.distractors is not None:
+        for size, rate in figures.distractors.rank1.items():
+            table.add_row(f"rank 1 among {int(size):,} distractors", f"{rate:.4f}")
     if figures.num_missing:
         table.add_row("photos missing", f"{figures.num_missing:,}")
     return table
@@ -132,6 +155,11 @@ def _about_intervals(intervals: Intervals | None) -> str:
 def _interval(intervals: Intervals, key: str) -> str:
     """The interval of a figure as text; empty where it has none."""
     return _bounds(intervals.figures.get(key))
+
+
+def _rate(rate: float | None) -> str:
+    """A share as text; empty where there were too few pairs for it."""
+    return "" if rate is None else f"{rate:.4f}"
 
 
 def _bounds(bounds: Bounds | None) -> str:

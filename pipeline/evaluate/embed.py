@@ -44,6 +44,8 @@ class Embeddings:
     vectors: npt.NDArray[np.float64]
     """[N, D], L2-normalised; row i belongs to `photos[i]`."""
     missing: dict[Photo, str]
+    norms: npt.NDArray[np.float64] | None = None
+    """[N] what the vectors' lengths were before normalising; None where that is not known."""
     batch_ms: list[float] = field(default_factory=list)
     """Of each batch, milliseconds a photo in the model and on the way to its device and back; reading is not in it."""
 
@@ -74,6 +76,7 @@ def extract_embeddings(
         return _look_up(embedder.stored, source, photos, advance)
     kept: list[Photo] = []
     vectors: list[npt.NDArray[np.float64]] = []
+    norms: list[npt.NDArray[np.float64]] = []
     missing: dict[Photo, str] = {}
     batch_ms: list[float] = []
     chunks = [photos[start : start + batch] for start in range(0, len(photos), batch)]
@@ -95,13 +98,16 @@ def extract_embeddings(
                 crops.append(crop)
             if usable:
                 started = time.perf_counter()
-                vectors.append(_embed(embedder, np.stack(crops), usable, flip))
+                embedded, length = _embed(embedder, np.stack(crops), usable, flip)
                 batch_ms.append(1000.0 * (time.perf_counter() - started) / len(usable))
+                vectors.append(embedded)
+                norms.append(length)
                 kept.extend(usable)
             if advance is not None:
                 advance(len(chunk))
     stacked = np.concatenate(vectors) if vectors else np.empty((0, 0), np.float64)
-    return Embeddings(photos=kept, vectors=stacked, missing=missing, batch_ms=batch_ms)
+    lengths = np.concatenate(norms) if norms else np.empty(0, np.float64)
+    return Embeddings(photos=kept, vectors=stacked, missing=missing, norms=lengths, batch_ms=batch_ms)
 
 
 def _look_up(
@@ -110,7 +116,8 @@ def _look_up(
     kept, raw, missing = stored.find(source, photos)
     if advance is not None:
         advance(len(photos))
-    return Embeddings(photos=kept, vectors=raw / np.linalg.norm(raw, axis=1, keepdims=True), missing=missing)
+    norms = np.linalg.norm(raw, axis=1)
+    return Embeddings(photos=kept, vectors=raw / norms[:, None], missing=missing, norms=norms)
 
 
 def _load(source: PhotoSource, photos: Sequence[Photo]) -> list[Crop | Rejected]:
@@ -128,8 +135,10 @@ def _require_size(crop: Crop, embedder: Embedder, photo: Photo) -> None:
         )
 
 
-def _embed(embedder: Embedder, crops: Crop, photos: Sequence[Photo], flip: bool) -> npt.NDArray[np.float64]:
-    """[B, H, W, 3] uint8 to L2-normalised [B, D] float64."""
+def _embed(
+    embedder: Embedder, crops: Crop, photos: Sequence[Photo], flip: bool
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """[B, H, W, 3] uint8 to L2-normalised [B, D] float64, and the [B] lengths before."""
     images = torch.from_numpy(crops).permute(0, 3, 1, 2).to(embedder.device)
     with torch.inference_mode():
         vectors = embedder.embed(images)
@@ -143,4 +152,4 @@ def _embed(embedder: Embedder, crops: Crop, photos: Sequence[Photo], flip: bool)
         first = photos[int(np.argmax(bad))]
         found = f"{int(bad.sum())} of {len(photos)} embeddings are not finite or zero, first that of {first}"
         raise UserError(embedder.where, found, "finite embeddings")
-    return raw / norms
+    return raw / norms, norms[:, 0]

@@ -6,19 +6,28 @@ column is a group: `left_NAME` and `right_NAME` those of the two photos, `NAME` 
     left_identity,left_number,right_identity,right_number,left_age,right_age,set
     Ann,1,Ann,4,young,old,A
     Ann,1,Bo,2,young,young,A
+
+Instead, `left_path` and `right_path` may name files of a folder. `same`, 1 or 0, then says whether they show one
+person; or `left_identity` and `right_identity` do, and intervals know whom to draw. Groups may then be left out.
+
+    left_path,right_path,same,camera
+    gate/0001.jpg,desk/0417.jpg,1,new
 """
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.config.errors import UserError
-from pipeline.evaluate.pairs import Pair, PairList, Photo
+from pipeline.evaluate.pairs import Pair, PairList, Photo, inner_path
 
-_PHOTO_COLUMNS = ("left_identity", "left_number", "right_identity", "right_number")
+_NUMBER_COLUMNS = ("left_identity", "left_number", "right_identity", "right_number")
+_PATH_COLUMNS = ("left_path", "right_path")
+_IDENTITY_COLUMNS = ("left_identity", "right_identity")
+_LABEL_COLUMN = "same"
 
 
 @dataclass(frozen=True)
@@ -36,6 +45,16 @@ class GroupedPairs:
     pairs: PairList
     groups: dict[str, Groups]
 
+    @property
+    def are_paths(self) -> bool:
+        """Whether photos go by path."""
+        return bool(self.pairs.pairs[0].left.path)
+
+    @property
+    def knows_people(self) -> bool:
+        """Whether it is known who is on the photos."""
+        return self.pairs.pairs[0].label is None
+
 
 def read_grouped_pairs(path: Path) -> GroupedPairs:
     """Read pairs with groups; see this module's head.
@@ -50,7 +69,8 @@ def read_grouped_pairs(path: Path) -> GroupedPairs:
         raise UserError(path, f"unreadable ({reason})", "a CSV file of pairs with groups") from None
     rows = csv.reader(text.splitlines())
     header = next(rows, [])
-    columns = _columns(path, header)
+    photo_columns = _photo_columns(path, header)
+    columns = _columns(path, header, photo_columns)
     pairs: list[Pair] = []
     groups: dict[str, Groups] = {name: Groups([], []) for name in columns}
     for row in rows:
@@ -59,10 +79,8 @@ def read_grouped_pairs(path: Path) -> GroupedPairs:
         where = f"{path}:{rows.line_num}"
         if len(row) != len(header):
             raise UserError(where, f"{len(row)} fields", f"{len(header)}, as in the first line")
-        left, right = (_photo(row, header, side, where) for side in ("left", "right"))
-        if left == right:
-            raise UserError(where, f"{left} is paired with itself", "two different photos")
-        pairs.append(Pair(left, right, 0))
+        named = {name: row[header.index(name)] for name in photo_columns}
+        pairs.append(_path_pair(named, where) if "left_path" in named else _number_pair(named, where))
         for name, (left_column, right_column) in columns.items():
             groups[name].left.append(row[left_column])
             groups[name].right.append(row[right_column])
@@ -71,15 +89,26 @@ def read_grouped_pairs(path: Path) -> GroupedPairs:
     return GroupedPairs(PairList(pairs, 1), groups)
 
 
-def _columns(path: Path, header: Sequence[str]) -> dict[str, tuple[int, int]]:
-    """The columns of each group's name, left and right."""
-    for name in _PHOTO_COLUMNS:
+def _photo_columns(path: Path, header: Sequence[str]) -> tuple[str, ...]:
+    """The columns that name photos and people."""
+    wanted = _NUMBER_COLUMNS
+    if any(name in header for name in _PATH_COLUMNS):
+        has_identities = all(name in header for name in _IDENTITY_COLUMNS)
+        wanted = (*_PATH_COLUMNS, *(_IDENTITY_COLUMNS if has_identities else (_LABEL_COLUMN,)))
+    for name in wanted:
         if header.count(name) != 1:
             found = f"column {name!r} stands {header.count(name)} times in its first line"
-            raise UserError(path, found, f"once each {', '.join(_PHOTO_COLUMNS)}, and columns of groups")
+            expected = f"once each {', '.join(wanted)}, and columns of groups"
+            remedy = "left_path, right_path and same (1 or 0) name files" if wanted == _NUMBER_COLUMNS else ""
+            raise UserError(path, found, expected, remedy)
+    return wanted
+
+
+def _columns(path: Path, header: Sequence[str], photo_columns: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """The columns of each group's name, left and right."""
     columns: dict[str, tuple[int, int]] = {}
     for place, title in enumerate(header):
-        if title in _PHOTO_COLUMNS:
+        if title in photo_columns:
             continue
         side, _, rest = title.partition("_")
         name, is_side = (rest, True) if side in ("left", "right") and rest else (title, False)
@@ -92,15 +121,39 @@ def _columns(path: Path, header: Sequence[str]) -> dict[str, tuple[int, int]]:
             columns[name] = (place, place)
         elif side == "left":
             columns[name] = (place, header.index(other))
-    if not columns:
+    if not columns and "left_path" not in photo_columns:
         raise UserError(path, "no column of groups", "one beside those of the photos")
     return columns
 
 
-def _photo(row: Sequence[str], header: Sequence[str], side: str, where: str) -> Photo:
-    identity, number = row[header.index(f"{side}_identity")], row[header.index(f"{side}_number")]
-    if not identity:
-        raise UserError(where, f"no {side}_identity", "a name")
-    if not (number.isascii() and number.isdigit() and int(number) > 0):
-        raise UserError(where, f"{side}_number {number!r}", "a whole number from 1")
-    return Photo(identity, int(number))
+def _number_pair(named: Mapping[str, str], where: str) -> Pair:
+    photos = []
+    for side in ("left", "right"):
+        identity, number = named[f"{side}_identity"], named[f"{side}_number"]
+        if not identity:
+            raise UserError(where, f"no {side}_identity", "a name")
+        if not (number.isascii() and number.isdigit() and int(number) > 0):
+            raise UserError(where, f"{side}_number {number!r}", "a whole number from 1")
+        photos.append(Photo(identity, int(number)))
+    return _pair(photos[0], photos[1], None, where)
+
+
+def _path_pair(named: Mapping[str, str], where: str) -> Pair:
+    photos = []
+    for side in ("left", "right"):
+        path = inner_path(named[f"{side}_path"], where)
+        # Without names, each photo has a person of its own, and the label says what the pair is.
+        identity = named.get(f"{side}_identity", path)
+        if not identity:
+            raise UserError(where, f"no {side}_identity", "a name")
+        photos.append(Photo(identity, 0, path))
+    label = named.get(_LABEL_COLUMN)
+    if label not in (None, "0", "1"):
+        raise UserError(where, f"same {label!r}", "1 for one person, 0 for two")
+    return _pair(photos[0], photos[1], None if label is None else label == "1", where)
+
+
+def _pair(left: Photo, right: Photo, label: bool | None, where: str) -> Pair:
+    if left == right:
+        raise UserError(where, f"{left} is paired with itself", "two different photos")
+    return Pair(left, right, 0, label)

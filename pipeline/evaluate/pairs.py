@@ -7,6 +7,7 @@ with one number is the format of LFW's development lists: one block of same pair
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -32,25 +33,31 @@ _Numbers: TypeAlias = Callable[[str], Sequence[int]]
 
 
 class Photo(NamedTuple):
-    """A photo as pair lists name it: the person and a number, from 1."""
+    """A photo as pair lists name it: the person and a number, from 1; or a path, where the list names paths."""
 
     identity: str
     number: int
+    """0 where the path says all."""
+    path: str = ""
+    """Relative to the folder of photos, with "/"; empty where the list names people and numbers."""
 
     def __str__(self) -> str:
-        return f"{self.identity}_{self.number:04d}"
+        return self.path or f"{self.identity}_{self.number:04d}"
 
 
 class Pair(NamedTuple):
-    """Two photos; `same` says whether they show one person, by their identities."""
+    """Two photos."""
 
     left: Photo
     right: Photo
     fold: int
+    label: bool | None = None
+    """Whether the list says that they show one person; None: it leaves that to their identities."""
 
     @property
     def same(self) -> bool:
-        return self.left.identity == self.right.identity
+        """Whether they show one person."""
+        return self.left.identity == self.right.identity if self.label is None else self.label
 
 
 @dataclass(frozen=True)
@@ -99,8 +106,36 @@ def parse_pairs(text: str, where: str) -> PairList:
     pairs = []
     for place, (number, line) in enumerate(lines[1:]):
         fold, within = divmod(place, per_kind * 2)
-        pairs.append(_parse_pair(line, fold, within < per_kind, f"{where}:{number}"))
+        pairs.append(parse_pair(line, fold, within < per_kind, f"{where}:{number}"))
     return PairList(pairs=pairs, num_folds=num_folds)
+
+
+def parse_pair(line: str, fold: int, same: bool | None, where: str) -> Pair:
+    """One pair of a list in LFW's format.
+
+    Args:
+        line: its text.
+        fold: the fold it belongs to.
+        same: the kind that its place in the list calls for; None: as many fields as it has say.
+        where: file and line, for messages.
+
+    Raises:
+        UserError: a line of another form.
+    """
+    fields = _fields(line)
+    same = len(fields) == 3 if same is None else same
+    kind, form, count = (
+        ("same", "NAME<TAB>NUMBER<TAB>NUMBER", 3) if same else ("different", "NAME<TAB>NUMBER<TAB>NAME<TAB>NUMBER", 4)
+    )
+    if len(fields) != count:
+        raise UserError(where, f"{len(fields)} fields", f"a {kind} pair: {form}")
+    left = Photo(fields[0], _positive(fields[1], where))
+    right = Photo(fields[0] if same else fields[2], _positive(fields[-1], where))
+    if left == right:
+        raise UserError(where, f"{left} is paired with itself", "two different photos")
+    if not same and left.identity == right.identity:
+        raise UserError(where, f"both photos are of {left.identity!r}", "two people in a different pair")
+    return Pair(left, right, fold)
 
 
 def format_pairs(pairs: PairList) -> str:
@@ -123,6 +158,18 @@ def format_pairs(pairs: PairList) -> str:
         else:
             lines.append(f"{left.identity}\t{left.number}\t{right.identity}\t{right.number}")
     return "\n".join(lines) + "\n"
+
+
+def inner_path(path: str, where: str) -> str:
+    """A path as `Photo` keeps it: relative to the folder of photos, with "/", without "." and "..".
+
+    Raises:
+        UserError: no path, or one that leads out of the folder; `where` names the line.
+    """
+    found = posixpath.normpath(path.strip().replace("\\", "/")) if path.strip() else ""
+    if not found or found == "." or found.startswith(("/", "../")) or found == "..":
+        raise UserError(where, f"path {path!r}", "one within the folder of photos")
+    return found
 
 
 def deal_into_folds(pairs: Sequence[Pair], num_folds: int = NUM_FOLDS) -> PairList:
@@ -182,6 +229,16 @@ def draw_pairs(photos: Mapping[str, Sequence[int]], where: object, seed: int = 0
     different = _different_pairs([name for name in names if photos[name]], numbers, num_photos[num_photos > 0], random)
     chosen = [next(same) for _ in range(num_pairs)] + [next(different) for _ in range(num_pairs)]
     return deal_into_folds(chosen)
+
+
+def fold_in_turn(pairs: Sequence[Pair], num_folds: int = NUM_FOLDS) -> PairList:
+    """Give pairs folds, those of each kind in turn; unlike `deal_into_folds` it keeps all pairs, in their order."""
+    given = {True: 0, False: 0}
+    dealt = []
+    for pair in pairs:
+        dealt.append(pair._replace(fold=given[pair.same] % num_folds))
+        given[pair.same] += 1
+    return PairList(dealt, num_folds)
 
 
 def write_pairs(path: Path, pairs: PairList) -> None:
@@ -274,19 +331,3 @@ def _positive(field: str, where: str) -> int:
     if not (field.isascii() and field.isdigit() and int(field) > 0):
         raise UserError(where, f"{field!r}", "a whole number from 1")
     return int(field)
-
-
-def _parse_pair(line: str, fold: int, same: bool, where: str) -> Pair:
-    fields = _fields(line)
-    kind, form, count = (
-        ("same", "NAME<TAB>NUMBER<TAB>NUMBER", 3) if same else ("different", "NAME<TAB>NUMBER<TAB>NAME<TAB>NUMBER", 4)
-    )
-    if len(fields) != count:
-        raise UserError(where, f"{len(fields)} fields", f"a {kind} pair: {form}")
-    left = Photo(fields[0], _positive(fields[1], where))
-    right = Photo(fields[0] if same else fields[2], _positive(fields[-1], where))
-    if left == right:
-        raise UserError(where, f"{left} is paired with itself", "two different photos")
-    if not same and left.identity == right.identity:
-        raise UserError(where, f"both photos are of {left.identity!r}", "two people in a different pair")
-    return Pair(left, right, fold)

@@ -13,11 +13,13 @@ import numpy as np
 from markupsafe import Markup
 
 from pipeline.evaluate.charts import Axis, Series, chart, linear_axis, log_axis, number, percent_axis
+from pipeline.evaluate.distractors import distractors_chart
 from pipeline.evaluate.page import render_page
 from pipeline.evaluate.pairs import Photo
 from pipeline.evaluate.photos import Crop, PhotoSource, Rejected
-from pipeline.evaluate.result import Evaluation, Histogram, Verification
+from pipeline.evaluate.result import Evaluation, Histogram, TarAtFar, Verification
 from pipeline.evaluate.run import ScoredPairs
+from pipeline.evaluate.section_charts import section_charts
 from pipeline.evaluate.verification import cosine
 from pipeline.json_lines import read_lines
 
@@ -64,18 +66,31 @@ def render_report(
 ) -> str:
     """Fill the template; every text is escaped, names of people and paths included."""
     figures = evaluation.verification
+    among = None if evaluation.identification is None else evaluation.identification.distractors
     return render_page(
         "pipeline.evaluate",
         "report.html.jinja",
         evaluation=evaluation,
         figures=figures,
+        headline=headline_rate(figures),
+        distractors=None if among is None else distractors_chart(among),
         roc=roc_chart(figures),
         histogram=histogram_chart(figures.histogram, figures.best_threshold.cosine),
         false_matches=false_matches,
         false_non_matches=false_non_matches,
         curves=curves,
+        section_charts=section_charts(evaluation),
         config=_flatten(evaluation.model.config or {}),
     )
+
+
+def headline_rate(figures: Verification) -> tuple[str, TarAtFar] | None:
+    """The rate that stands at the top where there is no accuracy: TAR at FAR 1e-4, as papers on IJB give it.
+
+    At the rarest rate that there are pairs for, where these do not carry 1e-4; None where they carry none.
+    """
+    rates = [(name, point) for name, point in figures.tar_at_far.items() if point.tar is not None]
+    return next((rate for rate in rates if rate[0] == "1e-4"), rates[-1] if rates else None)
 
 
 def roc_chart(figures: Verification) -> Markup:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from pipeline.atomic_write import write_atomically
 from pipeline.config.errors import UserError
+from pipeline.evaluate.result_sections import Clusters, Fairness, PeopleMap, Quality, Robustness
 from pipeline.input_spec import InputSpec
 
 SCHEMA_VERSION = 3
@@ -114,11 +115,30 @@ class Missing(_Frozen):
     reason: str
 
 
+class GroupFigures(_Frozen):
+    """Verification within one group: the pairs whose photos are both of it."""
+
+    group: str
+    num_pairs: int
+    num_same: int
+    num_different: int
+    accuracy: float | None
+    """Mean over the folds, each judged at the threshold that is best on the group's others; null where fewer than two
+    folds have pairs, and without folds."""
+    accuracy_std: float | None
+    auc: float | None
+    """This and what follows is null where the group has pairs of one kind only."""
+    eer: float | None
+    tar_at_far: dict[str, TarAtFar] | None
+
+
 class Verification(_Frozen):
     """Everything measured on pairs."""
 
     protocol: str
     """How the accuracy was measured, with the number of folds that have pairs."""
+    unit: Literal["photo", "template"] = "photo"
+    """What is compared: single photos, or templates of several."""
     flip: bool
     """Whether the mirror image's embedding was added."""
     num_pairs: int
@@ -127,7 +147,8 @@ class Verification(_Frozen):
     num_pairs_dropped: int
     """Pairs of the list that need a missing photo."""
     missing: list[Missing]
-    accuracy: Accuracy
+    accuracy: Accuracy | None
+    """null where the protocol has no folds, as IJB's."""
     tar_at_far: dict[str, TarAtFar]
     """Keys `1e-1` to `1e-6`."""
     auc: float
@@ -140,6 +161,8 @@ class Verification(_Frozen):
     carried_threshold: FixedThreshold | None = None
     """The best threshold of the evaluation that was named; null when none was."""
     intervals: Intervals | None = None
+    by_group: dict[str, list[GroupFigures]] | None = None
+    """By the name of a way to group photos (`race`), the figures within its groups; null where pairs have none."""
     roc: RocPoints
     histogram: Histogram
 
@@ -169,6 +192,20 @@ class OpenSet(_Frozen):
     """Keys `1e-1` to `1e-3`."""
 
 
+class Distractors(_Frozen):
+    """Searches among strangers: MegaFace's challenge 1."""
+
+    path: str
+    num_distractors: int
+    """Embedded."""
+    num_missing: int
+    """Photos that could not be embedded."""
+    num_own: int
+    """Photos left out because their person is among those who search."""
+    rank1: dict[str, float]
+    """By the number of distractors (`10`, `100`, …), the share of searches that the right person's photo wins."""
+
+
 class Identification(_Frozen):
     """Searches among all people of a split, each enrolled with one photo."""
 
@@ -185,6 +222,8 @@ class Identification(_Frozen):
     cmc: list[float]
     """The same for 1, 2, …, at most 50."""
     open_set: OpenSet
+    distractors: Distractors | None = None
+    """null unless distractors were named."""
 
 
 class Model(_Frozen):
@@ -231,13 +270,16 @@ class Data(_Frozen):
     """What the model was tested on."""
 
     path: str
-    kind: Literal["dataset", "photos", "pair_bin"]
+    kind: Literal["dataset", "photos", "pair_bin", "templates"]
+    protocol: str | None = None
+    """The test set by name, as `--protocol` takes it; null for a list in LFW's format and for pairs that were drawn."""
     digest: str | None
     split: str | None
     """The split that pairs were drawn from; null for a list that was named."""
     pairs: str
-    """Path of the pair list, or of the `.bin` file that holds photos and pairs."""
+    """Path of the pair list, of the folder of lists, or of the `.bin` file that holds photos and pairs."""
     pairs_sha256: str
+    """Of the file; of several files, of their content one after the other."""
     detector: dict[str, Any]
     num_photos: int
     """Photos embedded."""
@@ -269,6 +311,13 @@ class Evaluation(_Frozen):
     verification: Verification
     identification: Identification | None = None
     """null unless it was asked for."""
+    robustness: Robustness | None = None
+    """As `identification`, and so are the next three."""
+    quality: Quality | None = None
+    people_map: PeopleMap | None = None
+    clusters: Clusters | None = None
+    fairness: Fairness | None = None
+    """null unless the pairs come with groups."""
     model: Model
     speed: Speed | None = None
     """null where no model ran."""

@@ -7,6 +7,7 @@ import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from typing import Literal
 
 import numpy as np
 import torch
@@ -21,14 +22,18 @@ from pipeline.evaluate.pairs import Pair, PairList, Photo
 class ScoredPairs:
     """The pairs whose photos both have an embedding, and how alike they are."""
 
-    pairs: list[Pair]
+    pairs: Sequence[Pair]
     distances: verification.Floats
     """[P] squared distances, in the order of `pairs`."""
     same: verification.Bools
-    fold: verification.Ints
+    fold: verification.Ints | None
+    """None where the protocol has no folds."""
     missing: dict[Photo, str]
     num_photos: int
     num_dropped: int
+    place: verification.Ints
+    """[P] each pair's place in the list, dropped pairs counted."""
+    unit: Literal["photo", "template"] = "photo"
 
 
 def measure(scored: ScoredPairs, flip: bool) -> result.Verification:
@@ -37,39 +42,28 @@ def measure(scored: ScoredPairs, flip: bool) -> result.Verification:
     Raises:
         UserError: only one kind of pairs is left, or they are all of one fold.
     """
-    folds = verification.fold_accuracy(scored.distances, scored.same, scored.fold)
+    accuracy = None if scored.fold is None else _accuracy(scored.distances, scored.same, scored.fold)
     roc = verification.roc_curve(scored.distances, scored.same)
-    threshold, accuracy = verification.best_threshold(scored.distances, scored.same)
+    threshold, best = verification.best_threshold(scored.distances, scored.same)
     histogram = verification.score_histogram(scored.distances, scored.same)
     thin = verification.thin_roc(roc)
     return result.Verification(
-        protocol=f"{len(folds.fold)}-fold, unshuffled, squared distance < threshold of 0 to 4 by 0.01",
+        protocol="no folds"
+        if accuracy is None
+        else f"{len(accuracy.folds)}-fold, unshuffled, squared distance < threshold of 0 to 4 by 0.01",
+        unit=scored.unit,
         flip=flip,
         num_pairs=len(scored.pairs),
         num_same=roc.num_same,
         num_different=roc.num_different,
         num_pairs_dropped=scored.num_dropped,
         missing=[result.Missing(photo=str(photo), reason=reason) for photo, reason in scored.missing.items()],
-        accuracy=result.Accuracy(
-            mean=folds.mean,
-            std=folds.std,
-            per_fold=folds.accuracy.tolist(),
-            folds=[
-                result.Fold(fold=number + 1, num_pairs=count, accuracy=accuracy, threshold=threshold)
-                for number, count, accuracy, threshold in zip(
-                    folds.fold.tolist(),
-                    folds.num_pairs.tolist(),
-                    folds.accuracy.tolist(),
-                    folds.threshold.tolist(),
-                    strict=True,
-                )
-            ],
-        ),
-        tar_at_far={name: _tar_at_far(roc, far) for name, far in verification.FAR_TARGETS.items()},
+        accuracy=accuracy,
+        tar_at_far=tar_at_far(roc),
         auc=verification.area_under_curve(roc),
         eer=verification.equal_error_rate(roc),
         best_threshold=result.Threshold(
-            squared_distance=threshold, cosine=verification.cosine(threshold), accuracy=accuracy
+            squared_distance=threshold, cosine=verification.cosine(threshold), accuracy=best
         ),
         d_prime=verification.d_prime(scored.distances, scored.same),
         fixed_threshold=judge(scored, verification.FACENET_THRESHOLD),
@@ -77,6 +71,25 @@ def measure(scored: ScoredPairs, flip: bool) -> result.Verification:
         histogram=result.Histogram(
             edges=histogram.edges.tolist(), same=histogram.same.tolist(), different=histogram.different.tolist()
         ),
+    )
+
+
+def _accuracy(distances: verification.Floats, same: verification.Bools, fold: verification.Ints) -> result.Accuracy:
+    folds = verification.fold_accuracy(distances, same, fold)
+    return result.Accuracy(
+        mean=folds.mean,
+        std=folds.std,
+        per_fold=folds.accuracy.tolist(),
+        folds=[
+            result.Fold(fold=number + 1, num_pairs=count, accuracy=accuracy, threshold=threshold)
+            for number, count, accuracy, threshold in zip(
+                folds.fold.tolist(),
+                folds.num_pairs.tolist(),
+                folds.accuracy.tolist(),
+                folds.threshold.tolist(),
+                strict=True,
+            )
+        ],
     )
 
 
@@ -100,8 +113,11 @@ def add_intervals(figures: result.Verification, scored: ScoredPairs, by_identity
     Args:
         figures: of `measure`.
         scored: what they were measured on.
-        by_identity: draw people; else pairs, where it is not known who is on the photos.
+        by_identity: draw people; else pairs, where it is not known who is on the photos. Pairs of templates get none:
+            who is in a template is not known, and there are millions of pairs that share templates.
     """
+    if scored.fold is None:
+        return figures
     left = right = np.arange(len(scored.pairs))
     if by_identity:
         names = [[getattr(pair, side).identity for pair in scored.pairs] for side in ("left", "right")]
@@ -127,18 +143,22 @@ def add_intervals(figures: result.Verification, scored: ScoredPairs, by_identity
 def coverage_notes(scored: ScoredPairs, pairs: PairList) -> list[str]:
     """What the report must say about photos and folds that fell out, a sentence each."""
     notes = []
-    if scored.num_dropped:
+    if scored.missing:
         reasons: dict[str, int] = {}
         for reason in scored.missing.values():
             reasons[reason] = reasons.get(reason, 0) + 1
         listed = ", ".join(
             f"{reason}: {count:,}" for reason, count in sorted(reasons.items(), key=lambda item: -item[1])[:5]
         )
-        notes.append(
-            f"{scored.num_dropped:,} of {len(pairs.pairs):,} pairs were dropped because {len(scored.missing):,} photos "
-            f"are missing ({listed}). The figures describe the other {len(scored.pairs):,} pairs."
-        )
-    num_folds = len(np.unique(scored.fold))
+        if scored.unit == "template":
+            notes.append(f"{len(scored.missing):,} photos are missing from their templates ({listed}).")
+        if scored.num_dropped:
+            notes.append(
+                f"{scored.num_dropped:,} of {len(scored.pairs) + scored.num_dropped:,} pairs were dropped because "
+                f"{len(scored.missing):,} photos are missing ({listed}). The figures describe the other "
+                f"{len(scored.pairs):,} pairs."
+            )
+    num_folds = pairs.num_folds if scored.fold is None else len(np.unique(scored.fold))
     if num_folds < pairs.num_folds:
         notes.append(f"Only {num_folds} of {pairs.num_folds} folds have pairs left.")
     return notes
@@ -168,7 +188,8 @@ def score_embeddings(found: Embeddings, pairs: PairList, num_photos: int) -> Sco
         UserError: no pair has both.
     """
     row = {photo: number for number, photo in enumerate(found.photos)}
-    kept = [pair for pair in pairs.pairs if pair.left in row and pair.right in row]
+    place = [number for number, pair in enumerate(pairs.pairs) if pair.left in row and pair.right in row]
+    kept = [pairs.pairs[number] for number in place]
     num_dropped = len(pairs.pairs) - len(kept)
     if not kept:
         first, reason = next(iter(found.missing.items()))
@@ -188,11 +209,17 @@ def score_embeddings(found: Embeddings, pairs: PairList, num_photos: int) -> Sco
         missing={photo: found.missing[photo] for photo in pairs.photos() if photo in found.missing},
         num_photos=len(found.photos),
         num_dropped=num_dropped,
+        place=np.array(place, np.int64),
     )
 
 
 def _rows(row: dict[Photo, int], photos: Sequence[Photo]) -> verification.Ints:
     return np.array([row[photo] for photo in photos], np.int64)
+
+
+def tar_at_far(roc: verification.Roc) -> dict[str, result.TarAtFar]:
+    """The rates of `verification.FAR_TARGETS`, those that take more pairs than there are without a value."""
+    return {name: _tar_at_far(roc, far) for name, far in verification.FAR_TARGETS.items()}
 
 
 def _tar_at_far(roc: verification.Roc, far: float) -> result.TarAtFar:

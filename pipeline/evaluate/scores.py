@@ -6,6 +6,7 @@ pair list.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,7 +76,7 @@ class Scores:
 
 
 def write_scores(
-    path: Path, pairs: list[Pair], distances: Floats, pairs_sha256: str, *, has_identities: bool = True
+    path: Path, pairs: Sequence[Pair], distances: Floats, pairs_sha256: str, *, has_identities: bool = True
 ) -> None:
     """Write the file; the final name never bears a partial one.
 

@@ -32,31 +32,39 @@ class StoredEmbeddings:
     ) -> tuple[list[Photo], npt.NDArray[np.float64], dict[Photo, str]]:
         """The photos that have an embedding, these as they are in the file [n, D], and why the others have none.
 
-        Photos of a data set go by their keys. Any other photo goes by the name that pair lists give it, `Name_0001`;
-        folders and the extension of a photo's file are left out of the file's keys.
+        Photos of a data set go by their keys, and photos that a list names by path go by that path. Any other goes by
+        the name that pair lists give it, `Name_0001`; folders and the extension of a photo's file are left out of the
+        file's keys.
 
         Raises:
             UserError: two of the file's keys are one photo's.
         """
-        names = self.keys if isinstance(source, DatasetPhotos) else [_photo_name(key) for key in self.keys]
-        row_of: dict[str, int] = {}
-        for row, name in enumerate(names):
-            if row_of.setdefault(name, row) != row:
-                found = f"{self.keys[row_of[name]]!r} and {self.keys[row]!r} name one photo"
-                raise UserError(self.where, found, "each photo once")
+        by_key = {key: row for row, key in enumerate(self.keys)}
+        have_keys = isinstance(source, DatasetPhotos) or all(photo.path for photo in photos)
+        by_name = {} if have_keys else self._rows_by_name()
         kept: list[Photo] = []
         rows: list[int] = []
         missing: dict[Photo, str] = {}
         for photo in photos:
-            key = source.key(photo) if isinstance(source, DatasetPhotos) else str(photo)
+            key = source.key(photo) if isinstance(source, DatasetPhotos) else photo.path
             if isinstance(key, Rejected):
                 missing[photo] = key.reason
-            elif key not in row_of:
+                continue
+            row = by_key.get(key) if key else by_name.get(str(photo))
+            if row is None:
                 missing[photo] = "no embedding in the file"
             else:
                 kept.append(photo)
-                rows.append(row_of[key])
+                rows.append(row)
         return kept, self.vectors[rows].astype(np.float64), missing
+
+    def _rows_by_name(self) -> dict[str, int]:
+        found: dict[str, int] = {}
+        for row, key in enumerate(self.keys):
+            first = found.setdefault(_photo_name(key), row)
+            if first != row:
+                raise UserError(self.where, f"{self.keys[first]!r} and {key!r} name one photo", "each photo once")
+        return found
 
 
 def _photo_name(key: str) -> str:

@@ -6,7 +6,7 @@ the mean within each medium first, then the sum over media (Whitelam et al. 2017
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -134,7 +134,7 @@ def read_faces(path: Path) -> TemplateFaces:
     Raises:
         UserError: no such file, or a line of another form, named by its number.
     """
-    table = _read(path, {"image": pa.string(), "template": pa.int64(), "medium": pa.int64()})
+    table = read_table(path, {"image": pa.string(), "template": pa.int64(), "medium": pa.int64()})
     return TemplateFaces(table["image"].to_pylist(), table["template"].to_numpy(), table["medium"].to_numpy())
 
 
@@ -144,7 +144,7 @@ def read_template_pairs(path: Path) -> TemplatePairs:
     Raises:
         UserError: no such file, or a line of another form, named by its number.
     """
-    table = _read(path, {"left": pa.int64(), "right": pa.int64(), "label": pa.int64()})
+    table = read_table(path, {"left": pa.int64(), "right": pa.int64(), "label": pa.int64()})
     label = table["label"].to_numpy()
     wrong = (label != 0) & (label != 1)
     if wrong.any():
@@ -153,18 +153,16 @@ def read_template_pairs(path: Path) -> TemplatePairs:
     return TemplatePairs(table["left"].to_numpy(), table["right"].to_numpy(), label == 1)
 
 
-def _rows(ids: Ints, wanted: Ints) -> Ints:
-    place = np.searchsorted(ids, wanted).clip(max=max(len(ids) - 1, 0))
-    unknown = ids[place] != wanted if len(ids) else np.ones(len(wanted), bool)
-    if unknown.any():
-        first = wanted[np.argmax(unknown)]
-        found = f"{int(unknown.sum())} of {len(wanted)} name a template that is not there, first {first}"
-        raise UserError("pairs", found, "templates of the list of faces", "check that both lists are of one set")
-    return place
+def read_table(path: Path, columns: dict[str, pa.DataType]) -> pa.Table:
+    """Read one of IJB's files: columns that single spaces part; lines may end in CR LF, and blank ones do not count.
 
+    Args:
+        path: the file.
+        columns: their names, for messages, and types: strings, integers or floats.
 
-def _read(path: Path, columns: dict[str, pa.DataType]) -> pa.Table:
-    """A table of columns that single spaces part."""
+    Raises:
+        UserError: no such file, no line, or a line of another form, named by its number.
+    """
     try:
         table = arrow_csv.read_csv(
             path,
@@ -179,6 +177,16 @@ def _read(path: Path, columns: dict[str, pa.DataType]) -> pa.Table:
     return table.combine_chunks()
 
 
+def _rows(ids: Ints, wanted: Ints) -> Ints:
+    place = np.searchsorted(ids, wanted).clip(max=max(len(ids) - 1, 0))
+    unknown = ids[place] != wanted if len(ids) else np.ones(len(wanted), bool)
+    if unknown.any():
+        first = wanted[np.argmax(unknown)]
+        found = f"{int(unknown.sum())} of {len(wanted)} name a template that is not there, first {first}"
+        raise UserError("pairs", found, "templates of the list of faces", "check that both lists are of one set")
+    return place
+
+
 def _bad_line(path: Path, columns: dict[str, pa.DataType], problem: str) -> UserError:
     """Which line it was: Arrow's message knows only when it reads in one thread."""
     expected = " ".join(f"{name.upper()}" for name in columns)
@@ -187,12 +195,17 @@ def _bad_line(path: Path, columns: dict[str, pa.DataType], problem: str) -> User
             fields = line.rstrip("\n").split(" ")
             if not line.strip():
                 continue
-            if len(fields) != len(columns) or not _are_numbers(
-                [field for field, kind in zip(fields, columns.values(), strict=True) if pa.types.is_integer(kind)]
-            ):
+            if len(fields) != len(columns) or not all(map(_fits, fields, columns.values())):
                 return UserError(f"{path}:{number}", repr(line.rstrip("\n")[:80]), f"`{expected}`, single spaces")
     return UserError(path, "empty" if path.stat().st_size == 0 else problem.splitlines()[0], f"lines `{expected}`")
 
 
-def _are_numbers(fields: Sequence[str]) -> bool:
-    return all(field.removeprefix("-").isascii() and field.removeprefix("-").isdigit() for field in fields)
+def _fits(field: str, kind: pa.DataType) -> bool:
+    if pa.types.is_integer(kind):
+        return field.removeprefix("-").isascii() and field.removeprefix("-").isdigit()
+    if pa.types.is_floating(kind):
+        try:
+            return math.isfinite(float(field))
+        except ValueError:
+            return False
+    return True

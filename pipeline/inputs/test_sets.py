@@ -1,9 +1,9 @@
-"""What a model is tested on: photos and pairs, opened from a data set, a folder of photos or a verification set."""
+"""What a model is tested on: photos and pairs, opened from a data set, a folder of photos or a public test set."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,14 +12,20 @@ from pipeline.config.location import RemotePath, parse_location
 from pipeline.data.dataset_format import DatasetInfo
 from pipeline.data.manifest import Dataset, open_dataset
 from pipeline.data.pair_bin import read_pair_bin
+from pipeline.evaluate.grouped_pairs import GroupedPairs, Groups, read_grouped_pairs
 from pipeline.evaluate.pair_set import PairSetPhotos, list_pairs
-from pipeline.evaluate.pairs import PairList, Photo, deal_into_folds, draw_pairs, read_pairs
+from pipeline.evaluate.pairs import PairList, Photo, deal_into_folds, draw_pairs, fold_in_turn, read_pairs
 from pipeline.evaluate.photos import Crop, DatasetPhotos, FolderPhotos, ListedPhoto, PhotoSource, Rejected
 from pipeline.evaluate.recogniser import Recogniser
+from pipeline.evaluate.template_set import TemplateSet
+from pipeline.inputs.ijb import IjbPhotos, read_ijb
+from pipeline.inputs.listed_pairs import ListedPairs, PathPhotos, digest_files
+from pipeline.inputs.public_sets import LISTED_SETS, find_protocol, ijb_name, read_listed, require_known
 from preprocess.crops import NO_DETECTOR, CropMaker, CropOptions, describe_detector
 from preprocess.sources import read_source
 
 PAIR_BIN_SUFFIX = ".bin"
+GROUPED_SUFFIX = ".csv"
 DEFAULT_SPLIT = "val"
 
 
@@ -35,6 +41,10 @@ class Request:
     """Of photos that are not aligned; None: the one of the training data."""
     weights: Path | None = None
     """The detector's weight file."""
+    protocol: str | None = None
+    """The public test set that the data is, one of `public_sets.PROTOCOLS`; None: look at the files."""
+    distractors: Path | None = None
+    """Strangers to search among, a data set or a folder of photos."""
 
 
 @dataclass
@@ -42,8 +52,9 @@ class TestSet:
     """Photos, pairs of them, and what the result records about them."""
 
     source: PhotoSource
-    kind: Literal["dataset", "photos", "pair_bin"]
+    kind: Literal["dataset", "photos", "pair_bin", "templates"]
     pairs: PairList
+    """Empty where templates are compared."""
     detector: dict[str, Any]
     """As `dataset.json` records it."""
     notes: list[str]
@@ -52,11 +63,15 @@ class TestSet:
     dataset: Dataset | None = None
     split: str | None = None
     """The split that pairs were drawn from."""
-
-    @property
-    def knows_people(self) -> bool:
-        """Whether photos bear the names of people, and not only numbers."""
-        return self.kind != "pair_bin"
+    protocol: str | None = None
+    """The public test set, by name."""
+    groups: dict[str, Groups] = field(default_factory=dict)
+    """Of the photos of each pair, in the pairs' order."""
+    templates: TemplateSet | None = None
+    knows_people: bool = True
+    """Whether it is known who is on the photos."""
+    lists: list[Path] = field(default_factory=list)
+    """The files that pairs were read from, where they are several."""
 
     def split_photos(self) -> list[Photo]:
         """All usable photos, in order, of the split that pairs were drawn from."""
@@ -65,12 +80,18 @@ class TestSet:
         numbers = DatasetPhotos(self.dataset, [self.split]).numbers()
         return [Photo(name, number) for name in sorted(numbers) for number in sorted(numbers[name])]
 
+    def digest_pairs(self) -> str:
+        """The SHA-256 of what the pairs were read from."""
+        assert self.pairs_file is not None
+        return digest_files(self.lists or [self.pairs_file])
+
 
 def open_test_set(data: Path, recogniser: Recogniser, request: Request) -> TestSet:
     """Open photos and pairs for a model.
 
     Args:
-        data: a data set, a folder of photos that are not aligned, or a verification set of InsightFace's (`.bin`).
+        data: a data set, a folder of photos that are not aligned, a verification set of InsightFace's (`.bin`), or
+            a public test set in its own files (`docs/evaluation.md` says which).
         recogniser: the model, whose crop size and detector count.
         request: see there.
 
@@ -79,17 +100,27 @@ def open_test_set(data: Path, recogniser: Recogniser, request: Request) -> TestS
     """
     if request.pairs is not None and request.split is not None:
         raise UserError("--split", "given with --pairs", "one of them: the split is where pairs are drawn from")
-    if data.suffix == PAIR_BIN_SUFFIX and data.is_file():
+    protocol = request.protocol
+    if protocol is None and data.suffix == PAIR_BIN_SUFFIX and data.is_file():
         tests = _open_pair_bin(data, recogniser, request)
-    elif _is_dataset(data):
+    elif protocol is None and is_dataset(data):
         tests = _open_dataset(data, recogniser, request)
     else:
-        tests = _open_folder(data, recogniser, request)
+        # A list that is named counts more than lists that lie about.
+        protocol = find_protocol(data, protocol) if request.pairs is None else require_known(protocol)
+        if protocol is None:
+            tests = _open_folder(data, recogniser, request)
+        elif protocol in LISTED_SETS:
+            tests = _open_listed(read_listed(data, protocol, request.pairs, request.detector), recogniser, request)
+            tests.protocol = protocol
+        else:
+            tests = _open_templates(data, protocol, recogniser, request)
     tests.notes += _numbering_notes(tests) + _overlap_notes(tests, recogniser)
     return tests
 
 
-def _is_dataset(data: Path) -> bool:
+def is_dataset(data: Path) -> bool:
+    """Whether a path is that of one of our data sets, finished or not."""
     # A directory with commits is a data set that is not finished yet: opening it says so.
     is_remote = isinstance(parse_location(data), RemotePath)
     return is_remote or (data / "dataset.json").is_file() or (data / "commits").is_dir()
@@ -97,7 +128,7 @@ def _is_dataset(data: Path) -> bool:
 
 def _open_dataset(data: Path, recogniser: Recogniser, request: Request) -> TestSet:
     for option, value in (("--detector", request.detector), ("--weights", request.weights)):
-        if value is not None:
+        if value is not None and request.distractors is None:
             raise UserError(option, "given with a data set", "photos that are not aligned yet", f"leave {option} out")
     dataset = open_dataset(data)
     crop_px = recogniser.embedder.crop_px
@@ -109,12 +140,15 @@ def _open_dataset(data: Path, recogniser: Recogniser, request: Request) -> TestS
             f"preprocess shard … --size {crop_px}",
         )
     notes = [] if recogniser.trained is None else _difference_notes(dataset.info, recogniser.trained)
-    split = None
+    split, groups = None, dict[str, Groups]()
     if request.pairs is None:
         split = request.split or DEFAULT_SPLIT
         pairs = _draw_pairs(dataset, split, data)
     else:
-        pairs, dealt = _read_pairs(request.pairs)
+        grouped, dealt = _read_pairs(request.pairs)
+        if grouped.are_paths:
+            raise UserError(request.pairs, "names photos by path", "people and numbers, by which a data set goes")
+        pairs, groups = grouped.pairs, grouped.groups
         notes += dealt
     return TestSet(
         source=DatasetPhotos(dataset, sorted(dataset.info.splits)),
@@ -125,6 +159,7 @@ def _open_dataset(data: Path, recogniser: Recogniser, request: Request) -> TestS
         pairs_file=request.pairs,
         dataset=dataset,
         split=split,
+        groups=groups,
     )
 
 
@@ -134,22 +169,68 @@ def _open_folder(data: Path, recogniser: Recogniser, request: Request) -> TestSe
         raise UserError(data, found, "a data set, or a folder of folders of photos")
     if request.pairs is None:
         raise UserError(
-            data, "not a data set, and no --pairs", "a pair list", "--pairs FILE, or preprocess shard first"
+            data,
+            "not a data set, and no --pairs",
+            "a pair list, or a public test set in its own files",
+            "--pairs FILE, or preprocess shard first, or --protocol NAME to hear which file is missing",
         )
-    crop, used, notes = _cropper(recogniser, request)
+    grouped, dealt = _read_pairs(request.pairs)
+    if grouped.are_paths:
+        listed = ListedPairs(
+            grouped.pairs, data, [request.pairs], request.pairs, grouped.groups, grouped.knows_people, dealt
+        )
+        return _open_listed(listed, recogniser, request)
+    crop, used, notes = cropper(recogniser, request)
     _, table, passed_over = read_source(data, "folders")
     listing = (
         ListedPhoto(*row) for row in zip(*(table[name].to_pylist() for name in ListedPhoto._fields), strict=True)
     )
     notes += [f"In the folder of photos, {sentence}." for sentence in passed_over]
-    pairs, dealt = _read_pairs(request.pairs)
     return TestSet(
         source=FolderPhotos(data, listing, crop),
         kind="photos",
-        pairs=pairs,
+        pairs=grouped.pairs,
         detector=used,
         notes=notes + dealt,
         pairs_file=request.pairs,
+        groups=grouped.groups,
+    )
+
+
+def _open_listed(listed: ListedPairs, recogniser: Recogniser, request: Request) -> TestSet:
+    """Pairs of photos by path, which go through the detector and the aligner."""
+    crop, used, notes = cropper(recogniser, request)
+    return TestSet(
+        source=PathPhotos(listed.root, listed.pairs.photos(), crop),
+        kind="photos",
+        pairs=listed.pairs,
+        detector=used,
+        notes=notes + listed.notes,
+        pairs_file=listed.where,
+        groups=listed.groups,
+        knows_people=listed.knows_people,
+        lists=listed.lists,
+    )
+
+
+def _open_templates(data: Path, protocol: str, recogniser: Recogniser, request: Request) -> TestSet:
+    """IJB-B or IJB-C, whose photos come with landmarks."""
+    for option in ("pairs", "split", "detector", "weights"):
+        if getattr(request, option) is not None:
+            found = f"given with {protocol}, which has its pairs, and landmarks of all photos"
+            raise UserError(f"--{option}", found, remedy=f"leave --{option} out")
+    ijb = read_ijb(data, ijb_name(protocol))
+    return TestSet(
+        source=IjbPhotos(data, ijb.landmarks, recogniser.embedder.crop_px),
+        kind="templates",
+        pairs=PairList([], 0),
+        detector={"name": "given landmarks"},
+        notes=[],
+        pairs_file=ijb.lists[-1],
+        protocol=protocol,
+        templates=ijb.templates,
+        knows_people=False,
+        lists=ijb.lists,
     )
 
 
@@ -178,6 +259,7 @@ def _open_pair_bin(path: Path, recogniser: Recogniser, request: Request) -> Test
         detector=describe_detector(maker.options, maker.weights_sha256).model_dump(mode="json"),
         notes=notes,
         pairs_file=path,
+        knows_people=False,
     )
 
 
@@ -190,17 +272,21 @@ def _draw_pairs(dataset: Dataset, split: str, data: Path) -> PairList:
     return draw_pairs(DatasetPhotos(dataset, [split]).numbers(), data)
 
 
-def _read_pairs(path: Path) -> tuple[PairList, list[str]]:
-    """A pair list in folds, and what to note about them."""
+def _read_pairs(path: Path) -> tuple[GroupedPairs, list[str]]:
+    """A pair list in folds, with its groups where it has any, and what to note about them."""
+    if path.suffix.lower() == GROUPED_SUFFIX:
+        grouped = read_grouped_pairs(path)
+        notes = [f"{path.name} names no folds: its pairs were dealt into ten, those of each kind in turn."]
+        return GroupedPairs(fold_in_turn(grouped.pairs.pairs), grouped.groups), notes
     listed = read_pairs(path)
     if listed.num_folds > 1:
-        return listed, []
+        return GroupedPairs(listed, {}), []
     dealt = deal_into_folds(listed.pairs)
     counts = f"{len(dealt.pairs):,} of its {len(listed.pairs):,}"
-    return dealt, [f"The pair list has one block; {counts} pairs were dealt into ten folds."]
+    return GroupedPairs(dealt, {}), [f"The pair list has one block; {counts} pairs were dealt into ten folds."]
 
 
-def _cropper(
+def cropper(
     recogniser: Recogniser, request: Request
 ) -> tuple[Callable[[Path], Crop | Rejected], dict[str, Any], list[str]]:
     """The function from a photo to a crop, what it uses, and how that differs from training."""
@@ -221,10 +307,11 @@ def _cropper(
         maker = CropMaker(CropOptions.model_validate(options), request.weights)
     info = describe_detector(maker.options, maker.weights_sha256)
     notes = []
-    if trained is None:
+    if info.name == NO_DETECTOR:
+        notes.append(f"The photos were taken as aligned (--detector none) and scaled to {crop_px} px.")
+    elif trained is None:
         of = "the model" if recogniser.embedder.stored is None else "whatever made the embeddings"
-        how = "The photos were taken as aligned" if info.name == NO_DETECTOR else f"Faces were found by {info.name}"
-        notes.append(f"{how}; how the photos of {of} were aligned is not known.")
+        notes.append(f"Faces were found by {info.name}; how the photos of {of} were aligned is not known.")
     elif (info.name, info.weights_sha256) != (trained.detector.name, trained.detector.weights_sha256):
         notes.append(f"Faces were found by {info.name}; the model was trained on those of {trained.detector.name}.")
 

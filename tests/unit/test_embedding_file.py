@@ -62,6 +62,16 @@ def test_photos_go_by_their_names_in_pair_lists(tmp_path: Path, suffix: str) -> 
     assert found.batch_ms == []
 
 
+def test_photos_that_lists_name_by_path_go_by_it(tmp_path: Path) -> None:
+    path = write(tmp_path / "e.npz", ["Ann/front/1.jpg", "Ann/side/1.jpg"], [[3, 4], [0, -2]])
+    photos = [Photo("Ann", 0, "Ann/side/1.jpg"), Photo("Ann", 0, "Ann/side/2.jpg")]
+    found = look_up(path, Folder(), photos)
+    assert found.photos == photos[:1]
+    assert found.vectors.tolist() == [[0.0, -1.0]]
+    assert found.norms is not None
+    assert found.norms.tolist() == [2.0]
+
+
 def test_two_names_of_one_photo_are_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "e.npz", ["a/Ann_0001.jpg", "b/Ann_0001.png"], [[3.0, 4.0], [0.0, -2.0]])
     with pytest.raises(UserError, match=r"'a/Ann_0001.jpg' and 'b/Ann_0001.png' name one photo"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import os
 import pickle
@@ -11,7 +10,6 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +22,7 @@ from onnx import helper
 from rich.console import Console
 
 from launch.embed import app as embed_app
-from pipeline import checkpoint
-from pipeline.checkpoint_writer import save as save_checkpoint
 from pipeline.config.errors import UserError
-from pipeline.config.load import validate_config
 from pipeline.data.manifest import Dataset, open_dataset
 from pipeline.evaluate.evaluated import open_folders
 from pipeline.evaluate.page import one_option_a_line
@@ -37,19 +32,15 @@ from pipeline.evaluate.run import environment
 from pipeline.evaluate.scores import read_scores
 from pipeline.evaluate.side_by_side import compare
 from pipeline.evaluate.verification import fold_accuracy
-from pipeline.model.backbones import build_backbone
 from preprocess.drivers import DriverOptions
 from preprocess.import_bin import write_pair_folder
 from preprocess.run import check_options, shard
-from tests.checkpoints import make_info
 from tests.datasets import encode_jpeg, make_dataset, random_image
+from tests.evaluation_command import EVALUATE, Command, load_command, make_run
 from tests.html_pages import check_self_contained
 from tests.onnx_graphs import write_model
 
 CROP_PX = 32
-EVALUATE = Path(__file__).parents[2] / "launch" / "evaluate.py"
-
-Command = Callable[..., Path]
 
 
 @pytest.fixture(scope="module")
@@ -62,47 +53,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, data: Dataset) -> Path:
     """A run directory with an untrained checkpoint and a metrics file."""
-    root = tmp_path_factory.mktemp("run")
-    config = validate_config(
-        {
-            "output": str(root),
-            "data": {"path": str(data.root)},
-            "backbone": {"kind": "iresnet", "depth": 18, "width": 0.125, "embedding_dim": 16},
-            "training": {"epochs": 1, "global_batch": 4, "local_batch": 4},
-        }
-    )
-    model = build_backbone(config.backbone, CROP_PX, 0)
-    info = make_info(
-        7,
-        samples=28,
-        num_classes=10,
-        config=config.model_dump(mode="json"),
-        dataset=data.info.model_dump(mode="json"),
-    )
-    tensors = {checkpoint.BACKBONE_PREFIX + name: value for name, value in model.state_dict().items()}
-    save_checkpoint(root / "checkpoints", tensors, info, keep=1)
-    records = [{"step": n, "samples": 4 * n, "loss": 9.0 / n, "lr": 0.1, "grad_norm": 1.0} for n in range(1, 8)]
-    (root / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records) + '{"step": 8, "lo')
-    return root
+    return make_run(tmp_path_factory.mktemp("run"), data)
 
 
 @pytest.fixture
 def evaluate(tmp_path: Path, run: Path, data: Dataset, monkeypatch: pytest.MonkeyPatch) -> Command:
     """Call `launch/evaluate.py` with options over defaults; gives the output directory."""
-    spec = importlib.util.spec_from_file_location("launch_evaluate", EVALUATE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
-
-    def call(*extra: str, **options: object) -> Path:
-        given = {"model": run, "data": data.root, "output": tmp_path / "out", "device": "cpu", **options}
-        words = [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
-        module.app([*words, *extra], standalone_mode=False)
-        return tmp_path / "out"
-
-    return call
+    return load_command(monkeypatch, model=run, data=data.root, output=tmp_path / "out", device="cpu")
 
 
 def test_drawn_pairs_to_report(evaluate: Command, run: Path, data: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
@@ -146,6 +103,7 @@ def test_drawn_pairs_to_report(evaluate: Command, run: Path, data: Dataset, caps
     # ROC, histogram, loss, learning rate; no chart for metrics that were not recorded.
     assert sum(tag == "svg" for tag, _ in tags.tags) == 4
     assert "Training loss" in page
+    assert '1 in 100 <span class="soft extra">(FAR 1e-2)' in page
     assert f"{100 * figures['accuracy']['mean']:.2f} %" in page
     printed = capsys.readouterr().out
     assert printed.splitlines()[-1] == f"report: {out / 'report.html'}"
@@ -299,6 +257,7 @@ def test_a_folder_and_its_shards_number_photos_alike(evaluate: Command, tmp_path
         for given in ({"data": folder, "detector": "none"}, {"data": tmp_path / "shards"})
     ]
     assert found[0]["notes"][1:-1] == [
+        "The photos were taken as aligned (--detector none) and scaled to 32 px.",
         "In the folder of photos, passed over 1 files: hidden.",
         "In the folder of photos, passed over 1 files: not a photo's suffix.",
     ]
@@ -463,6 +422,11 @@ def test_a_file_of_embeddings_gives_the_figures_of_the_run(
     assert f"e{suffix}" in capsys.readouterr().out
     with pytest.raises(UserError, match="expected a run"):
         evaluate("--model-weights", "raw", model=path, split="train")
+    for words in (["--robustness"], ["--identify", "--distractors", str(tmp_path)]):
+        with pytest.raises(
+            UserError, match=r"--(robustness|distractors): given with .*; expected a model that embeds other photos"
+        ):
+            evaluate(*words, model=path, split="train")
 
 
 def test_photos_without_an_embedding_are_counted(evaluate: Command, data: Dataset, tmp_path: Path) -> None:
@@ -536,6 +500,7 @@ def test_help_keeps_its_lines_on_a_narrow_terminal() -> None:
         "PHOTOS --pairs pairs.txt",
         "faces_emore/lfw.bin",
         "faces_emore/lfw.bin",
+        "cfp-dataset --protocol cfp-ff",
     ]
     # Prose fills its lines: no line ends early because the source broke there.
     start, end = lines.index("Measure a face model on pairs of photos.") + 1, lines.index(examples[0])

@@ -1,0 +1,95 @@
+"""Error rates of the groups that a CSV file of pairs names, as a section of the result."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Literal
+
+import numpy as np
+
+from pipeline.evaluate import fairness
+from pipeline.evaluate.grouped_pairs import Groups
+from pipeline.evaluate.intervals import NUM_RESAMPLES
+from pipeline.evaluate.pairs import PairList
+from pipeline.evaluate.result_sections import Fairness, GroupDisparity, GroupErrors, Grouping, GroupRate
+from pipeline.evaluate.run import ScoredPairs
+
+_CHOSEN_HERE = "the best threshold on these very pairs, so a little optimistic"
+_CARRIED = "the best threshold of another set"
+
+
+def measure_groups(
+    scored: ScoredPairs,
+    pairs: PairList,
+    groups: Mapping[str, Groups],
+    threshold: float,
+    *,
+    is_carried: bool,
+    knows_people: bool,
+    num_resamples: int = NUM_RESAMPLES,
+) -> Fairness:
+    """FMR and FNMR by each column of groups.
+
+    Args:
+        scored: those of `pairs` whose photos both have an embedding.
+        pairs: as the file has them.
+        groups: by name, the groups of each of `pairs`.
+        threshold: squared distance, for all groups the same.
+        is_carried: it comes from another set.
+        knows_people: intervals are over people; else over pairs.
+        num_resamples: of the intervals.
+    """
+    kept = [
+        place
+        for place, pair in enumerate(pairs.pairs)
+        if pair.left not in scored.missing and pair.right not in scored.missing
+    ]
+    assert len(kept) == len(scored.pairs)
+    left = right = np.arange(len(kept))
+    if knows_people:
+        names = [[getattr(pair, side).identity for pair in scored.pairs] for side in ("left", "right")]
+        left, right = np.unique(names, return_inverse=True)[1].reshape(2, -1)
+    groupings = []
+    for name, of_pairs in groups.items():
+        rates = fairness.group_rates(
+            scored.distances,
+            scored.same,
+            [of_pairs.left[place] for place in kept],
+            [of_pairs.right[place] for place in kept],
+            threshold,
+            (left, right),
+            num_resamples=num_resamples,
+        )
+        groupings.append(
+            Grouping(
+                name=name,
+                rates=[GroupErrors(groups=one.groups, fmr=_rate(one.fmr), fnmr=_rate(one.fnmr)) for one in rates],
+                fmr=_disparity(rates, "fmr"),
+                fnmr=_disparity(rates, "fnmr"),
+            )
+        )
+    chosen, unit = _CARRIED if is_carried else _CHOSEN_HERE, "people" if knows_people else "pairs"
+    return Fairness(
+        protocol=f"one threshold for all groups: {chosen}; 95 % intervals over {unit}",
+        threshold=threshold,
+        groupings=groupings,
+    )
+
+
+def _rate(rate: fairness.Rate | None) -> GroupRate | None:
+    if rate is None:
+        return None
+    return GroupRate(
+        errors=rate.errors,
+        trials=rate.trials,
+        value=rate.value,
+        low=rate.interval.low,
+        high=rate.interval.high,
+        method=rate.method,
+    )
+
+
+def _disparity(rates: list[fairness.GroupRates], measure: Literal["fmr", "fnmr"]) -> GroupDisparity | None:
+    found = fairness.disparity(rates, measure)
+    return None if found is None else GroupDisparity(**asdict(found))
