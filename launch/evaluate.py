@@ -15,8 +15,8 @@ set in its own files: CFP, AgeDB-30, CALFW, CPLFW, RFW, IJB-B and IJB-C. Without
     python launch/evaluate.py --model RUN --data DATA --pairs pairs.txt
     python launch/evaluate.py --model RUN --data PHOTOS --pairs pairs.txt
     python launch/evaluate.py --model RUN --data faces_emore/lfw.bin
-    python launch/evaluate.py --model model.onnx --data faces_emore/lfw.bin
     python launch/evaluate.py --model RUN --data cfp-dataset --protocol cfp-ff
+    python launch/evaluate.py --model model.onnx --data faces_emore/lfw.bin
 """
 
 from __future__ import annotations

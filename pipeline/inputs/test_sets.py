@@ -307,12 +307,17 @@ def cropper(
         maker = CropMaker(CropOptions.model_validate(options), request.weights)
     info = describe_detector(maker.options, maker.weights_sha256)
     notes = []
-    if info.name == NO_DETECTOR:
+    is_aligned = info.name == NO_DETECTOR
+    if is_aligned:
         notes.append(f"The photos were taken as aligned (--detector none) and scaled to {crop_px} px.")
-    elif trained is None:
+    if trained is None:
         of = "the model" if recogniser.embedder.stored is None else "whatever made the embeddings"
-        notes.append(f"Faces were found by {info.name}; how the photos of {of} were aligned is not known.")
-    elif (info.name, info.weights_sha256) != (trained.detector.name, trained.detector.weights_sha256):
+        found = "" if is_aligned else f"Faces were found by {info.name}. "
+        notes.append(f"{found}How the photos of {of} were aligned is not known.")
+    elif not is_aligned and (info.name, info.weights_sha256) != (
+        trained.detector.name,
+        trained.detector.weights_sha256,
+    ):
         notes.append(f"Faces were found by {info.name}; the model was trained on those of {trained.detector.name}.")
 
     def crop(path: Path) -> Crop | Rejected:

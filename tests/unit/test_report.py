@@ -499,8 +499,8 @@ def test_help_keeps_its_lines_on_a_narrow_terminal() -> None:
         "DATA --pairs pairs.txt",
         "PHOTOS --pairs pairs.txt",
         "faces_emore/lfw.bin",
-        "faces_emore/lfw.bin",
         "cfp-dataset --protocol cfp-ff",
+        "faces_emore/lfw.bin",
     ]
     # Prose fills its lines: no line ends early because the source broke there.
     start, end = lines.index("Measure a face model on pairs of photos.") + 1, lines.index(examples[0])
