@@ -176,7 +176,6 @@ def main(
             recogniser.embedder,
             tests.source,
             found,
-            tests.pairs,
             tests.groups,
             scored,
             threshold=figures.best_threshold.squared_distance if carried is None else carried,

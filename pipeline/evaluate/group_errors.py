@@ -11,7 +11,6 @@ import numpy as np
 from pipeline.evaluate import fairness
 from pipeline.evaluate.grouped_pairs import Groups
 from pipeline.evaluate.intervals import NUM_RESAMPLES
-from pipeline.evaluate.pairs import PairList
 from pipeline.evaluate.result_sections import Fairness, GroupDisparity, GroupErrors, Grouping, GroupRate
 from pipeline.evaluate.run import ScoredPairs
 
@@ -21,7 +20,6 @@ _CARRIED = "the best threshold of another set"
 
 def measure_groups(
     scored: ScoredPairs,
-    pairs: PairList,
     groups: Mapping[str, Groups],
     threshold: float,
     *,
@@ -32,20 +30,14 @@ def measure_groups(
     """FMR and FNMR by each column of groups.
 
     Args:
-        scored: those of `pairs` whose photos both have an embedding.
-        pairs: as the file has them.
-        groups: by name, the groups of each of `pairs`.
+        scored: measured pairs.
+        groups: by name, the groups of all pairs of the list, dropped ones included.
         threshold: squared distance, for all groups the same.
         is_carried: it comes from another set.
         knows_people: intervals are over people; else over pairs.
         num_resamples: of the intervals.
     """
-    kept = [
-        place
-        for place, pair in enumerate(pairs.pairs)
-        if pair.left not in scored.missing and pair.right not in scored.missing
-    ]
-    assert len(kept) == len(scored.pairs)
+    kept = scored.place.tolist()
     left = right = np.arange(len(kept))
     if knows_people:
         names = [[getattr(pair, side).identity for pair in scored.pairs] for side in ("left", "right")]

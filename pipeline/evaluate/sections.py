@@ -10,7 +10,7 @@ from pipeline.evaluate.cluster_people import deal_halves, measure_clusters
 from pipeline.evaluate.embed import Embedder, Embeddings
 from pipeline.evaluate.group_errors import measure_groups
 from pipeline.evaluate.grouped_pairs import Groups
-from pipeline.evaluate.pairs import PairList, Photo
+from pipeline.evaluate.pairs import Photo
 from pipeline.evaluate.people_map import choose_photos, map_people
 from pipeline.evaluate.photo_quality import measure_quality, same_pair_photos
 from pipeline.evaluate.photos import PhotoSource
@@ -42,9 +42,8 @@ class Measured:
     source: PhotoSource
     found: Embeddings
     """Of the pairs' photos or of more."""
-    pairs: PairList
     groups: Mapping[str, Groups]
-    """Of `pairs`; none where the file has none."""
+    """Of all pairs of the list; none where it has none."""
     scored: ScoredPairs
     threshold: float
     """Squared distance: the best on these pairs, or one carried over."""
@@ -86,7 +85,6 @@ def measure_sections(asked: Asked, measured: Measured, *, batch: int, flip: bool
     if measured.groups:
         fairness = measure_groups(
             scored,
-            measured.pairs,
             measured.groups,
             measured.threshold,
             is_carried=measured.is_carried,

@@ -201,7 +201,8 @@ def test_pairs_by_path_with_groups(evaluate: Command, data: Dataset, tmp_path: P
     path.write_text("\r\n".join(lines), encoding="utf-8")
     found = read(evaluate(data=tmp_path / "photos", pairs=path))
     assert (found.data.num_photos, found.data.num_identities, found.data.protocol) == (20, None, None)
-    assert found.notes[-1] == "The pair list has one block; 20 of its 21 pairs were dealt into ten folds."
+    assert found.notes[-1] == "pairs.csv names no folds: its pairs were dealt into ten, those of each kind in turn."
+    assert (found.verification.num_pairs, found.verification.num_pairs_dropped) == (20, 1)
     assert found.verification.intervals is not None
     assert found.verification.intervals.unit == "pair"
     assert found.verification.by_group is not None

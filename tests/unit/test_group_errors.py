@@ -7,15 +7,15 @@ import pytest
 
 from pipeline.evaluate.group_errors import measure_groups
 from pipeline.evaluate.grouped_pairs import Groups
-from pipeline.evaluate.pairs import Pair, PairList, Photo, fold_in_turn
+from pipeline.evaluate.pairs import Pair, Photo, fold_in_turn
 from pipeline.evaluate.run import ScoredPairs
 
 A1, A2, B1, B2, C1 = (Photo(name[0], int(name[1])) for name in ("A1", "A2", "B1", "B2", "C1"))
 
 
 def test_rates_by_hand_with_a_photo_missing() -> None:
-    pairs = PairList([Pair(A1, A2, 0), Pair(C1, A1, 0), Pair(B1, B2, 0), Pair(A1, B1, 0), Pair(B2, A2, 0)], 1)
-    kept = [pair for pair in pairs.pairs if C1 not in pair]
+    pairs = [Pair(A1, A2, 0), Pair(C1, A1, 0), Pair(B1, B2, 0), Pair(A1, B1, 0), Pair(B2, A2, 0)]
+    kept = [pair for pair in pairs if C1 not in pair]
     scored = ScoredPairs(
         pairs=kept,
         distances=np.array([0.2, 1.9, 0.3, 0.8]),
@@ -24,12 +24,13 @@ def test_rates_by_hand_with_a_photo_missing() -> None:
         missing={C1: "no file"},
         num_photos=4,
         num_dropped=1,
+        place=np.array([0, 2, 3, 4]),
     )
     groups = {
         "tone": Groups(["dark", "?", "light", "dark", "light"], ["dark", "?", "light", "light", "dark"]),
         "all": Groups(["x"] * 5, ["x"] * 5),
     }
-    found = measure_groups(scored, pairs, groups, 0.8, is_carried=False, knows_people=True)
+    found = measure_groups(scored, groups, 0.8, is_carried=False, knows_people=True)
     tone, every = found.groupings
     assert (tone.name, every.name) == ("tone", "all")
     # The pair with the missing photo was the one of group "?".
@@ -50,7 +51,7 @@ def test_rates_by_hand_with_a_photo_missing() -> None:
     assert every.rates[0].fnmr is not None
     assert every.rates[0].fnmr.value == 0.5
     assert "on these very pairs" in found.protocol
-    assert "of another set" in measure_groups(scored, pairs, groups, 0.8, is_carried=True, knows_people=True).protocol
+    assert "of another set" in measure_groups(scored, groups, 0.8, is_carried=True, knows_people=True).protocol
 
 
 def test_folds_in_turn_keep_all_pairs_in_order() -> None:
@@ -69,16 +70,16 @@ def test_intervals_are_over_people() -> None:
     photos = [Photo(f"p{n}", k) for n in range(10) for k in range(20)]
     pairs = [Pair(photos[20 * n], photos[20 * n + k], 0) for n in range(10) for k in range(1, 20)]
     distances = np.array([1.5 if pair.left.identity in ("p0", "p1") else 0.1 for pair in pairs])
-    scored = ScoredPairs(pairs, distances, np.ones(190, bool), np.zeros(190, np.int64), {}, 200, 0)
+    scored = ScoredPairs(pairs, distances, np.ones(190, bool), np.zeros(190, np.int64), {}, 200, 0, np.arange(190))
     groups = {"all": Groups(["x"] * 190, ["x"] * 190)}
-    found = measure_groups(scored, PairList(pairs, 1), groups, 1.0, is_carried=False, knows_people=True)
+    found = measure_groups(scored, groups, 1.0, is_carried=False, knows_people=True)
     rate = found.groupings[0].rates[0].fnmr
     assert rate is not None
     assert (rate.value, rate.method) == (0.2, "bootstrap")
     # Of ten people, 0 to 5 of the two kinds are drawn 95 % of the time.
     assert (rate.low, rate.high) == pytest.approx((0.0, 0.5), abs=0.051)
     assert "intervals over people" in found.protocol
-    by_pair = measure_groups(scored, PairList(pairs, 1), groups, 1.0, is_carried=False, knows_people=False)
+    by_pair = measure_groups(scored, groups, 1.0, is_carried=False, knows_people=False)
     narrow = by_pair.groupings[0].rates[0].fnmr
     assert narrow is not None
     assert rate.low < narrow.low < 0.2 < narrow.high < rate.high
