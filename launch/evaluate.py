@@ -24,11 +24,9 @@ from __future__ import annotations
 import shlex
 import sys
 import tempfile
-import time
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from statistics import median
 from typing import Annotated, Any
 
 import typer
@@ -97,42 +95,32 @@ def main(
     """Embed, measure, report."""
     from rich.console import Console
 
-    from pipeline.evaluate import report, result, template_set
-    from pipeline.evaluate.by_group import figures_by_group
+    from pipeline.evaluate import report, result
     from pipeline.evaluate.console import embedding_progress, print_summary
-    from pipeline.evaluate.embed import extract_embeddings
-    from pipeline.evaluate.identify import identify as identify_people
     from pipeline.evaluate.pairs import write_pairs
-    from pipeline.evaluate.run import add_intervals, coverage_notes, environment, judge, measure, score_embeddings
+    from pipeline.evaluate.run import coverage_notes, environment
     from pipeline.evaluate.scores import write_scores
-    from pipeline.evaluate.sections import Asked, Measured, check_photos, measure_sections
-    from pipeline.inputs.distractors import open_distractors, search_distractors
+    from pipeline.evaluate.sections import Asked
+    from pipeline.inputs.distractors import open_distractors
+    from pipeline.inputs.measure import Wanted, measure_test_set, refuse_unfit
     from pipeline.inputs.models import open_model
     from pipeline.inputs.test_sets import Request, open_test_set
 
-    of_split = {"--identify": identify, "--cluster": cluster}
-    for option in (name for name, given in of_split.items() if given and pairs is not None):
-        raise UserError(option, "given with --pairs", "a data set whose split to take the photos of", "leave one out")
-    if distractors is not None and not identify:
-        raise UserError("--distractors", "given without --identify", "both", "add --identify")
-    carried = None if threshold_from is None else result.read_best_threshold(threshold_from)
+    wanted = Wanted(
+        batch=batch,
+        flip=flip,
+        identifies=identify,
+        has_distractors=distractors is not None,
+        sections=Asked(robustness, quality, map_people, cluster),
+        template_weights=template_weights,
+        carried=None if threshold_from is None else result.read_best_threshold(threshold_from),
+    )
     recogniser = open_model(
         model, _choose_device(device), None if model_weights is None else model_weights.value, takes
     )
-    is_stored = recogniser.embedder.stored is not None
-    flip = flip and not is_stored
-    of_model = {"--robustness": robustness, "--distractors": distractors is not None}
-    for option in (name for name, given in of_model.items() if given and is_stored):
-        raise UserError(option, f"given with {model}", "a model that embeds other photos", f"leave {option} out")
     request = Request(pairs, split, detector, weights, protocol, distractors)
     tests = open_test_set(data, recogniser, request)
-    unfit = dict(of_split) if tests.split is None else {}
-    if not tests.knows_people:
-        unfit["--map"] = map_people is not None
-    if tests.templates is not None:
-        unfit |= {"--robustness": robustness, "--quality": quality}
-    for option in (name for name, given in unfit.items() if given):
-        raise UserError(option, f"given with {data.name}", "a data set", f"leave {option} out")
+    refuse_unfit(wanted, recogniser, tests, data)
     strangers = None
     if distractors is not None:
         strangers = open_distractors(recogniser, request, {photo.identity for photo in tests.split_photos()})
@@ -142,63 +130,19 @@ def main(
         tests.pairs_file = folder / "pairs.txt"
         write_pairs(tests.pairs_file, tests.pairs)
 
-    started = time.perf_counter()
-    identified, sections = None, {}
-    if tests.templates is not None:
-        with embedding_progress(len(tests.templates.photos)) as advance:
-            rows = template_set.embed_rows(
-                recogniser.embedder, tests.source, tests.templates.photos, batch=batch, flip=flip, advance=advance
-            )
-        scored = template_set.score_templates(tests.templates, rows, template_weights)
-        batch_ms, num_embedded = rows.batch_ms, scored.num_photos
-        del rows
-        embedding_s = time.perf_counter() - started
-        figures = add_intervals(measure(scored, flip), scored, by_identity=tests.knows_people)
-    else:
-        photos = tests.split_photos() if identify or cluster else tests.pairs.photos()
-        asked = Asked(robustness, quality, map_people, cluster)
-        check_photos(asked, photos, data)
-        with embedding_progress(len(photos)) as advance:
-            found = extract_embeddings(
-                recogniser.embedder, tests.source, photos, batch=batch, flip=flip, advance=advance
-            )
-        embedding_s = time.perf_counter() - started
-        batch_ms, num_embedded = found.batch_ms, len(found.photos)
-        scored = score_embeddings(found, tests.pairs, len(tests.pairs.photos()))
-        figures = add_intervals(measure(scored, flip), scored, by_identity=tests.knows_people)
-        identified = identify_people(found, data) if identify else None
-        if identified is not None and strangers is not None:
-            among = search_distractors(
-                recogniser, strangers, found, batch=batch, flip=flip, progress=embedding_progress
-            )
-            identified = identified.model_copy(update={"distractors": among})
-        measured = Measured(
-            recogniser.embedder,
-            tests.source,
-            found,
-            tests.groups,
-            scored,
-            threshold=figures.best_threshold.squared_distance if carried is None else carried,
-            is_carried=carried is not None,
-            knows_people=tests.knows_people,
-            where=data,
-        )
-        sections = dict(measure_sections(asked, measured, batch=batch, flip=flip, progress=embedding_progress))
-    if carried is not None:
-        figures = figures.model_copy(update={"carried_threshold": judge(scored, carried)})
-    if tests.groups:
-        figures = figures.model_copy(update={"by_group": figures_by_group(scored, tests.groups)})
+    found = measure_test_set(recogniser, tests, strangers, wanted, data, embedding_progress)
+    scored = found.scored
     pairs_sha256 = tests.digest_pairs()
     evaluation = result.Evaluation(
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         command=shlex.join(["python", *sys.argv]),
-        embedding_s=embedding_s,
+        embedding_s=found.embedding_s,
         notes=coverage_notes(scored, tests.pairs) + recogniser.notes + tests.notes,
-        verification=figures,
-        identification=identified,
-        **sections,
+        verification=found.verification,
+        identification=found.identification,
+        **({} if found.sections is None else dict(found.sections)),
         model=recogniser.description,
-        speed=result.Speed(embedding_ms=median(batch_ms), num_photos=num_embedded, batch=batch) if batch_ms else None,
+        speed=found.speed,
         data=result.Data(
             path=str(data),
             kind=tests.kind,
@@ -219,7 +163,7 @@ def main(
         write_scores(
             folder / "scores.parquet", scored.pairs, scored.distances, pairs_sha256, has_identities=tests.knows_people
         )
-    galleries = report.worst_pairs(scored, tests.source, figures.best_threshold.squared_distance)
+    galleries = report.worst_pairs(scored, tests.source, found.verification.best_threshold.squared_distance)
     curves = []
     if recogniser.run_directory is not None:
         curves = report.training_curves(report.read_metrics(recogniser.run_directory / "metrics.jsonl"))

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Set
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from pipeline.evaluate.pairs import Photo
 from pipeline.evaluate.photos import DatasetPhotos, PhotoSource
 from pipeline.evaluate.recogniser import Recogniser
 from pipeline.evaluate.result import Distractors
+from pipeline.evaluate.sections import Progress
 from pipeline.evaluate.template_set import embed_rows
 from pipeline.inputs.listed_pairs import PathPhotos
 from pipeline.inputs.test_sets import Request, cropper, is_dataset
@@ -87,7 +87,7 @@ def search_distractors(
     *,
     batch: int,
     flip: bool,
-    progress: Callable[[int], AbstractContextManager[Callable[[int], None]]],
+    progress: Progress,
 ) -> Distractors:
     """Embed strangers and search the photos of `found` among them.
 
@@ -101,7 +101,7 @@ def search_distractors(
     Raises:
         UserError: none of the strangers' photos can be used.
     """
-    with progress(len(strangers.photos)) as advance:
+    with progress(len(strangers.photos), "embedding distractors") as advance:
         rows = embed_rows(
             recogniser.embedder, strangers.source, strangers.photos, batch=batch, flip=flip, advance=advance
         )
