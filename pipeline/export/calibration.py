@@ -10,8 +10,7 @@ from pipeline.config.location import Location
 from pipeline.data.decode_cpu import decode_crop
 from pipeline.data.manifest import open_dataset
 from pipeline.data.reader import BadSample, Reader
-from pipeline.export.network import MEAN, STD
-from pipeline.input_spec import InputSpec
+from pipeline.input_spec import InputSpec, network_input
 
 NUM_CROPS = 256
 
@@ -47,11 +46,4 @@ def calibration_inputs(
                 num_read += 1
     if num_read == 0:
         raise UserError(location, "none of its photos can be read", "photos", f"preprocess verify {location}")
-    return to_input(crops[:num_read].transpose(0, 3, 1, 2), spec)
-
-
-def to_input(pixels: npt.NDArray[np.uint8], spec: InputSpec) -> npt.NDArray[np.generic]:
-    """What a file of ours takes in place of pixels [B, 3, H, W] uint8 RGB."""
-    if spec.dtype == "uint8":
-        return np.ascontiguousarray(pixels)
-    return np.ascontiguousarray((pixels.astype(np.float32) - np.float32(MEAN)) / np.float32(STD))
+    return network_input(crops[:num_read].transpose(0, 3, 1, 2), spec)

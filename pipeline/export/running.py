@@ -11,9 +11,8 @@ from torch import Tensor
 
 from pipeline.config.errors import UserError
 from pipeline.evaluate.embed import Embedder, EmbedFn
-from pipeline.export.calibration import to_input
 from pipeline.export.to_onnx import INPUT
-from pipeline.input_spec import InputSpec
+from pipeline.input_spec import InputSpec, network_input
 
 _CPU = torch.device("cpu")
 
@@ -36,7 +35,7 @@ def onnx_embedder(content: bytes, spec: InputSpec, where: Path) -> Embedder:
         raise UserError(where, f"not written, onnxruntime cannot run it ({reason})", "", "another --opset") from None
 
     def embed(images: Tensor) -> Tensor:
-        (vectors,) = session.run(None, {INPUT: to_input(images.numpy(), spec)})
+        (vectors,) = session.run(None, {INPUT: network_input(images.numpy(), spec)})
         return torch.from_numpy(_finite(vectors, where))
 
     return Embedder(embed, spec.height_px, _CPU, str(where))
@@ -47,7 +46,7 @@ def program_embedder(content: bytes, spec: InputSpec, where: Path) -> Embedder:
     run: EmbedFn = torch.export.load(io.BytesIO(content)).module()
 
     def embed(images: Tensor) -> Tensor:
-        return run(torch.from_numpy(to_input(images.numpy(), spec)))
+        return run(torch.from_numpy(network_input(images.numpy(), spec)))
 
     return Embedder(embed, spec.height_px, _CPU, str(where))
 

@@ -15,14 +15,13 @@ from torch import Tensor
 from pipeline.config.backbones import BackboneConfig, TorchvisionConfig
 from pipeline.config.errors import UserError
 from pipeline.evaluate.embed import Embedder
-from pipeline.export.calibration import to_input
 from pipeline.export.description import Description
 from pipeline.export.network import OnnxAlignment
 from pipeline.export.precision import to_float16, to_int8
 from pipeline.export.running import onnx_embedder, program_embedder
 from pipeline.export.to_onnx import float_model, serialise
 from pipeline.export.to_program import program_bytes
-from pipeline.input_spec import InputSpec, parse_input_spec
+from pipeline.input_spec import InputSpec, network_input, parse_input_spec
 from pipeline.model.backbones import FaceModel, build_backbone
 from tests.backbones import DIM, SMALL, every_small_one, usual_crop_px
 
@@ -73,7 +72,7 @@ def test_smaller_precisions_stay_near_and_keep_input_and_output(name: str, dtype
     description = described(SMALL[name], 64, dtype)
     single = float_model(model, description, 17)
     size = len(serialise(single, {}))
-    inputs = to_input(crops.numpy(), description.input)
+    inputs = network_input(crops.numpy(), description.input)
     for bound, share, smaller in ((1e-5, 0.65, to_float16(single)), (0.05, 0.5, to_int8(single, inputs))):
         content = serialise(smaller, description.metadata())
         onnx.checker.check_model(content, full_check=True)
@@ -158,5 +157,5 @@ def test_embeddings_that_are_not_finite_are_refused() -> None:
 def test_pixels_become_numbers_as_in_the_model() -> None:
     pixels = np.array([0, 127, 255], np.uint8).reshape(1, 3, 1, 1)
     spec = InputSpec(height_px=1, width_px=1)
-    np.testing.assert_allclose(to_input(pixels, spec).ravel(), [-1.0, -0.5 / 127.5, 1.0], rtol=1e-6)
-    assert to_input(pixels, spec.model_copy(update={"dtype": "uint8"})).dtype == np.uint8
+    np.testing.assert_allclose(network_input(pixels, spec).ravel(), [-1.0, -0.5 / 127.5, 1.0], rtol=1e-6)
+    assert network_input(pixels, spec.model_copy(update={"dtype": "uint8"})).dtype == np.uint8
