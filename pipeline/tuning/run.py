@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 import tempfile
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -17,15 +18,17 @@ from pipeline.config.errors import UserError
 from pipeline.config.location import Location
 from pipeline.config.search import SearchConfig
 from pipeline.data.remote import open_filesystem
+from pipeline.engine.lock import exclusive
 from pipeline.tuning.cluster import cluster, num_trials_at_a_time
 from pipeline.tuning.report import render_report
 from pipeline.tuning.results import SearchResults, SearchSummary, Trial, scored, write_results
-from pipeline.tuning.search import run_comparison, run_search
+from pipeline.tuning.search import MOST_WAITING_AT_A_TIME, run_comparison, run_search
 from pipeline.tuning.space import describe_setting, recipe_setting, trial_config
+from pipeline.tuning.translate import has_waiting_trials
 
 SEARCH_FILE, RESULTS_FILE, REPORT_FILE, BEST_FILE = "search.yaml", "results.parquet", "report.html", "best.yaml"
 # another value of these does not make it another search
-_FREE_KEYS = {"max_concurrent", "workers", "comparison_seeds", "output"}
+_FREE_KEYS = {"workers", "comparison_seeds", "output"}
 
 
 def run(search: SearchConfig, address: str | None, is_resumed: bool, dashboard_host: str, dashboard_port: int) -> None:
@@ -41,13 +44,23 @@ def run(search: SearchConfig, address: str | None, is_resumed: bool, dashboard_h
     Raises:
         UserError: another search stands in the output, or any without `is_resumed`; no cluster, or no room; no trial
             succeeded.
+        InUseError: a search is running in the output, a folder.
     """
+    with exclusive(search.output) if isinstance(search.output, Path) else nullcontext():
+        _run_alone(search, address, is_resumed, dashboard_host, dashboard_port)
+
+
+def _run_alone(
+    search: SearchConfig, address: str | None, is_resumed: bool, dashboard_host: str, dashboard_port: int
+) -> None:
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     started = _take_place(search, is_resumed)
     with cluster(address, dashboard_host, dashboard_port) as dashboard:
         at_a_time = search.max_concurrent or num_trials_at_a_time(
             search.workers, on_one_node=not isinstance(search.output, Path)
         )
+        if has_waiting_trials(search):
+            at_a_time = min(at_a_time, MOST_WAITING_AT_A_TIME)
         if dashboard:
             console.print(f"dashboard {dashboard} (its token: ray get-auth-token)")
         console.print(f"{search.num_samples} settings, {at_a_time} at a time, {search.workers.count} processes each")

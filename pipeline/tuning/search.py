@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from math import ceil, floor, prod
+from math import ceil, prod
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,6 +19,9 @@ from pipeline.tuning.trial import TrialTask, run_trial
 
 PHASES = ("default", "best")
 SEARCH, COMPARISON = "search", "comparison"
+MOST_WAITING_AT_A_TIME = 30
+"""How many trials that wait for each other can run at a time; see `_driver_needs`."""
+
 _HEAD = "node:__internal_head__"
 """A resource of which the head node has 1."""
 
@@ -142,9 +145,12 @@ def _driver_needs(max_concurrent: int | None) -> dict[str, float]:
     search anyway: so the death of any other is a matter of workers alone. A searcher's limit counts the trials that
     wait, which would never meet those that they wait for; what they need they give back.
     """
-    # Ray Train has small actors of its own there, of 0.001 each; Ray counts to 1e-4
-    share = 0.001 if max_concurrent is None else max(floor(9900 / max_concurrent), 1) / 1e4
-    return {"CPU": 0, _HEAD: share}
+    if max_concurrent is None:
+        return {"CPU": 0, _HEAD: 0.001}
+    # In the units of 1e-4 in which Ray counts: Ray Train has an actor of 10 there, and one more for each trial, without
+    # which its workers would not begin. These come later than the driver: beyond 30, a driver too many would find room.
+    assert max_concurrent <= MOST_WAITING_AT_A_TIME
+    return {"CPU": 0, _HEAD: (9990 // max_concurrent - 10) / 1e4}
 
 
 def _id_of(trial: Any) -> str:
