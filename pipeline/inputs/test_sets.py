@@ -12,7 +12,7 @@ from pipeline.config.location import RemotePath, parse_location
 from pipeline.data.dataset_format import DatasetInfo
 from pipeline.data.manifest import Dataset, open_dataset
 from pipeline.data.pair_bin import read_pair_bin
-from pipeline.evaluate.grouped_pairs import GroupedPairs, Groups, read_grouped_pairs
+from pipeline.evaluate.grouped_pairs import GroupedPairs, Groups, read_grouped_pairs, ungrouped_notes
 from pipeline.evaluate.pair_set import PairSetPhotos, list_pairs
 from pipeline.evaluate.pairs import PairList, Photo, deal_into_folds, draw_pairs, fold_in_turn, read_pairs
 from pipeline.evaluate.photos import Crop, DatasetPhotos, FolderPhotos, ListedPhoto, PhotoSource, Rejected
@@ -277,6 +277,7 @@ def _read_pairs(path: Path) -> tuple[GroupedPairs, list[str]]:
     if path.suffix.lower() == GROUPED_SUFFIX:
         grouped = read_grouped_pairs(path)
         notes = [f"{path.name} names no folds: its pairs were dealt into ten, those of each kind in turn."]
+        notes += ungrouped_notes(grouped)
         return GroupedPairs(fold_in_turn(grouped.pairs.pairs), grouped.groups), notes
     listed = read_pairs(path)
     if listed.num_folds > 1:

@@ -197,16 +197,20 @@ def test_pairs_by_path_with_groups(evaluate: Command, data: Dataset, tmp_path: P
         write_photo(tmp_path / "photos" / f"é {n}.jpg", n)
         lines.append(f"é {n}.jpg,é {(n + 1) % 20}.jpg,{n % 2},{'x' if n < 10 else 'y'},{'x' if n < 9 else 'y'}")
     lines.append("gone.jpg,é 0.jpg,1,x,x")
+    lines.append("é 3.jpg,é 7.jpg,1,,x")
     path = tmp_path / "pairs.csv"
     path.write_text("\r\n".join(lines), encoding="utf-8")
     found = read(evaluate(data=tmp_path / "photos", pairs=path))
     assert (found.data.num_photos, found.data.num_identities, found.data.protocol) == (20, None, None)
-    assert found.notes[-1] == "pairs.csv names no folds: its pairs were dealt into ten, those of each kind in turn."
-    assert (found.verification.num_pairs, found.verification.num_pairs_dropped) == (20, 1)
+    assert found.notes[-2:] == [
+        "pairs.csv names no folds: its pairs were dealt into ten, those of each kind in turn.",
+        "Without a group in column 'site' there are 1 of 22 pairs: they count among all pairs only.",
+    ]
+    assert (found.verification.num_pairs, found.verification.num_pairs_dropped) == (21, 1)
     assert found.verification.intervals is not None
     assert found.verification.intervals.unit == "pair"
     assert found.verification.by_group is not None
-    # Nine pairs of x alone, ten of y alone, one of both.
+    # Nine pairs of x alone, ten of y alone, one of both, one of x and nobody knows what.
     assert [(one.group, one.num_pairs) for one in found.verification.by_group["site"]] == [("x", 9), ("y", 10)]
     with pytest.raises(UserError, match="names photos by path; expected people and numbers"):
         evaluate(data=data.root, pairs=path, detector=None)
