@@ -121,6 +121,9 @@ def _photo_columns(path: Path, header: Sequence[str]) -> tuple[str, ...]:
     if any(name in header for name in _PATH_COLUMNS):
         has_identities = all(name in header for name in _IDENTITY_COLUMNS)
         wanted = (*_PATH_COLUMNS, *(_IDENTITY_COLUMNS if has_identities else (_LABEL_COLUMN,)))
+    if _LABEL_COLUMN in header and _LABEL_COLUMN not in wanted:
+        # As a group it would be read by nobody as what it says.
+        raise UserError(path, f"both {_LABEL_COLUMN!r} and identities in its first line", "one of them")
     for name in wanted:
         if header.count(name) != 1:
             found = f"column {name!r} stands {header.count(name)} times in its first line"
@@ -180,6 +183,6 @@ def _path_pair(named: Mapping[str, str], where: str) -> Pair:
 
 
 def _pair(left: Photo, right: Photo, label: bool | None, where: str) -> Pair:
-    if left == right:
+    if left == right or (left.path and left.path == right.path):
         raise UserError(where, f"{left} is paired with itself", "two different photos")
     return Pair(left, right, 0, label)

@@ -111,6 +111,8 @@ def open_test_set(data: Path, recogniser: Recogniser, request: Request) -> TestS
         if protocol is None:
             tests = _open_folder(data, recogniser, request)
         elif protocol in LISTED_SETS:
+            if request.split is not None:
+                raise UserError("--split", f"given with {protocol}, which has its pairs", remedy="leave --split out")
             tests = _open_listed(read_listed(data, protocol, request.pairs, request.detector), recogniser, request)
             tests.protocol = protocol
         else:
@@ -290,8 +292,14 @@ def _read_pairs(path: Path) -> tuple[GroupedPairs, list[str]]:
 def cropper(
     recogniser: Recogniser, request: Request
 ) -> tuple[Callable[[Path], Crop | Rejected], dict[str, Any], list[str]]:
-    """The function from a photo to a crop, what it uses, and how that differs from training."""
+    """The function from a photo to a crop, what it uses, and how that differs from training.
+
+    Raises:
+        UserError: weights without a detector, or a detector that is unknown or not to be chosen without being named.
+    """
     trained, crop_px, detector = recogniser.trained, recogniser.embedder.crop_px, request.detector
+    if detector == NO_DETECTOR and request.weights is not None:
+        raise UserError("--weights", f"given with --detector {NO_DETECTOR}", "one of them", "leave --weights out")
     if trained is None:
         chosen = CropOptions(size_px=crop_px) if detector is None else CropOptions(detector=detector, size_px=crop_px)
         maker = CropMaker(chosen, request.weights)

@@ -275,6 +275,14 @@ def test_distractors(evaluate: Command, data: Dataset, tmp_path: Path, capsys: p
         evaluate(data=data.root, split="train", distractors=small)
 
 
+def test_options_that_would_do_nothing_are_refused(evaluate: Command, tmp_path: Path) -> None:
+    root = write_cfp(tmp_path / "cfp", [("1,2\n", "1,3\n")] * 10)
+    with pytest.raises(UserError, match="--split: given with cfp-ff, which has its pairs; leave --split out"):
+        evaluate(data=root, protocol="cfp-ff", split="val")
+    with pytest.raises(UserError, match="--weights: given with --detector none"):
+        evaluate(data=root, protocol="cfp-ff", weights=tmp_path / "w.npz", detector="none")
+
+
 def test_a_set_that_is_not_there_is_looked_for_by_name(evaluate: Command, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     with pytest.raises(UserError, match=r"photos: not the files of calfw; expected pairs_CALFW.txt"):
