@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -141,7 +141,7 @@ def _open_dataset(data: Path, recogniser: Recogniser, request: Request) -> TestS
             f"{crop_px} px, as the model takes",
             f"preprocess shard … --size {crop_px}",
         )
-    notes = [] if recogniser.trained is None else _difference_notes(dataset.info, recogniser.trained)
+    notes = [] if recogniser.trained is None else difference_notes(dataset.info, recogniser.trained, "test crops")
     split, groups = None, dict[str, Groups]()
     if request.pairs is None:
         split = request.split or DEFAULT_SPLIT
@@ -336,17 +336,18 @@ def cropper(
     return crop, info.model_dump(mode="json"), notes
 
 
-def _difference_notes(tested: DatasetInfo, trained: DatasetInfo) -> list[str]:
+def difference_notes(tested: DatasetInfo, trained: DatasetInfo, crops: str) -> list[str]:
+    """How crops were made otherwise than those of training; `crops` says which, in the notes."""
     notes = []
     if (tested.detector.name, tested.detector.weights_sha256) != (
         trained.detector.name,
         trained.detector.weights_sha256,
     ):
         notes.append(
-            f"The test crops were found by {tested.detector.name}, the training crops by {trained.detector.name}."
+            f"The {crops} were found by {tested.detector.name}, the training crops by {trained.detector.name}."
         )
     if tested.crop.template != trained.crop.template:
-        notes.append("The test crops are aligned to another template than the training crops.")
+        notes.append(f"The {crops} are aligned to another template than the training crops.")
     return notes
 
 
@@ -363,11 +364,21 @@ def _numbering_notes(tests: TestSet) -> list[str]:
 
 
 def _overlap_notes(tests: TestSet, recogniser: Recogniser) -> list[str]:
-    """Whether people of the pairs were trained on; knowable when the data set is the one trained on."""
     if tests.dataset is None:
         return []
-    splits = [split for split, digest in recogniser.trained_on if digest == tests.dataset.info.digest]
-    trained_on = {identity for split in splits for identity in tests.dataset.split(split).identities()}
-    people = {photo.identity for photo in tests.pairs.photos()}
+    return seen_notes(tests.dataset, {photo.identity for photo in tests.pairs.photos()}, recogniser, "in the pairs")
+
+
+def seen_notes(dataset: Dataset, people: Set[str], recogniser: Recogniser, where: str) -> list[str]:
+    """Whether people of a data set were trained on; knowable when it is the one trained on.
+
+    Args:
+        dataset: the data set.
+        people: some of its people.
+        recogniser: the model.
+        where: where these people are, in words.
+    """
+    splits = [split for split, digest in recogniser.trained_on if digest == dataset.info.digest]
+    trained_on = {identity for split in splits for identity in dataset.split(split).identities()}
     seen = len(people & trained_on)
-    return [f"The model was trained on {seen:,} of the {len(people):,} people in the pairs."] if seen else []
+    return [f"The model was trained on {seen:,} of the {len(people):,} people {where}."] if seen else []

@@ -270,7 +270,7 @@ def test_distractors(evaluate: Command, data: Dataset, tmp_path: Path, capsys: p
         (tmp_path / "none", "none: no such folder; expected a data set, or a folder"),
     ):
         with pytest.raises(UserError, match=message):
-            evaluate("--identify", data=data.root, split="train", distractors=distractors)
+            evaluate("--identify", data=data.root, split="train", distractors=distractors, detector=None)
     with pytest.raises(UserError, match="--distractors: given without --identify"):
         evaluate(data=data.root, split="train", distractors=small)
 
