@@ -17,7 +17,7 @@ def figures_by_group(scored: ScoredPairs, groups: Mapping[str, Groups]) -> dict[
 
     Args:
         scored: measured pairs.
-        groups: by name, the groups of the photos of all pairs of the list, dropped ones included.
+        groups: by name, the groups of the photos of all pairs of the list, dropped ones included; an empty one is none.
     """
     found: dict[str, list[result.GroupFigures]] = {}
     for name, sides in groups.items():
@@ -30,13 +30,15 @@ def figures_by_group(scored: ScoredPairs, groups: Mapping[str, Groups]) -> dict[
 def _figures(scored: ScoredPairs, group: str, is_member: verification.Bools) -> result.GroupFigures:
     distances, same = scored.distances[is_member], scored.same[is_member]
     mean = std = None
-    if scored.fold is not None:
+    has_both = bool(same.any() and not same.all())
+    # Of one kind, whatever calls all pairs that kind is right every time.
+    if scored.fold is not None and has_both:
         try:
             folds = verification.fold_accuracy(distances, same, scored.fold[is_member])
             mean, std = folds.mean, folds.std
         except UserError:  # its pairs are all of one fold
             pass
-    roc = verification.roc_curve(distances, same) if same.any() and not same.all() else None
+    roc = verification.roc_curve(distances, same) if has_both else None
     return result.GroupFigures(
         group=group,
         num_pairs=len(same),

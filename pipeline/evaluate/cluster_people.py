@@ -33,10 +33,11 @@ def measure_clusters(found: Embeddings, where: object, seed: int = 0, most_photo
         found: embeddings of the photos of all people.
         where: what to name in messages.
         seed: of the halves, of k-means and of Chinese whispers.
-        most_photos: of a half; people are taken in the order of the lot while theirs fit.
+        most_photos: of a half; people are taken in the order of the lot, but for those whose photos no longer fit.
 
     Raises:
-        UserError: fewer than four people, or a half in which nobody has two photos.
+        UserError: fewer than four people, a half with room for fewer than two of them, or in which nobody
+            has two photos.
     """
     order = sorted(range(len(found.photos)), key=lambda row: found.photos[row])
     person, halves = deal_halves([found.photos[row] for row in order], where, seed, most_photos)
@@ -81,6 +82,10 @@ def deal_halves(
     middle = (len(names) + 1) // 2
     first, second = (_take(people, person, most_photos) for people in (lot[:middle], lot[middle:]))
     for rows in (first, second):
+        if (num_people := len(np.unique(person[rows]))) < 2:
+            people = "1 person" if num_people == 1 else f"{num_people} people"
+            found = f"{people} with at most {most_photos:,} photos in a half"
+            raise UserError(where, found, "at least 2", "leave --cluster out")
         if len(np.unique(person[rows])) == len(rows):
             raise UserError(
                 where, "a half of the people with a photo each", "people with several photos", "leave --cluster out"
@@ -89,9 +94,13 @@ def deal_halves(
 
 
 def _take(people: Ints, person: Ints, most_photos: int) -> Ints:
-    """Rows of these people's photos, person by person while the next one's still fit; the first one's always."""
-    counts = np.bincount(person)[people]
-    taken = people[: max(1, int(np.searchsorted(np.cumsum(counts), most_photos, side="right")))]
+    """Rows of these people's photos, person by person; a person whose photos no longer fit is passed over."""
+    counts = np.bincount(person)
+    taken, room = [], most_photos
+    for one in people:
+        if counts[one] <= room:
+            taken.append(one)
+            room -= counts[one]
     return np.flatnonzero(np.isin(person, taken))
 
 

@@ -7,12 +7,14 @@ of them speak of cosines here. Clusters by graph never look at more than each ph
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from sklearn.cluster import DBSCAN, HDBSCAN, AgglomerativeClustering, KMeans
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import normalized_mutual_info_score
 
 from pipeline.config.errors import UserError
@@ -59,7 +61,10 @@ def kmeans(embeddings: npt.NDArray[np.floating], num_clusters: int, seed: int = 
     vectors = require_unit(embeddings, "embeddings")
     if not 1 <= num_clusters <= len(vectors):
         raise UserError("clusters", str(num_clusters), f"from 1 to {len(vectors)}, the number of photos")
-    return _labels(KMeans(num_clusters, n_init=10, random_state=seed).fit(vectors))
+    with warnings.catch_warnings():
+        # Equal embeddings make fewer clusters than people: the figures say so, the terminal need not.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return _labels(KMeans(num_clusters, n_init=10, random_state=seed).fit(vectors))
 
 
 def agglomerative(embeddings: npt.NDArray[np.floating], min_cosine: float) -> Ints:

@@ -29,7 +29,8 @@ class Rate:
     value: float
     interval: Interval
     method: Literal["wilson", "bootstrap"]
-    """Of the interval. Where no trial or every one is an error, there is nothing to resample, and Wilson's is given."""
+    """Of the interval. Where resampling cannot change the rate (no trial or every one is an error, or all pairs are of
+    the same people), Wilson's is given."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +154,7 @@ def _rate(is_error: Bools, people: tuple[Ints, Ints] | None, level: float, num_r
             return {"rate": float(weights @ is_error / total) if total > 0.0 else math.nan}
 
         resampled = bootstrap(share, *people, num_resamples=num_resamples, level=level, seed=seed)["rate"]
-        if resampled is not None:
+        # Without width, all pairs are of the same people, or everybody has one share: that is no knowledge of others.
+        if resampled is not None and resampled.low < resampled.high:
             return Rate(errors, trials, errors / trials, resampled, "bootstrap")
     return Rate(errors, trials, errors / trials, wilson(errors, trials, level), "wilson")

@@ -31,28 +31,32 @@ def measure_groups(
 
     Args:
         scored: measured pairs.
-        groups: by name, the groups of all pairs of the list, dropped ones included.
+        groups: by name, the groups of all pairs of the list, dropped ones included; pairs with an empty one are left
+            out.
         threshold: squared distance, for all groups the same.
         is_carried: it comes from another set.
         knows_people: intervals are over people; else over pairs.
         num_resamples: of the intervals.
     """
-    kept = scored.place.tolist()
-    left = right = np.arange(len(kept))
+    left = right = np.arange(len(scored.pairs))
     if knows_people:
         names = [[getattr(pair, side).identity for pair in scored.pairs] for side in ("left", "right")]
         left, right = np.unique(names, return_inverse=True)[1].reshape(2, -1)
     groupings = []
     for name, of_pairs in groups.items():
-        rates = fairness.group_rates(
-            scored.distances,
-            scored.same,
-            [of_pairs.left[place] for place in kept],
-            [of_pairs.right[place] for place in kept],
-            threshold,
-            (left, right),
-            num_resamples=num_resamples,
-        )
+        sides = [np.array(side, str)[scored.place] for side in (of_pairs.left, of_pairs.right)]
+        known = (sides[0] != "") & (sides[1] != "")
+        rates = []
+        if known.any():
+            rates = fairness.group_rates(
+                scored.distances[known],
+                scored.same[known],
+                sides[0][known].tolist(),
+                sides[1][known].tolist(),
+                threshold,
+                (left[known], right[known]),
+                num_resamples=num_resamples,
+            )
         groupings.append(
             Grouping(
                 name=name,

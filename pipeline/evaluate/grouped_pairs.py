@@ -1,7 +1,8 @@
 """Pairs of photos with groups of people: a CSV file with a header.
 
 Columns `left_identity`, `left_number`, `right_identity` and `right_number` name the photos as pair lists do. Each other
-column is a group: `left_NAME` and `right_NAME` those of the two photos, `NAME` alone that of both.
+column is a group: `left_NAME` and `right_NAME` those of the two photos, `NAME` alone that of both. A pair of which a
+photo's is empty is in no group.
 
     left_identity,left_number,right_identity,right_number,left_age,right_age,set
     Ann,1,Ann,4,young,old,A
@@ -60,7 +61,8 @@ def read_grouped_pairs(path: Path) -> GroupedPairs:
     """Read pairs with groups; see this module's head.
 
     Raises:
-        UserError: no such file, not UTF-8, columns missing or doubled, no group, or a malformed line, by its number.
+        UserError: no such file, not UTF-8, columns missing or doubled, a column without a group, or a malformed line,
+            by its number.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -82,11 +84,35 @@ def read_grouped_pairs(path: Path) -> GroupedPairs:
         named = {name: row[header.index(name)] for name in photo_columns}
         pairs.append(_path_pair(named, where) if "left_path" in named else _number_pair(named, where))
         for name, (left_column, right_column) in columns.items():
-            groups[name].left.append(row[left_column])
-            groups[name].right.append(row[right_column])
+            groups[name].left.append(row[left_column].strip())
+            groups[name].right.append(row[right_column].strip())
     if not pairs:
         raise UserError(path, "no pairs", "a line a pair after the header")
-    return GroupedPairs(PairList(pairs, 1), groups)
+    grouped = GroupedPairs(PairList(pairs, 1), groups)
+    for name, missing in _count_ungrouped(grouped).items():
+        if missing == len(pairs):
+            raise UserError(path, f"no pair with a group in column {name!r}", "groups, or no such column")
+    return grouped
+
+
+def ungrouped_notes(grouped: GroupedPairs) -> list[str]:
+    """How many pairs have no group; empty where all have one."""
+    total = len(grouped.pairs.pairs)
+    counts = [(name, missing) for name, missing in _count_ungrouped(grouped).items() if missing]
+    if not counts:
+        return []
+    (name, missing), *others = counts
+    listed = f"column {name!r} there are {missing:,} of {total:,} pairs"
+    more = "".join(f", and in column {name!r} {missing:,}" for name, missing in others)
+    return [f"Without a group in {listed}{more}: they count among all pairs only."]
+
+
+def _count_ungrouped(grouped: GroupedPairs) -> dict[str, int]:
+    """By group column, the pairs of which a photo has none."""
+    return {
+        name: sum(not (left and right) for left, right in zip(sides.left, sides.right, strict=True))
+        for name, sides in grouped.groups.items()
+    }
 
 
 def _photo_columns(path: Path, header: Sequence[str]) -> tuple[str, ...]:
@@ -95,6 +121,9 @@ def _photo_columns(path: Path, header: Sequence[str]) -> tuple[str, ...]:
     if any(name in header for name in _PATH_COLUMNS):
         has_identities = all(name in header for name in _IDENTITY_COLUMNS)
         wanted = (*_PATH_COLUMNS, *(_IDENTITY_COLUMNS if has_identities else (_LABEL_COLUMN,)))
+    if _LABEL_COLUMN in header and _LABEL_COLUMN not in wanted:
+        # As a group it would be read by nobody as what it says.
+        raise UserError(path, f"both {_LABEL_COLUMN!r} and identities in its first line", "one of them")
     for name in wanted:
         if header.count(name) != 1:
             found = f"column {name!r} stands {header.count(name)} times in its first line"
@@ -154,6 +183,6 @@ def _path_pair(named: Mapping[str, str], where: str) -> Pair:
 
 
 def _pair(left: Photo, right: Photo, label: bool | None, where: str) -> Pair:
-    if left == right:
+    if left == right or (left.path and left.path == right.path):
         raise UserError(where, f"{left} is paired with itself", "two different photos")
     return Pair(left, right, 0, label)

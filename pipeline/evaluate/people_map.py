@@ -20,6 +20,7 @@ PHOTOS_A_PERSON = 20
 _PERPLEXITY = 30.0
 _NEIGHBOURS = 15
 _SCALE_NEIGHBOUR = 7
+_LEAST_SCALE = 0.25
 _LEAST_PHOTOS = 6
 
 
@@ -42,7 +43,7 @@ def map_people(found: Embeddings, num_people: int, where: object, seed: int = 0)
         protocol=f"the people with most photos, at most {PHOTOS_A_PERSON} of each, the first by number",
         people=people,
         person=[number for number, name in enumerate(people) for _ in chosen[name]],
-        number=[found.photos[row].number for row in rows],
+        photo=[str(found.photos[row]) for row in rows],
         maps=[_tsne(vectors, seed), _umap(vectors, seed) if find_spec("umap") else _spectral(vectors, seed)],
     )
 
@@ -56,13 +57,14 @@ def choose_photos(photos: Sequence[Photo], num_people: int, where: object) -> di
     by_person: dict[str, list[int]] = {}
     for place in sorted(range(len(photos)), key=lambda place: photos[place]):
         by_person.setdefault(photos[place].identity, []).append(place)
-    several = {name: places[:PHOTOS_A_PERSON] for name, places in by_person.items() if len(places) > 1}
-    people = sorted(several, key=lambda name: (-len(several[name]), name))[:num_people]
-    num_photos = sum(len(several[name]) for name in people)
+    several = [name for name, places in by_person.items() if len(places) > 1]
+    people = sorted(several, key=lambda name: (-len(by_person[name]), name))[:num_people]
+    chosen = {name: by_person[name][:PHOTOS_A_PERSON] for name in people}
+    num_photos = sum(map(len, chosen.values()))
     if len(people) < 2 or num_photos < _LEAST_PHOTOS:
         listed = f"{num_photos} photos of {len(people)} people who have two or more"
         raise UserError(where, f"{listed}: no map", f"two people and {_LEAST_PHOTOS} photos", "leave --map out")
-    return {name: several[name] for name in people}
+    return chosen
 
 
 def _tsne(vectors: Floats, seed: int) -> Coordinates:
@@ -85,11 +87,14 @@ def _umap(vectors: Floats, seed: int) -> Coordinates:
 def _spectral(vectors: Floats, seed: int) -> Coordinates:
     """Laplacian eigenmaps (Belkin & Niyogi 2003), which UMAP starts from, of affinities that scale themselves.
 
-    exp(-d² / (s s')) with s the distance to the 7th neighbour (Zelnik-Manor & Perona 2004): unlike a graph of nearest
-    neighbours, it never falls apart, however far people are from each other.
+    exp(-d² / (s s')) with s the distance to the 7th neighbour (Zelnik-Manor & Perona 2004), and no less than a quarter
+    of the largest distance: where photos of a person are near duplicates, people would otherwise have no affinity at
+    all, and there would be a map of each instead of one of all.
     """
     squared = np.maximum(2.0 - 2.0 * vectors @ vectors.T, 0.0)
-    scale = np.sort(np.sqrt(squared), axis=1)[:, min(_SCALE_NEIGHBOUR, len(vectors) - 1)]
+    distance = np.sqrt(squared)
+    scale = np.sort(distance, axis=1)[:, min(_SCALE_NEIGHBOUR, len(vectors) - 1)]
+    scale = np.maximum(scale, _LEAST_SCALE * distance.max())
     affinity = np.exp(-squared / np.maximum(np.outer(scale, scale), 1e-12))
     placed = SpectralEmbedding(2, affinity="precomputed", random_state=seed).fit_transform(affinity)
     return _coordinates("spectral embedding (scikit-learn), in the place of UMAP: umap-learn is not installed", placed)

@@ -20,10 +20,8 @@ START_FNMR = 0.05
 UP_TO = 0.2
 
 _CURVE_POINTS = 400
-_PROTOCOL = (
-    f"same pairs with the worst photos rejected first, at the threshold that rejects {100 * START_FNMR:g} % of all "
-    f"same pairs; areas up to {100 * UP_TO:g} % rejected; SER-FIQ of {NUM_PASSES} passes, photos not mirrored"
-)
+_SAME_LENGTH = 1e-5
+"""Lengths whose spread is a smaller share of them differ by float32's rounding alone."""
 
 
 def measure_quality(
@@ -52,6 +50,8 @@ def measure_quality(
     left_out = {}
     if found.norms is None:
         left_out["norm"] = "the lengths of the embeddings are not known"
+    elif np.ptp(found.norms) <= _SAME_LENGTH * found.norms.max():
+        left_out["norm"] = "the embeddings all have the same length"
     else:
         scores["norm"] = dict(zip(found.photos, found.norms.tolist(), strict=True))
     reason = why_not(embedder)
@@ -92,7 +92,11 @@ def reject_figures(
         curve = error_versus_reject(distances, np.ones(len(same), bool), left, right, threshold)
         measures[name] = _figures(curve)
     return Quality(
-        protocol=_PROTOCOL,
+        protocol=(
+            "same pairs with the worst photos rejected first, at the threshold that rejects "
+            f"{100 * start:.3g} % of all same pairs (at least {100 * START_FNMR:g} %: whole pairs, and ties); "
+            f"areas up to {100 * UP_TO:g} % rejected; SER-FIQ of {NUM_PASSES} passes, photos not mirrored"
+        ),
         num_same=len(same),
         threshold=threshold,
         start_fnmr=start,
@@ -105,7 +109,7 @@ def reject_figures(
 
 
 def start_threshold(distances: Floats) -> float:
-    """The threshold that rejects `START_FNMR` of the same pairs, rounded up to a whole pair; ties are rejected, too.
+    """The threshold that rejects at least `START_FNMR` of the same pairs: a whole pair, and all that tie with it.
 
     Args:
         distances: [P] squared distances of same pairs; a pair is accepted below the threshold.

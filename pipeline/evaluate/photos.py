@@ -27,7 +27,7 @@ from pipeline.evaluate.pairs import Photo
 Crop: TypeAlias = npt.NDArray[np.uint8]
 """[H, W, 3] uint8, RGB."""
 
-_OFFICIAL_NUMBER = re.compile(r"_([0-9]{4,9})\Z")
+OFFICIAL_NUMBER = re.compile(r"_([0-9]{4,9})\Z")
 _COLUMNS = ("identity", "source", "status", "reject_reason", "key")
 
 
@@ -86,7 +86,7 @@ def contradicts_names(identity: str, numbered: Mapping[int, str]) -> bool:
 def _official_number(identity: str, path: str) -> int:
     """The number in an official name, from 1; 0 for any other name."""
     stem = PurePosixPath(path).stem
-    match = _OFFICIAL_NUMBER.search(stem)
+    match = OFFICIAL_NUMBER.search(stem)
     number = int(match[1]) if match else 0
     return number if stem == str(Photo(identity, number)) else 0
 

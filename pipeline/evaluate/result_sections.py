@@ -97,8 +97,8 @@ class PeopleMap(_Section):
     people: list[str]
     person: list[int]
     """Of each photo: a place in `people`."""
-    number: list[int]
-    """Of each photo, as pair lists name it."""
+    photo: list[str]
+    """The name of each: `Ann_0001`, or its path where photos go by path."""
     maps: list[Coordinates]
 
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from markupsafe import Markup
 
 from pipeline.evaluate.charts import Axis, Series, chart, linear_axis, percent_axis
-from pipeline.evaluate.pairs import Photo
 from pipeline.evaluate.result import Evaluation, Identification
 from pipeline.evaluate.result_sections import PeopleMap, Quality, Robustness, RobustnessCurve
 from pipeline.evaluate.scatter import legend, scatter
@@ -100,10 +99,8 @@ def reject_chart(quality: Quality) -> Markup:
 
 def map_charts(people_map: PeopleMap) -> list[TitledChart]:
     """A scatter chart a map; hovering names the photo."""
-    names = [people_map.people[place] for place in people_map.person]
-    captions = [str(Photo(name, number)) for name, number in zip(names, people_map.number, strict=True)]
     return [
-        TitledChart(one.method, scatter(one.method, one.x, one.y, people_map.person, captions))
+        TitledChart(one.method, scatter(one.method, one.x, one.y, people_map.person, people_map.photo))
         for one in people_map.maps
     ]
 

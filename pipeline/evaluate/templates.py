@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -149,7 +150,9 @@ def read_template_pairs(path: Path) -> TemplatePairs:
     wrong = (label != 0) & (label != 1)
     if wrong.any():
         place = int(np.argmax(wrong))
-        raise UserError(f"{path}:{place + 1}", f"label {label[place]}", "1 for the same person, 0 for two")
+        raise UserError(
+            f"{path}:{line_of_row(path, place)}", f"label {label[place]}", "1 for the same person, 0 for two"
+        )
     return TemplatePairs(table["left"].to_numpy(), table["right"].to_numpy(), label == 1)
 
 
@@ -175,6 +178,13 @@ def read_table(path: Path, columns: dict[str, pa.DataType]) -> pa.Table:
     except pa.ArrowInvalid as error:
         raise _bad_line(path, columns, str(error)) from None
     return table.combine_chunks()
+
+
+def line_of_row(path: Path, row: int) -> int:
+    """The number of the line, from 1, that holds a row, from 0, of one of IJB's files: blank lines are no rows."""
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        filled = (number for number, line in enumerate(lines, start=1) if line.strip())
+        return next(islice(filled, row, None))
 
 
 def _rows(ids: Ints, wanted: Ints) -> Ints:

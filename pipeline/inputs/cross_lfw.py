@@ -32,7 +32,8 @@ def read_cross_lfw(root: Path, list_path: Path, *, are_aligned: bool) -> ListedP
     Args:
         root: the folder of the set.
         list_path: its list of pairs.
-        are_aligned: take the photos of `aligned images`; else the unaligned ones that the distribution has beside it.
+        are_aligned: take the photos of `aligned images` alone where there is such a folder; else the unaligned ones
+            that the distribution has beside it.
 
     Raises:
         UserError: no list or no photos, or a malformed line, named by its number.
@@ -57,7 +58,8 @@ def read_cross_lfw(root: Path, list_path: Path, *, are_aligned: bool) -> ListedP
         for (left, right, label), fold in zip(kind, cut, strict=True):
             folded.append(Pair(left, right, label - 1 if has_folds and same else fold, same))
     listed = PairList(sorted(folded, key=lambda pair: pair.fold), NUM_FOLDS)
-    folders = (_ALIGNED, *_FOLDERS) if are_aligned else _FOLDERS
+    # Unaligned photos lie beside the aligned ones: where one of these is missing, it is not to be replaced by them.
+    folders = (_ALIGNED,) if are_aligned and (root / _ALIGNED).is_dir() else _FOLDERS
     try:
         photos = find_photos(root, folders, [photo.path for photo in listed.photos()])
     except UserError:

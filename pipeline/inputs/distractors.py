@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Set
+from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,13 +14,13 @@ from pipeline.data.manifest import open_dataset
 from pipeline.evaluate.distractors import search_among
 from pipeline.evaluate.embed import Embeddings
 from pipeline.evaluate.pairs import Photo
-from pipeline.evaluate.photos import DatasetPhotos, PhotoSource
+from pipeline.evaluate.photos import OFFICIAL_NUMBER, DatasetPhotos, PhotoSource
 from pipeline.evaluate.recogniser import Recogniser
 from pipeline.evaluate.result import Distractors
 from pipeline.evaluate.sections import Progress
 from pipeline.evaluate.template_set import embed_rows
 from pipeline.inputs.listed_pairs import PathPhotos
-from pipeline.inputs.test_sets import Request, cropper, is_dataset
+from pipeline.inputs.test_sets import Request, cropper, difference_notes, is_dataset, seen_notes
 from preprocess.photo import PHOTO_SUFFIXES
 
 MOST = 1_000_000
@@ -45,33 +45,46 @@ def open_distractors(recogniser: Recogniser, request: Request, people: Set[str])
 
     Args:
         recogniser: the model, whose crop size and detector count.
-        request: its `distractors` are a data set, or a folder whose photos go through the detector and the aligner.
+        request: its `distractors` are a data set, or a folder whose photos go through the detector and the aligner; a
+            photo of a folder bears the names of all folders on its path, and its own where that is `NAME_0001`.
         people: those who search.
 
     Raises:
-        UserError: no such data, crops of another size, or no photos of strangers.
+        UserError: no such data, crops of another size, a detector where there are no unaligned photos, or no photos of
+            strangers.
     """
     path = request.distractors
     assert path is not None
     source: PhotoSource
     notes: list[str] = []
     if is_dataset(path):
+        for option, value in (("--detector", request.detector), ("--weights", request.weights)):
+            if value is not None:
+                expected = "photos that are not aligned yet"
+                raise UserError(option, "given with data sets", expected, f"leave {option} out")
         dataset = open_dataset(path)
         crop_px = recogniser.embedder.crop_px
         if dataset.info.crop.size_px != crop_px:
             raise UserError(path, f"crops of {dataset.info.crop.size_px} px", f"{crop_px} px, as the model takes")
+        if recogniser.trained is not None:
+            notes += difference_notes(dataset.info, recogniser.trained, "distractors' crops")
         photos_source = DatasetPhotos(dataset, sorted(dataset.info.splits))
         numbers = photos_source.numbers()
+        notes += seen_notes(dataset, numbers.keys() - people, recogniser, "among the distractors")
         photos = [Photo(name, number) for name in sorted(numbers) for number in sorted(numbers[name])]
         source = photos_source
     elif path.is_dir():
         crop, _, said = cropper(recogniser, request)
         notes += [f"Of the distractors: {sentence}" for sentence in said]
-        photos = [Photo(Path(name).parts[0], 0, name) for name in sorted(_walk(path))]
+        names, unreadable = _walk(path)
+        if unreadable:
+            first = f"the first {unreadable[0].filename} ({unreadable[0].strerror})"
+            notes.append(f"{len(unreadable):,} folders of distractors could not be read, {first}.")
+        photos = [Photo(Path(name).parts[0], 0, name) for name in sorted(names)]
         source = PathPhotos(path, photos, crop)
     else:
         raise UserError(path, "no such folder", "a data set, or a folder of photos of strangers")
-    strangers = [photo for photo in photos if photo.identity not in people]
+    strangers = [photo for photo in photos if people.isdisjoint(_names(photo))]
     if not strangers:
         raise UserError(path, f"{len(photos):,} photos, of strangers none", "photos of people who are not in --data")
     order = np.random.RandomState(0).permutation(len(strangers))[:MOST]
@@ -108,10 +121,31 @@ def search_distractors(
     return search_among(found, rows, str(strangers.path), strangers.num_own)
 
 
-def _walk(root: Path) -> Iterator[str]:
-    """The paths of all photos below a folder, relative to it; hidden ones are passed over."""
-    for folder, folders, names in os.walk(root):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+def _names(photo: Photo) -> list[str]:
+    """Whom a photo may show, by its names."""
+    if not photo.path:
+        return [photo.identity]
+    *folders, name = Path(photo.path).parts
+    named = OFFICIAL_NUMBER.search(Path(name).stem)
+    return folders if named is None else [*folders, name[: named.start()]]
+
+
+def _walk(root: Path) -> tuple[list[str], list[OSError]]:
+    """The paths of all photos below a folder, relative to it, and why folders were unreadable.
+
+    Links are followed; what is hidden is passed over, and what several links lead to counts once.
+    """
+    found: list[str] = []
+    unreadable: list[OSError] = []
+    walked: set[str] = set()
+    for folder, folders, names in os.walk(root, followlinks=True, onerror=unreadable.append):
+        real = os.path.realpath(folder)
+        if real in walked:
+            folders.clear()
+            continue
+        walked.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in names:
             if not name.startswith(".") and Path(name).suffix.lower() in PHOTO_SUFFIXES:
-                yield os.path.relpath(os.path.join(folder, name), root)
+                found.append(os.path.relpath(os.path.join(folder, name), root))
+    return found, unreadable

@@ -22,7 +22,8 @@ from pipeline.evaluate.pairs import Photo
 from pipeline.evaluate.photos import Crop, Rejected
 from pipeline.evaluate.search import Vectors
 from pipeline.evaluate.template_set import TemplateSet
-from pipeline.evaluate.templates import read_faces, read_table, read_template_pairs
+from pipeline.evaluate.templates import TemplatePairs, line_of_row, read_faces, read_table, read_template_pairs
+from pipeline.evaluate.verification import Ints
 from pipeline.inputs.listed_pairs import NO_SUCH_FILE
 from preprocess.align import align
 from preprocess.photo import Reject, read_photo
@@ -62,9 +63,9 @@ def read_ijb(root: Path, name: Literal["ijb-b", "ijb-c"]) -> Ijb:
     names = table["image"].to_pylist()
     faces = read_faces(lists[1])
     if names != faces.name:
-        pairs = zip(names, faces.name, strict=False)
+        both = zip(names, faces.name, strict=False)
         place = next(
-            (place for place, (one, other) in enumerate(pairs) if one != other), min(len(names), len(faces.name))
+            (place for place, (one, other) in enumerate(both) if one != other), min(len(names), len(faces.name))
         )
         found = f"{faces.name[place] if place < len(faces.name) else 'no photo'!r}"
         expected = f"{names[place] if place < len(names) else 'no photo'!r}, as in {lists[0].name}"
@@ -73,15 +74,32 @@ def read_ijb(root: Path, name: Literal["ijb-b", "ijb-c"]) -> Ijb:
         Photo(f"template_{template}", row, f"loose_crop/{image}")
         for row, (image, template) in enumerate(zip(names, faces.template.tolist(), strict=True), start=1)
     ]
+    score = table["score"].to_numpy().astype(np.float64)
+    bad = ~(np.isfinite(score) & (score >= 0.0))
+    if bad.any():
+        place = int(np.argmax(bad))
+        raise UserError(f"{lists[0]}:{line_of_row(lists[0], place)}", f"score {score[place]:g}", "a number from 0")
+    pairs = read_template_pairs(lists[2])
+    _check_templates(pairs, faces.template, lists)
     templates = TemplateSet(
         photos=photos,
         template=faces.template,
         medium=faces.medium,
-        detector_score=table["score"].to_numpy().astype(np.float64),
-        pairs=read_template_pairs(lists[2]),
+        detector_score=score,
+        pairs=pairs,
     )
     landmarks = np.stack([table[column].to_numpy() for column in numbers], axis=1).reshape(-1, _NUM_POINTS, 2)
     return Ijb(templates, landmarks, lists)
+
+
+def _check_templates(pairs: TemplatePairs, template: Ints, lists: list[Path]) -> None:
+    """Better now than when all photos are embedded."""
+    known = np.unique(template)
+    unknown = ~(np.isin(pairs.left, known) & np.isin(pairs.right, known))
+    if unknown.any():
+        place = int(np.argmax(unknown))
+        named = next(int(side[place]) for side in (pairs.left, pairs.right) if side[place] not in known)
+        raise UserError(f"{lists[2]}:{line_of_row(lists[2], place)}", f"template {named}", f"one of {lists[1].name}")
 
 
 class IjbPhotos:

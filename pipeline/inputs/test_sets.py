@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +12,7 @@ from pipeline.config.location import RemotePath, parse_location
 from pipeline.data.dataset_format import DatasetInfo
 from pipeline.data.manifest import Dataset, open_dataset
 from pipeline.data.pair_bin import read_pair_bin
-from pipeline.evaluate.grouped_pairs import GroupedPairs, Groups, read_grouped_pairs
+from pipeline.evaluate.grouped_pairs import GroupedPairs, Groups, read_grouped_pairs, ungrouped_notes
 from pipeline.evaluate.pair_set import PairSetPhotos, list_pairs
 from pipeline.evaluate.pairs import PairList, Photo, deal_into_folds, draw_pairs, fold_in_turn, read_pairs
 from pipeline.evaluate.photos import Crop, DatasetPhotos, FolderPhotos, ListedPhoto, PhotoSource, Rejected
@@ -111,6 +111,8 @@ def open_test_set(data: Path, recogniser: Recogniser, request: Request) -> TestS
         if protocol is None:
             tests = _open_folder(data, recogniser, request)
         elif protocol in LISTED_SETS:
+            if request.split is not None:
+                raise UserError("--split", f"given with {protocol}, which has its pairs", remedy="leave --split out")
             tests = _open_listed(read_listed(data, protocol, request.pairs, request.detector), recogniser, request)
             tests.protocol = protocol
         else:
@@ -139,7 +141,7 @@ def _open_dataset(data: Path, recogniser: Recogniser, request: Request) -> TestS
             f"{crop_px} px, as the model takes",
             f"preprocess shard … --size {crop_px}",
         )
-    notes = [] if recogniser.trained is None else _difference_notes(dataset.info, recogniser.trained)
+    notes = [] if recogniser.trained is None else difference_notes(dataset.info, recogniser.trained, "test crops")
     split, groups = None, dict[str, Groups]()
     if request.pairs is None:
         split = request.split or DEFAULT_SPLIT
@@ -277,6 +279,7 @@ def _read_pairs(path: Path) -> tuple[GroupedPairs, list[str]]:
     if path.suffix.lower() == GROUPED_SUFFIX:
         grouped = read_grouped_pairs(path)
         notes = [f"{path.name} names no folds: its pairs were dealt into ten, those of each kind in turn."]
+        notes += ungrouped_notes(grouped)
         return GroupedPairs(fold_in_turn(grouped.pairs.pairs), grouped.groups), notes
     listed = read_pairs(path)
     if listed.num_folds > 1:
@@ -289,8 +292,14 @@ def _read_pairs(path: Path) -> tuple[GroupedPairs, list[str]]:
 def cropper(
     recogniser: Recogniser, request: Request
 ) -> tuple[Callable[[Path], Crop | Rejected], dict[str, Any], list[str]]:
-    """The function from a photo to a crop, what it uses, and how that differs from training."""
+    """The function from a photo to a crop, what it uses, and how that differs from training.
+
+    Raises:
+        UserError: weights without a detector, or a detector that is unknown or not to be chosen without being named.
+    """
     trained, crop_px, detector = recogniser.trained, recogniser.embedder.crop_px, request.detector
+    if detector == NO_DETECTOR and request.weights is not None:
+        raise UserError("--weights", f"given with --detector {NO_DETECTOR}", "one of them", "leave --weights out")
     if trained is None:
         chosen = CropOptions(size_px=crop_px) if detector is None else CropOptions(detector=detector, size_px=crop_px)
         maker = CropMaker(chosen, request.weights)
@@ -327,17 +336,18 @@ def cropper(
     return crop, info.model_dump(mode="json"), notes
 
 
-def _difference_notes(tested: DatasetInfo, trained: DatasetInfo) -> list[str]:
+def difference_notes(tested: DatasetInfo, trained: DatasetInfo, crops: str) -> list[str]:
+    """How crops were made otherwise than those of training; `crops` says which, in the notes."""
     notes = []
     if (tested.detector.name, tested.detector.weights_sha256) != (
         trained.detector.name,
         trained.detector.weights_sha256,
     ):
         notes.append(
-            f"The test crops were found by {tested.detector.name}, the training crops by {trained.detector.name}."
+            f"The {crops} were found by {tested.detector.name}, the training crops by {trained.detector.name}."
         )
     if tested.crop.template != trained.crop.template:
-        notes.append("The test crops are aligned to another template than the training crops.")
+        notes.append(f"The {crops} are aligned to another template than the training crops.")
     return notes
 
 
@@ -354,11 +364,21 @@ def _numbering_notes(tests: TestSet) -> list[str]:
 
 
 def _overlap_notes(tests: TestSet, recogniser: Recogniser) -> list[str]:
-    """Whether people of the pairs were trained on; knowable when the data set is the one trained on."""
     if tests.dataset is None:
         return []
-    splits = [split for split, digest in recogniser.trained_on if digest == tests.dataset.info.digest]
-    trained_on = {identity for split in splits for identity in tests.dataset.split(split).identities()}
-    people = {photo.identity for photo in tests.pairs.photos()}
+    return seen_notes(tests.dataset, {photo.identity for photo in tests.pairs.photos()}, recogniser, "in the pairs")
+
+
+def seen_notes(dataset: Dataset, people: Set[str], recogniser: Recogniser, where: str) -> list[str]:
+    """Whether people of a data set were trained on; knowable when it is the one trained on.
+
+    Args:
+        dataset: the data set.
+        people: some of its people.
+        recogniser: the model.
+        where: where these people are, in words.
+    """
+    splits = [split for split, digest in recogniser.trained_on if digest == dataset.info.digest]
+    trained_on = {identity for split in splits for identity in dataset.split(split).identities()}
     seen = len(people & trained_on)
-    return [f"The model was trained on {seen:,} of the {len(people):,} people in the pairs."] if seen else []
+    return [f"The model was trained on {seen:,} of the {len(people):,} people {where}."] if seen else []

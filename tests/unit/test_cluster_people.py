@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.config.errors import UserError
 from pipeline.evaluate import clustering
-from pipeline.evaluate.cluster_people import THRESHOLDS, measure_clusters
+from pipeline.evaluate.cluster_people import THRESHOLDS, deal_halves, measure_clusters
 from pipeline.evaluate.embed import Embeddings
 from pipeline.evaluate.pairs import Photo
 
@@ -87,8 +87,28 @@ def test_photos_that_are_put_with_nobody_count_as_clusters() -> None:
 def test_people_are_left_out_where_a_half_would_be_too_large() -> None:
     found = measure_clusters(people(10, 4, 0.3), "x", most_photos=9)
     assert (found.num_photos_to_choose, found.num_photos, found.num_left_out) == (8, 8, 24)
-    # One person's photos stay whole even where they are too many.
-    assert measure_clusters(people(10, 4, 0.3), "x", most_photos=1).num_photos == 4
+
+
+def test_people_whose_photos_do_not_fit_are_passed_over() -> None:
+    counts = {"a": 50, "b": 3, "c": 3, "d": 3, "e": 50, "f": 3, "g": 3, "h": 3}
+    photos = [Photo(name, number) for name, count in counts.items() for number in range(count)]
+    names = sorted(counts)
+    for seed in range(20):
+        # Wherever the lot puts the two with most: they never fill a half, nor end it.
+        person, halves = deal_halves(photos, "x", seed, most_photos=10)
+        lot = np.random.RandomState(seed).permutation(8)
+        for people_of_half, rows in zip((lot[:4], lot[4:]), halves, strict=True):
+            expected = [number for number in people_of_half if counts[names[number]] == 3][:3]
+            assert sorted(np.unique(person[rows])) == sorted(expected)
+
+
+def test_a_half_of_one_person_is_refused() -> None:
+    # Of one person, any clustering that puts all photos together is perfect.
+    photos = [Photo(name, number) for name in "abcd" for number in range(6)]
+    with pytest.raises(UserError, match="x: 1 person with at most 10 photos in a half"):
+        deal_halves(photos, "x", most_photos=10)
+    with pytest.raises(UserError, match="x: 0 people with at most 5 photos in a half"):
+        deal_halves(photos, "x", most_photos=5)
 
 
 @pytest.mark.parametrize(

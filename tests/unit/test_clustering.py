@@ -80,6 +80,11 @@ def test_few_photos() -> None:
         c.dbscan(one * np.nan, 0.5)
 
 
+def test_equal_embeddings_do_not_make_k_means_complain() -> None:
+    # scikit-learn warns that it finds fewer clusters than it was told; warnings are errors here.
+    assert c.kmeans(np.tile([[1.0, 0.0]], (4, 1)), 2).tolist() == [0] * 4
+
+
 def test_the_neighbour_graph_by_hand() -> None:
     degrees = np.deg2rad([0.0, 10.0, 30.0, 100.0])
     vectors = np.stack((np.cos(degrees), np.sin(degrees)), axis=1)

@@ -197,16 +197,20 @@ def test_pairs_by_path_with_groups(evaluate: Command, data: Dataset, tmp_path: P
         write_photo(tmp_path / "photos" / f"é {n}.jpg", n)
         lines.append(f"é {n}.jpg,é {(n + 1) % 20}.jpg,{n % 2},{'x' if n < 10 else 'y'},{'x' if n < 9 else 'y'}")
     lines.append("gone.jpg,é 0.jpg,1,x,x")
+    lines.append("é 3.jpg,é 7.jpg,1,,x")
     path = tmp_path / "pairs.csv"
     path.write_text("\r\n".join(lines), encoding="utf-8")
     found = read(evaluate(data=tmp_path / "photos", pairs=path))
     assert (found.data.num_photos, found.data.num_identities, found.data.protocol) == (20, None, None)
-    assert found.notes[-1] == "pairs.csv names no folds: its pairs were dealt into ten, those of each kind in turn."
-    assert (found.verification.num_pairs, found.verification.num_pairs_dropped) == (20, 1)
+    assert found.notes[-2:] == [
+        "pairs.csv names no folds: its pairs were dealt into ten, those of each kind in turn.",
+        "Without a group in column 'site' there are 1 of 22 pairs: they count among all pairs only.",
+    ]
+    assert (found.verification.num_pairs, found.verification.num_pairs_dropped) == (21, 1)
     assert found.verification.intervals is not None
     assert found.verification.intervals.unit == "pair"
     assert found.verification.by_group is not None
-    # Nine pairs of x alone, ten of y alone, one of both.
+    # Nine pairs of x alone, ten of y alone, one of both, one of x and nobody knows what.
     assert [(one.group, one.num_pairs) for one in found.verification.by_group["site"]] == [("x", 9), ("y", 10)]
     with pytest.raises(UserError, match="names photos by path; expected people and numbers"):
         evaluate(data=data.root, pairs=path, detector=None)
@@ -266,9 +270,17 @@ def test_distractors(evaluate: Command, data: Dataset, tmp_path: Path, capsys: p
         (tmp_path / "none", "none: no such folder; expected a data set, or a folder"),
     ):
         with pytest.raises(UserError, match=message):
-            evaluate("--identify", data=data.root, split="train", distractors=distractors)
+            evaluate("--identify", data=data.root, split="train", distractors=distractors, detector=None)
     with pytest.raises(UserError, match="--distractors: given without --identify"):
         evaluate(data=data.root, split="train", distractors=small)
+
+
+def test_options_that_would_do_nothing_are_refused(evaluate: Command, tmp_path: Path) -> None:
+    root = write_cfp(tmp_path / "cfp", [("1,2\n", "1,3\n")] * 10)
+    with pytest.raises(UserError, match="--split: given with cfp-ff, which has its pairs; leave --split out"):
+        evaluate(data=root, protocol="cfp-ff", split="val")
+    with pytest.raises(UserError, match="--weights: given with --detector none"):
+        evaluate(data=root, protocol="cfp-ff", weights=tmp_path / "w.npz", detector="none")
 
 
 def test_a_set_that_is_not_there_is_looked_for_by_name(evaluate: Command, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pipeline.config.errors import UserError
 from pipeline.evaluate import fairness
-from pipeline.evaluate.grouped_pairs import read_grouped_pairs
+from pipeline.evaluate.grouped_pairs import read_grouped_pairs, ungrouped_notes
 from pipeline.evaluate.pairs import Photo
 
 
@@ -81,6 +81,20 @@ def test_people_are_resampled_within_their_group() -> None:
     none = fairness.group_rates(distances, same, groups, groups, 3.0, (person, person))[0].fnmr
     assert none is not None
     assert (none.method, none.interval) == ("wilson", fairness.wilson(0, 150))
+
+
+def test_people_who_give_nothing_to_resample_do_not_make_an_interval_without_width() -> None:
+    distances = np.where(np.arange(20) < 5, 2.0, 0.5)
+    groups = ["a"] * 20
+    one, other = np.zeros(20, np.int64), np.ones(20, np.int64)
+    # All pairs of one person; all of the same two; two people, of whom each has one error in ten.
+    for left, right, same in ((one, one, True), (one, other, False), (np.arange(20) % 2, np.arange(20) % 2, True)):
+        is_error = (np.arange(20) // 2 == 0) if (left != left[0]).any() else distances > 1.0
+        scores = np.where(is_error == same, 2.0, 0.5)
+        (found,) = fairness.group_rates(scores, np.full(20, same), groups, groups, 1.0, (left, right))
+        rate = found.fnmr if same else found.fmr
+        assert rate is not None
+        assert (rate.method, rate.interval) == ("wilson", fairness.wilson(int(is_error.sum()), 20))
 
 
 def rates(**values: tuple[float, int]) -> list[fairness.GroupRates]:
@@ -156,6 +170,21 @@ def test_bad_grouped_pairs_are_named(tmp_path: Path, header: str, line: str, mes
     with pytest.raises(UserError, match=message) as caught:
         read_grouped_pairs(path)
     assert "\n" not in str(caught.value)
+
+
+def test_pairs_without_a_group_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.csv"
+    header = "left_identity,left_number,right_identity,right_number,left_age,right_age,site"
+    path.write_text(f"{header}\nA,1,A,2,,old,x\nA,1,B,1,old, ,x\nA,1,C,1,old,young,\nB,1,C,1,old,old,y\n")
+    assert ungrouped_notes(read_grouped_pairs(path)) == [
+        "Without a group in column 'age' there are 2 of 4 pairs, and in column 'site' 1: "
+        "they count among all pairs only."
+    ]
+    path.write_text(f"{header}\nA,1,A,2,old,old,x\n")
+    assert ungrouped_notes(read_grouped_pairs(path)) == []
+    path.write_text(f"{header}\nA,1,A,2,old,,x\nA,1,A,3,,old,x\n")
+    with pytest.raises(UserError, match="no pair with a group in column 'age'"):
+        read_grouped_pairs(path)
 
 
 def test_unreadable_grouped_pairs(tmp_path: Path) -> None:

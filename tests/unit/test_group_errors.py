@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from pipeline.evaluate.by_group import figures_by_group
 from pipeline.evaluate.group_errors import measure_groups
 from pipeline.evaluate.grouped_pairs import Groups
 from pipeline.evaluate.pairs import Pair, Photo, fold_in_turn
@@ -52,6 +53,21 @@ def test_rates_by_hand_with_a_photo_missing() -> None:
     assert every.rates[0].fnmr.value == 0.5
     assert "on these very pairs" in found.protocol
     assert "of another set" in measure_groups(scored, groups, 0.8, is_carried=True, knows_people=True).protocol
+
+
+def test_pairs_without_a_group_are_in_no_group() -> None:
+    pairs = [Pair(A1, A2, 0), Pair(B1, B2, 0), Pair(A1, B1, 0), Pair(A2, B2, 0)]
+    scored = ScoredPairs(
+        pairs, np.array([0.2, 1.9, 1.0, 0.1]), np.array([True, True, False, False]), None, {}, 4, 0, np.arange(4)
+    )
+    groups = {"tone": Groups(["x", "", "x", ""], ["x", "", "", "x"]), "none": Groups([""] * 4, [""] * 4)}
+    tone, none = measure_groups(scored, groups, 0.8, is_carried=False, knows_people=True).groupings
+    assert [one.groups for one in tone.rates] == [("x", "x")]
+    assert tone.rates[0].fnmr is not None
+    assert (tone.rates[0].fnmr.trials, tone.rates[0].fmr) == (1, None)
+    # All pairs that had a group were dropped.
+    assert (none.rates, none.fmr, none.fnmr) == ([], None, None)
+    assert [[one.group for one in found] for found in figures_by_group(scored, groups).values()] == [["x"], []]
 
 
 def test_folds_in_turn_keep_all_pairs_in_order() -> None:

@@ -134,6 +134,32 @@ def test_norms_that_foresee_the_failing_pair_leave_the_least_area() -> None:
     assert section.left_out == {"ser_fiq": "the model was trained without dropout before its embedding"}
 
 
+def test_lengths_that_differ_by_rounding_alone_are_no_measure() -> None:
+    pairs, found = scored_pairs([3.0, 0.1, 0.1])
+    scored = score_embeddings(found, pairs, 6)
+
+    def measured(norms: np.ndarray) -> dict[str, str]:
+        with_norms = Embeddings(found.photos, found.vectors, {}, norms)
+        return measure_quality(embedder(Model()), Memory(), with_norms, scored, batch=4).left_out
+
+    rounding = 3.0 + np.random.default_rng(0).uniform(-1e-6, 1e-6, 6)
+    assert measured(rounding) == {"norm": "the embeddings all have the same length"}
+    assert measured(rounding + np.arange(6) * 1e-3) == {}
+
+
+def test_the_protocol_says_what_is_really_rejected() -> None:
+    # The two worst of twenty tie: one would be 5 %, both are rejected.
+    pairs, found = scored_pairs([3.0, 3.0] + [0.1] * 18)
+    section = reject_figures(score_embeddings(found, pairs, 40), {}, {})
+    assert section.start_fnmr == 0.1
+    assert (
+        "at the threshold that rejects 10 % of all same pairs (at least 5 %: whole pairs, and ties)" in section.protocol
+    )
+    pairs, found = scored_pairs([3.0, 0.2, 0.1])
+    section = reject_figures(score_embeddings(found, pairs, 6), {}, {})
+    assert "rejects 33.3 % of all same pairs (at least 5 %: whole pairs, and ties)" in section.protocol
+
+
 def test_both_measures_and_unknown_norms() -> None:
     pairs, found = scored_pairs([3.0, 0.1, 0.1])
     scored = score_embeddings(found, pairs, 6)

@@ -11,6 +11,7 @@ from scipy.io import savemat
 from pipeline.config.errors import UserError
 from pipeline.evaluate.grouped_pairs import read_grouped_pairs
 from pipeline.evaluate.pairs import Pair, Photo
+from pipeline.evaluate.photos import Rejected
 from pipeline.inputs.agedb import LISTS, read_agedb
 from pipeline.inputs.cfp import read_cfp
 from pipeline.inputs.cross_lfw import read_cross_lfw
@@ -169,6 +170,25 @@ def test_aligned_photos_alone_are_not_searched_for_faces(tmp_path: Path) -> None
     (tmp_path / "x.txt").write_text("A_1.jpg 1\nA_2.jpg 1\n")
     with pytest.raises(UserError, match="'aligned images' alone; expected unaligned photos; --detector none"):
         read_cross_lfw(tmp_path, tmp_path / "x.txt", are_aligned=False)
+
+
+def test_unaligned_photos_never_stand_in_for_aligned_ones(tmp_path: Path) -> None:
+    for folder, names in (("aligned images", ["A_1.jpg"]), ("images", ["A_1.jpg", "A_2.jpg"])):
+        for name in names:
+            write_photo(tmp_path / folder / name, 0)
+    path = tmp_path / "x.txt"
+    path.write_text("A_1.jpg 1\nA_2.jpg 1\n")
+    # One aligned photo is missing: it is, and no unaligned one takes its place.
+    assert read_cross_lfw(tmp_path, path, are_aligned=True).root == tmp_path / "aligned images"
+    assert read_cross_lfw(tmp_path, path, are_aligned=False).root == tmp_path / "images"
+    (tmp_path / "aligned images" / "A_1.jpg").unlink()
+    with pytest.raises(
+        UserError, match=r"none of the 2 photos of the list; expected A_1.jpg in one of 'aligned images'"
+    ):
+        read_cross_lfw(tmp_path, path, are_aligned=True)
+    (tmp_path / "aligned images").rmdir()
+    # A copy of the aligned photos alone, in a folder of another name.
+    assert read_cross_lfw(tmp_path, path, are_aligned=True).root == tmp_path / "images"
 
 
 def save_agedb(path: Path, folds: list[list[tuple[str, str, int]]]) -> None:
@@ -342,6 +362,37 @@ def test_ijb_files(tmp_path: Path) -> None:
         read_ijb(tmp_path, "ijb-b")
 
 
+@pytest.mark.parametrize("score", ["nan", "-0.5", "inf"])
+def test_bad_scores_of_ijb_are_named(tmp_path: Path, score: str) -> None:
+    root = write_ijb(tmp_path / "ijbc", [(10, 1, 0.9), (11, 2, 0.25)], [(10, 11, 0)])
+    path = root / "meta" / "ijbc_name_5pts_score.txt"
+    # Blank lines do not count as photos, but as lines.
+    path.write_text(path.read_text().replace(" 0.25", f" {score}").replace("2.jpg", "\n2.jpg"))
+    with pytest.raises(UserError, match=rf"name_5pts_score.txt:3: .*{score}") as caught:
+        read_ijb(root, "ijb-c")
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_templates_of_ijb_are_named(tmp_path: Path) -> None:
+    root = write_ijb(tmp_path / "ijbc", [(10, 1, 0.9), (12, 2, 1.0)], [(10, 12, 0), (12, 10, 0), (10, 11, 0)])
+    message = r"ijbc_template_pair_label.txt:3: template 11; expected one of ijbc_face_tid_mid.txt"
+    with pytest.raises(UserError, match=message):
+        read_ijb(root, "ijb-c")
+    (root / "meta" / "ijbc_template_pair_label.txt").write_text("10 12 1\n\n13 11 0\n")
+    with pytest.raises(UserError, match=r"pair_label.txt:3: template 13; expected one of"):
+        read_ijb(root, "ijb-c")
+
+
+def test_landmarks_without_an_alignment_cost_the_photo(tmp_path: Path) -> None:
+    root = write_ijb(tmp_path / "ijbc", [(10, 1, 0.9), (11, 2, 1.0)], [(10, 11, 0)])
+    ijb = read_ijb(root, "ijb-c")
+    ijb.landmarks.flags.writeable = True
+    ijb.landmarks[1] = 50.0
+    photos = IjbPhotos(root, ijb.landmarks, 112)
+    assert isinstance(photos.load(ijb.templates.photos[0]), np.ndarray)
+    assert photos.load(ijb.templates.photos[1]) == Rejected("bad_landmarks")
+
+
 def test_csv_pairs_by_path(tmp_path: Path) -> None:
     path = tmp_path / "pairs.csv"
     path.write_bytes("left_path,right_path,same,site\r\na/é.jpg,b.jpg,1,x\r\n\r\nb.jpg,./c.jpg,0,y\r\n".encode())
@@ -371,6 +422,15 @@ def test_csv_pairs_by_path(tmp_path: Path) -> None:
         ("left_path,right_path,same\n,b,1\n", r"pairs.csv:2: path ''"),
         ("left_path,right_path,same\na,./a,1\n", r"pairs.csv:2: a is paired with itself"),
         ("left_path,right_path,left_identity,right_identity\na,b,A,\n", r"pairs.csv:2: no right_identity"),
+        ("left_path,right_path,left_identity,right_identity\na,./a,A,B\n", r"pairs.csv:2: a is paired with itself"),
+        (
+            "left_path,right_path,left_identity,right_identity,same\na,b,A,B,1\n",
+            "both 'same' and identities in its first line; expected one of them",
+        ),
+        (
+            "left_identity,left_number,right_identity,right_number,same\nA,1,B,1,1\n",
+            "both 'same' and identities in its first line; expected one of them",
+        ),
     ],
 )
 def test_bad_csv_pairs_by_path_are_named(tmp_path: Path, content: str, message: str) -> None:

@@ -99,7 +99,7 @@ def test_all_sections_at_once(evaluate: Command, capsys: pytest.CaptureFixture[s
     assert (quality["num_same"], set(quality["measures"])) == (150, {"norm", "ser_fiq"})
     assert quality["least_area"] <= quality["measures"]["norm"]["area"]
     assert content["people_map"]["people"] == ["person000", "person001", "person002", "person003"]
-    assert len(content["people_map"]["number"]) == 24
+    assert len(content["people_map"]["photo"]) == 24
     assert content["clusters"]["num_photos"] == content["clusters"]["num_photos_to_choose"] == 30
     assert content["fairness"] is None
     page = (out / "report.html").read_text()
@@ -190,4 +190,4 @@ def test_photos_of_a_pair_list_are_mapped(evaluate: Command, tmp_path: Path) -> 
     lines = [f"{name}\t1\t2\n{name}\t1\tperson009\t1" for name in people]
     pairs.write_text("\n".join(["3\t1", *lines]))
     found = read(evaluate("--map", "9", "--pairs", str(pairs)))["people_map"]
-    assert (found["people"], found["number"]) == (people, [1, 2] * 3)
+    assert (found["people"], found["photo"]) == (people, [f"{name}_000{n}" for name in people for n in (1, 2)])

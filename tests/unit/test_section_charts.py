@@ -51,13 +51,13 @@ def test_a_map_names_its_photos() -> None:
         protocol="p",
         people=["Ann", "Bo"],
         person=[0, 1],
-        number=[7, 12],
+        photo=["Ann_0007", "bo/12.jpg"],
         maps=[Coordinates(method="one", x=[0, 1], y=[0, 1]), Coordinates(method="two", x=[0, 0], y=[0, 0])],
     )
     first, second = map_charts(section)
     assert (first.title, second.title) == ("one", "two")
     assert "<title>Ann_0007</title>" in first.svg
-    assert "<title>Bo_0012</title>" in first.svg
+    assert "<title>bo/12.jpg</title>" in first.svg
 
 
 def point(strength: float, accuracy: float, rate: float | None) -> RobustnessPoint:

@@ -183,6 +183,15 @@ def test_figures_within_groups_by_hand() -> None:
     assert (y.num_pairs, y.accuracy, y.accuracy_std, y.auc, y.eer, y.tar_at_far) == (1, None, None, None, None, None)
 
 
+def test_a_group_with_one_kind_of_pairs_has_no_accuracy() -> None:
+    found = line_embeddings(["a", "b", "c", "d"], [0, 50, 100, 150])
+    a, b, c, d = found.photos
+    scored = score_embeddings(found, PairList([Pair(a, b, 0), Pair(c, d, 1)], 2), 4)
+    # Whoever calls all photos different would be right every time.
+    (x,) = figures_by_group(scored, {"race": Groups(["x", "x"], ["x", "x"])})["race"]
+    assert (x.num_same, x.num_different, x.accuracy, x.accuracy_std) == (0, 2, None, None)
+
+
 def test_rank_one_among_distractors_by_hand() -> None:
     found = line_embeddings(["a", "a", "b", "b"], [0, 20, 100, 130])
     # Of twelve strangers only the eleventh is nearer to a photo (b at 130 degrees) than its mate is, at 100.
