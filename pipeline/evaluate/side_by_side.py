@@ -98,6 +98,7 @@ def compare(
         by_model.setdefault(one.model_key, []).append(one)
         by_set.setdefault(one.scores.pairs_sha256, []).append(one)
     model_names = dict(zip(by_model, name_models([ones[0] for ones in by_model.values()]), strict=True))
+    assert len(set(model_names.values())) == len(by_model), "reports find a model's figures by its name"
     set_names = name_sets([ones[0] for ones in by_set.values()])
     first = model_names[evaluations[baseline].model_key]
     sets = [

@@ -176,7 +176,9 @@ def test_one_output_of_several_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--input: output=x, and .*m.onnx has embedding, sum"):
         open_onnx(path, "output=x")
     crops = random_crops(2, 20)
-    found = [embed(open_onnx(path, f"output={name}"), crops) for name in ("embedding", "sum")]
+    models = [open_onnx(path, f"output={name}") for name in ("embedding", "sum")]
+    assert [model.description.output for model in models] == ["embedding", "sum"]
+    found = [embed(model, crops) for model in models]
     np.testing.assert_allclose(found[1], 2 * found[0], rtol=1e-6)
 
 

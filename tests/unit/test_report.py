@@ -86,6 +86,8 @@ def test_drawn_pairs_to_report(evaluate: Command, run: Path, data: Dataset, caps
     assert figures["missing"] == []
     assert content["model"]["step"] == 7
     assert content["model"]["num_samples"] == 28
+    (checkpoint,) = (run / "checkpoints").glob("step-*")
+    digest = hashlib.sha256((checkpoint / "checkpoint.json").read_bytes()).hexdigest()
     assert content["model"]["dataset"]["digest"] == content["data"]["digest"] == data.info.digest
     assert content["model"]["num_parameters"] > 1000
     assert content["model"]["multiply_adds"] > 1_000_000
@@ -121,7 +123,10 @@ def test_drawn_pairs_to_report(evaluate: Command, run: Path, data: Dataset, caps
     # The list that was written gives the same figures again, from the checkpoint itself.
     (out / "pairs.txt").rename(out.parent / "list.txt")
     again = evaluate(pairs=out.parent / "list.txt", model=next((run / "checkpoints").glob("step-*")))
-    assert json.loads((again / "evaluation.json").read_text())["verification"] == figures
+    content_again = json.loads((again / "evaluation.json").read_text())
+    assert content_again["verification"] == figures
+    assert content_again["model"]["sha256"] == content["model"]["sha256"]
+    assert content["model"]["sha256"] == digest
     assert "Training loss" in (again / "report.html").read_text()
 
 
