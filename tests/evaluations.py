@@ -97,6 +97,6 @@ def write_evaluation(
         environment=environment(torch.device("cpu")).model_copy(update={} if device is None else {"device": device}),
     )
     folder.mkdir(parents=True)
-    result.write_json(folder / "evaluation.json", evaluation)
-    write_scores(folder / "scores.parquet", pairs, distances, pairs_sha256, has_identities=knows_people)
+    sha256 = write_scores(folder / "scores.parquet", pairs, distances, pairs_sha256, has_identities=knows_people)
+    result.write_json(folder / "evaluation.json", evaluation.model_copy(update={"scores_sha256": sha256}))
     return folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -66,11 +67,15 @@ def open_folder(folder: Path) -> Evaluated:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         raise UserError(path, f"{place}: {first['msg']}", _EXPECTED, "evaluate again") from None
-    scores = read_scores(folder / "scores.parquet")
-    if scores.pairs_sha256 != evaluation.data.pairs_sha256 or len(scores.table) != evaluation.verification.num_pairs:
+    if evaluation.verification.unit == "template":
         raise UserError(
-            folder, "scores.parquet and evaluation.json are of other pairs", "files of one evaluation", "evaluate again"
+            folder, "pairs of templates", "pairs of photos: those of templates are not compared", "leave it out"
         )
+    file = folder / "scores.parquet"
+    scores = read_scores(file)
+    if hashlib.sha256(file.read_bytes()).hexdigest() != evaluation.scores_sha256:
+        found = "scores.parquet and evaluation.json are of two evaluations"
+        raise UserError(folder, found, "files of one", "evaluate again")
     return Evaluated(folder, evaluation, scores)
 
 

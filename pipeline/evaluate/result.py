@@ -312,6 +312,8 @@ class Evaluation(_Frozen):
     notes: list[str]
     """What a reader must know before trusting the figures."""
     verification: Verification
+    scores_sha256: str | None = None
+    """Of the `scores.parquet` beside it; null for pairs of templates, which have none."""
     identification: Identification | None = None
     """null unless it was asked for."""
     robustness: Robustness | None = None

@@ -333,8 +333,8 @@ def test_times_of_different_devices_do_not_compare(devices: str, is_said: bool, 
 def test_mistakes(folders: list[Path], tmp_path: Path) -> None:
     alone = write_evaluation(tmp_path / "alone", distances_of(0.3), model="build/third", pairs_sha256="c" * 64)
     again = write_evaluation(tmp_path / "again", distances_of(0.3))
-    names = ("empty", "broken", "older", "bare", "nan", "mixed")
-    empty, broken, older, bare, nan, mixed = (tmp_path / name for name in names)
+    names = ("empty", "broken", "older", "bare", "nan", "mixed", "templates")
+    empty, broken, older, bare, nan, mixed, templates = (tmp_path / name for name in names)
     empty.mkdir()
     content = json.loads((folders[0] / "evaluation.json").read_text())
     for folder, text in (
@@ -343,10 +343,12 @@ def test_mistakes(folders: list[Path], tmp_path: Path) -> None:
         (bare, json.dumps({**content, "speed": {"embedding_ms": "fast"}})),
         (nan, json.dumps({**content, "embedding_s": float("nan")})),
         (mixed, json.dumps(content)),
+        (templates, json.dumps({**content, "verification": {**content["verification"], "unit": "template"}})),
     ):
         folder.mkdir()
         (folder / "evaluation.json").write_text(text)
-    write_scores(mixed / "scores.parquet", PAIRS, distances_of(0.3), "d" * 64)
+    # another model on the same pairs, stopped before its evaluation.json was written
+    write_scores(mixed / "scores.parquet", PAIRS, distances_of(0.3), "a" * 64)
     without = tmp_path / "without"
     without.mkdir()
     (without / "evaluation.json").write_text(json.dumps(content))
@@ -358,7 +360,8 @@ def test_mistakes(folders: list[Path], tmp_path: Path) -> None:
         ([bare], r"evaluation.json: speed.embedding_ms: Input should be a valid number"),
         ([nan], r"evaluation.json: embedding_s: Input should be a finite number"),
         ([without], r"scores.parquet: cannot be read \(no such file\)"),
-        ([mixed], "mixed: scores.parquet and evaluation.json are of other pairs"),
+        ([mixed], "mixed: scores.parquet and evaluation.json are of two evaluations"),
+        ([templates], "templates: pairs of templates; expected pairs of photos: those of templates are not compared"),
         ([folders[0], folders[1], folders[0] / ".." / folders[0].name], "given twice, as"),
         ([folders[0], folders[1], again], "again: the same model on the same pairs as .*old"),
         ([folders[0], alone], r"the other models were tested on different pairs \(here sha256 aaaaaaaa\)"),

@@ -95,6 +95,8 @@ def test_drawn_pairs_to_report(evaluate: Command, run: Path, data: Dataset, caps
     assert (content["speed"]["num_photos"], content["speed"]["batch"]) == (60, 256)
     scores = read_scores(out / "scores.parquet")
     assert scores.pairs_sha256 == content["data"]["pairs_sha256"]
+    assert content["scores_sha256"] == hashlib.sha256((out / "scores.parquet").read_bytes()).hexdigest()
+    assert open_folders([out])[0].scores.table == scores.table
     assert fold_accuracy(scores.distances, scores.same, scores.fold).mean == figures["accuracy"]["mean"]
     assert scores.has_identities
     assert content["notes"] == ["The model was trained on 10 of the 10 people in the pairs."]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,8 @@ def test_scores_come_back_as_they_were_written(tmp_path: Path) -> None:
         Pair(Photo("B", 1), Photo("A", 2), 3),
         Pair(Photo("B", 1), Photo("C", 1), 3),
     ]
-    write_scores(tmp_path / "named", pairs, np.array([0.1, 2.0, 4.0]), "abc")
+    sha256 = write_scores(tmp_path / "named", pairs, np.array([0.1, 2.0, 4.0]), "abc")
+    assert sha256 == hashlib.sha256((tmp_path / "named").read_bytes()).hexdigest()
     found = read_scores(tmp_path / "named")
     assert found.pairs_sha256 == "abc"
     assert found.table["left"].to_pylist() == ["A_0001", "B_0001", "B_0001"]
