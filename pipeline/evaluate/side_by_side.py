@@ -2,7 +2,8 @@
 
 Which model is better is judged on accuracy, and by two tests that err in different ways. McNemar's takes pairs for
 independent, which they are not where people are in many of them; its p-values are corrected for the number of tests.
-The bootstrap draws people, but each of its intervals holds for itself. A model is called better where both agree.
+The bootstrap draws people, but each of its intervals holds for itself. A model is called better where both rule chance
+out and say so.
 """
 
 from __future__ import annotations
@@ -212,7 +213,7 @@ def _is_lead(name: str, difference: comparison.Difference) -> bool:
 
 def _test(one: _Set, model: _Measured, mcnemar: comparison.McNemar, corrected: float) -> PairedTest:
     found = comparison.differences(one.baseline.resampled, model.resampled)
-    verdict = judge(found["accuracy"], corrected)
+    verdict = judge(found["accuracy"], mcnemar, corrected)
     return PairedTest(
         model=model.name,
         baseline=one.baseline.name,
@@ -236,12 +237,27 @@ def _test(one: _Set, model: _Measured, mcnemar: comparison.McNemar, corrected: f
     )
 
 
-def judge(difference: comparison.Difference, corrected_p_value: float) -> Verdict:
-    """What two tests together say of a difference in accuracy."""
-    agreeing = difference.is_clear + (corrected_p_value < SIGNIFICANCE)
-    if agreeing == 2:
-        return "better" if difference.value > 0.0 else "worse"
-    return "unsettled" if agreeing else "no_difference"
+def judge(difference: comparison.Difference, mcnemar: comparison.McNemar, corrected_p_value: float) -> Verdict:
+    """What two tests together say of a difference in accuracy.
+
+    Thresholds move from one bootstrap sample to the next and stay for McNemar's test, so that the two may even point
+    different ways.
+
+    Args:
+        difference: of the model to the baseline.
+        mcnemar: the baseline first.
+        corrected_p_value: of `mcnemar`, corrected for the number of tests.
+    """
+    is_rare = corrected_p_value < SIGNIFICANCE
+    if not (difference.is_clear or is_rare):
+        return "no_difference"
+    if difference.interval is not None and difference.is_clear and is_rare:
+        signs = np.sign([difference.interval.low, difference.value, mcnemar.only_second - mcnemar.only_first])
+        if (signs == 1).all():
+            return "better"
+        if (signs == -1).all():
+            return "worse"
+    return "unsettled"
 
 
 def put_in_words(model: str, baseline: str, where: str, verdict: Verdict, difference: comparison.Difference) -> str:
@@ -253,15 +269,13 @@ def put_in_words(model: str, baseline: str, where: str, verdict: Verdict, differ
     if verdict in ("better", "worse"):
         return f"{model} is {verdict} than {baseline} on {where}: {figures}."
     if verdict == "unsettled":
-        return (
-            f"{model} against {baseline} on {where}: not settled, only one of two tests rules chance out ({figures})."
-        )
+        return f"{model} against {baseline} on {where}: not settled, the two tests do not agree ({figures})."
     return f"{model} and {baseline} on {where}: no difference that could not be chance ({figures})."
 
 
 def _points(share: float) -> str:
-    text = f"{100 * share:.1f}".replace("-", "−")
-    return "0.0" if text == "−0.0" else text
+    text = f"{100 * share:.2f}".replace("-", "−")  # as many places as in the tables
+    return "0.00" if text == "−0.00" else text
 
 
 def _describe_model(name: str, evaluations: Sequence[Evaluated]) -> ComparedModel:

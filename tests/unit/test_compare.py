@@ -15,7 +15,7 @@ import pytest
 
 from pipeline.config.errors import UserError
 from pipeline.evaluate import comparison, result, verification
-from pipeline.evaluate.comparison import Difference
+from pipeline.evaluate.comparison import Difference, McNemar
 from pipeline.evaluate.comparison_report import Column, render_comparison
 from pipeline.evaluate.comparison_result import Comparison
 from pipeline.evaluate.evaluated import name_models, name_sets, open_folder, open_folders
@@ -170,33 +170,46 @@ def test_pairs_left_out_are_said(folders: list[Path], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "p", "verdict"),
+    ("low", "high", "only_baseline", "only_model", "p", "verdict"),
     [
-        (0.003, 0.015, 0.01, "better"),
-        (-0.015, -0.003, 0.01, "worse"),
-        (0.003, 0.015, 0.05, "unsettled"),
-        (-0.001, 0.015, 0.01, "unsettled"),
-        (-0.001, 0.015, 0.2, "no_difference"),
-        (0.0, 0.0, 1.0, "no_difference"),
+        (0.003, 0.015, 10, 30, 0.01, "better"),
+        (-0.015, -0.003, 30, 10, 0.01, "worse"),
+        (0.003, 0.015, 10, 30, 0.05, "unsettled"),
+        (-0.001, 0.015, 10, 30, 0.01, "unsettled"),
+        (-0.001, 0.015, 10, 30, 0.2, "no_difference"),
+        (0.0, 0.0, 10, 10, 1.0, "no_difference"),
+        # both rule chance out, and point different ways
+        (0.003, 0.015, 30, 10, 0.01, "unsettled"),
+        (-0.015, -0.003, 10, 30, 0.01, "unsettled"),
     ],
 )
-def test_a_verdict_takes_both_tests(low: float, high: float, p: float, verdict: str) -> None:
-    assert judge(Difference((low + high) / 2, Interval(low, high)), p) == verdict
+def test_a_verdict_takes_both_tests(
+    low: float, high: float, only_baseline: int, only_model: int, p: float, verdict: str
+) -> None:
+    mcnemar = McNemar(only_baseline, only_model, p, "exact")
+    assert judge(Difference((low + high) / 2, Interval(low, high)), mcnemar, p) == verdict
+
+
+def test_a_difference_beyond_its_own_interval_is_not_settled() -> None:
+    mcnemar = McNemar(10, 30, 0.01, "exact")
+    assert judge(Difference(-0.001, Interval(0.003, 0.015)), mcnemar, 0.01) == "unsettled"
 
 
 def test_verdicts_in_words() -> None:
     better = Difference(0.009, Interval(0.003, 0.015))
     assert put_in_words("B", "A", "LFW", "better", better) == (
-        "B is better than A on LFW: 0.9 points, 95 % interval 0.3 to 1.5."
+        "B is better than A on LFW: 0.90 points, 95 % interval 0.30 to 1.50."
     )
     worse = Difference(-0.009, Interval(-0.015, -0.003))
     assert put_in_words("B", "A", "LFW", "worse", worse) == (
-        "B is worse than A on LFW: 0.9 points, 95 % interval 0.3 to 1.5."
+        "B is worse than A on LFW: 0.90 points, 95 % interval 0.30 to 1.50."
     )
-    assert put_in_words("B", "A", "LFW", "no_difference", Difference(-0.0001, Interval(-0.003, 0.002))) == (
-        "B and A on LFW: no difference that could not be chance (0.0 points, 95 % interval −0.3 to 0.2)."
+    assert put_in_words("B", "A", "LFW", "no_difference", Difference(-0.00001, Interval(-0.003, 0.0004))) == (
+        "B and A on LFW: no difference that could not be chance (0.00 points, 95 % interval −0.30 to 0.04)."
     )
-    assert "only one of two tests rules chance out (0.9 points" in put_in_words("B", "A", "LFW", "unsettled", better)
+    assert put_in_words("B", "A", "LFW", "unsettled", better) == (
+        "B against A on LFW: not settled, the two tests do not agree (0.90 points, 95 % interval 0.30 to 1.50)."
+    )
     assert "interval not defined" in put_in_words("B", "A", "LFW", "no_difference", Difference(0.0, None))
 
 
