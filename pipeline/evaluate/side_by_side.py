@@ -32,7 +32,7 @@ from pipeline.evaluate.evaluated import Evaluated, name_models, name_sets
 from pipeline.evaluate.intervals import Interval, Resampled
 from pipeline.evaluate.result import Bounds, RocPoints
 from pipeline.evaluate.scores import Scores
-from pipeline.evaluate.verification import FAR_TARGETS
+from pipeline.evaluate.verification import FAR_TARGETS, Ints
 
 SIGNIFICANCE = 0.05
 _LESS_IS_BETTER = frozenset({"eer"})
@@ -132,11 +132,11 @@ def common_pairs(scores: Sequence[tuple[Path, Scores]]) -> tuple[list[Scores], i
         UserError: no pair is in all, or they disagree about people, folds or which pairs are same.
     """
     first_folder = scores[0][0]
-    keys = [pc.binary_join_element_wise(one.table["left"], one.table["right"], "\t") for _, one in scores]
+    keys = [_pair_keys(one.table) for _, one in scores]
     shared = keys[0]
     for one in keys[1:]:
         shared = shared.filter(pc.is_in(shared, value_set=one))
-    num_all = len(pc.unique(pa.chunked_array([chunk for one in keys for chunk in one.chunks], pa.string())))
+    num_all = len(pc.unique(pa.chunked_array(keys, pa.string())))
     if len(shared) == 0:
         raise UserError(scores[-1][0], f"no pair in common with {first_folder}", "models tested on the same photos")
     kept = [
@@ -147,7 +147,18 @@ def common_pairs(scores: Sequence[tuple[Path, Scores]]) -> tuple[list[Scores], i
         if not one.table.select(_PAIR_COLUMNS).equals(kept[0].table.select(_PAIR_COLUMNS)):
             found = f"other pairs, people or folds than {first_folder}, though of one pair list"
             raise UserError(folder / "scores.parquet", found, remedy="evaluate again")
-    return kept, num_all - len(pc.unique(shared))
+    return kept, num_all - len(shared)
+
+
+def _pair_keys(table: pa.Table) -> pa.Array:
+    """[P] what tells pairs apart: the photos, and which of its repeats it is where a list names a pair again."""
+    photos = pc.binary_join_element_wise(table["left"], table["right"], "\t").combine_chunks()
+    pair = photos.dictionary_encode().indices.to_numpy()
+    order = np.argsort(pair, kind="stable")
+    first = np.flatnonzero(np.diff(pair[order], prepend=-1))
+    repeat = np.empty(len(pair), np.int64)
+    repeat[order] = np.arange(len(pair)) - np.repeat(first, np.diff(first, append=len(pair)))
+    return pc.binary_join_element_wise(photos, pc.cast(pa.array(repeat), pa.string()), "\t")
 
 
 def _measure_set(
@@ -155,21 +166,30 @@ def _measure_set(
 ) -> _Set:
     scores, num_left_out = common_pairs([(one.folder, one.scores) for one in sources])
     left, right = scores[0].people()
-    models = []
-    for model, source, one in zip(model_names, sources, scores, strict=True):
-        distances, same, fold = one.distances, one.same, one.fold
-        roc = verification.roc_curve(distances, same)
-        folds = verification.fold_accuracy(distances, same, fold)
-        threshold = folds.threshold[verification.number_folds(fold)[1]]
-        fars = {
-            f"tar_at_far.{far_name}": far
-            for far_name, far in FAR_TARGETS.items()
-            if roc.num_different >= verification.least_different_pairs(far)
-        }
-        figures = intervals.VerificationFigures(distances, same, fold, fars)
-        resampled = intervals.resample(figures, left, right, num_resamples=num_resamples)
-        models.append(_Measured(model, source, folds, (distances < threshold) == same, resampled, roc))
+    try:
+        models = [
+            _measure(model, source, one, left, right, num_resamples)
+            for model, source, one in zip(model_names, sources, scores, strict=True)
+        ]
+    except UserError as error:
+        remedy = f"{num_left_out:,} were measured for some models only and are left out for all" if num_left_out else ""
+        raise UserError(name, error.found, error.expected, remedy) from None
     return _Set(name, scores[0], num_left_out, models, next((one for one in models if one.name == baseline), models[0]))
+
+
+def _measure(name: str, source: Evaluated, scores: Scores, left: Ints, right: Ints, num_resamples: int) -> _Measured:
+    distances, same, fold = scores.distances, scores.same, scores.fold
+    roc = verification.roc_curve(distances, same)
+    folds = verification.fold_accuracy(distances, same, fold)
+    threshold = folds.threshold[verification.number_folds(fold)[1]]
+    fars = {
+        f"tar_at_far.{far_name}": far
+        for far_name, far in FAR_TARGETS.items()
+        if roc.num_different >= verification.least_different_pairs(far)
+    }
+    figures = intervals.VerificationFigures(distances, same, fold, fars)
+    resampled = intervals.resample(figures, left, right, num_resamples=num_resamples)
+    return _Measured(name, source, folds, (distances < threshold) == same, resampled, roc)
 
 
 def _describe_set(one: _Set, tests: list[PairedTest]) -> ComparedSet:

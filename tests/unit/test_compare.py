@@ -1,4 +1,4 @@
-"""Models side by side: what evaluations leave to be compared, verdicts, names, report, mistakes."""
+"""Models side by side: what evaluations leave to be compared, verdicts, report, mistakes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import re
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,11 +17,10 @@ from pipeline.evaluate import comparison, result, verification
 from pipeline.evaluate.comparison import Difference, McNemar
 from pipeline.evaluate.comparison_report import Column, render_comparison
 from pipeline.evaluate.comparison_result import Comparison
-from pipeline.evaluate.evaluated import name_models, name_sets, open_folder, open_folders
+from pipeline.evaluate.evaluated import open_folder, open_folders
 from pipeline.evaluate.intervals import Interval
 from pipeline.evaluate.scores import write_scores
 from pipeline.evaluate.side_by_side import compare, judge, put_in_words
-from pipeline.input_spec import InputSpec
 from tests.evaluations import NUM_PAIRS, PAIRS, distances_of, make_pairs, write_evaluation
 from tests.html_pages import check_self_contained
 
@@ -169,6 +167,66 @@ def test_pairs_left_out_are_said(folders: list[Path], tmp_path: Path) -> None:
     assert found.notes[1] == "faces, short: 6 dropped."
 
 
+def test_a_set_with_one_kind_of_pairs_left_is_named(tmp_path: Path) -> None:
+    """Two models share the same pairs only, though each has both kinds."""
+    same = [pair for pair in PAIRS if pair.same]
+    different = [pair for pair in PAIRS if not pair.same]
+    made = []
+    for name, pairs in (("one", [*same, *different[::2]]), ("two", [*same, *different[1::2]])):
+        distances = np.where([pair.same for pair in pairs], 0.9, 1.7)
+        made.append(write_evaluation(tmp_path / name, distances, pairs=pairs, model=name))
+    message = (
+        r"^faces: 300 same and 0 different pairs; expected at least one of each kind; "
+        r"300 were measured for some models only and are left out for all$"
+    )
+    with pytest.raises(UserError, match=message):
+        compare(open_folders(made), num_resamples=10)
+
+
+def render(folders: list[Path]) -> str:
+    """The report of evaluations."""
+    found = compare(open_folders(folders), num_resamples=10)
+    return render_comparison(
+        Comparison(
+            created_at="",
+            command="",
+            version="",
+            level=0.95,
+            num_resamples=10,
+            correction="",
+            baseline=found.baseline,
+            models=found.models,
+            sets=found.sets,
+            notes=found.notes,
+        )
+    )
+
+
+def test_what_models_cost_is_explained_where_it_was_measured(tmp_path: Path) -> None:
+    few = [pair for pair in PAIRS if pair.fold < 2]
+    stored = {"kind": "embeddings", "step": None, "multiply_adds": None, "num_parameters": None, "crop_px": None}
+    made = [
+        write_evaluation(
+            tmp_path / name,
+            distances_of(0.3, few),
+            pairs=few,
+            model=f"{name}.npz",
+            described=stored,
+            embedding_ms=None,
+            device="none",
+        )
+        for name in ("a", "b")
+    ]
+    page = render(made)
+    assert "What the models cost" in page
+    assert "Multiply-adds of a forward pass" not in page
+    assert "Milliseconds" not in page
+    timed = write_evaluation(tmp_path / "c", distances_of(0.3, few), pairs=few, model="c", device="an abacus")
+    page = " ".join(render([*made, timed]).split())
+    assert "Multiply-adds of a forward pass, half the number of FLOPs. Milliseconds are those" in page
+    assert "without reading and detection, on an abacus.</p>" in page
+
+
 @pytest.mark.parametrize(
     ("low", "high", "only_baseline", "only_model", "p", "verdict"),
     [
@@ -211,122 +269,6 @@ def test_verdicts_in_words() -> None:
         "B against A on LFW: not settled, the two tests do not agree (0.90 points, 95 % interval 0.30 to 1.50)."
     )
     assert "interval not defined" in put_in_words("B", "A", "LFW", "no_difference", Difference(0.0, None))
-
-
-def test_names_tell_models_and_sets_apart(tmp_path: Path) -> None:
-    few = [pair for pair in PAIRS if pair.fold < 2]
-
-    def opened(**changes: str) -> list[object]:
-        folder = write_evaluation(
-            tmp_path / str(len(list(tmp_path.iterdir()))), distances_of(0.3, few), pairs=few, **changes
-        )
-        return [open_folder(folder)]
-
-    a, b, c = (opened(model=name)[0] for name in ("x/run", "y/run", "build/other/checkpoints/step-00000100"))
-    assert name_models([a]) == ["run"]
-    assert name_models([a, c]) == ["run", "other"]
-    assert name_models([a, b, c]) == ["run, x/run", "run, y/run", "other"]
-    one, two, three = (
-        opened(data=data, pairs_sha256=sha * 64)[0]
-        for data, sha in (("x/lfw.bin", "1"), ("y/cfp", "2"), ("y/cfp", "3"))
-    )
-    assert name_sets([one, two]) == ["lfw", "cfp"]
-    assert name_sets([one, two, three]) == ["lfw", "cfp, sha256 22222222", "cfp, sha256 33333333"]
-
-
-FOREIGN: dict[str, Any] = {
-    "kind": "onnx",
-    "sha256": "f" * 64,
-    "step": None,
-    "input": InputSpec(height_px=112, width_px=112, template=[38.3, 51.7, *[1.0] * 8]),
-    "output": "embedding",
-}
-
-
-@pytest.mark.parametrize(
-    ("changes", "name"),
-    [
-        ({}, "net.onnx"),
-        ({"sha256": "e" * 64}, "net.onnx, sha256 eeeeeeee"),
-        ({"height_px": 128}, "net.onnx, 128x112 px"),
-        ({"layout": "NHWC"}, "net.onnx, NHWC"),
-        ({"colour": "BGR"}, "net.onnx, BGR"),
-        ({"dtype": "float16"}, "net.onnx, float16"),
-        ({"mean": (0.0, 1.0, 2.5)}, "net.onnx, less 0, 1, 2.5"),
-        ({"std": (128.0, 128.0, 128.0)}, "net.onnx, divided by 128, 128, 128"),
-        ({"template": None}, "net.onnx, template not known"),
-        ({"template": [40.0, 51.7, *[1.0] * 8]}, "net.onnx, template from 40, 51.7"),
-        ({"template": [38.3, 51.7, *[2.0] * 8]}, "net.onnx, FOLDER"),
-        ({"output": "sum"}, "net.onnx, output sum"),
-    ],
-)
-def test_names_tell_foreign_models_apart(changes: dict[str, Any], name: str, tmp_path: Path) -> None:
-    """Whatever differs of what is measured makes another model, and a name of its own."""
-    few = [pair for pair in PAIRS if pair.fold < 2]
-    spec = {key: value for key, value in changes.items() if key in InputSpec.model_fields}
-    other = FOREIGN | {key: value for key, value in changes.items() if key not in spec}
-    other["input"] = FOREIGN["input"].model_copy(update=spec)
-    made = [
-        write_evaluation(
-            tmp_path / number, distances_of(0.3, few), pairs=few, model="x/net.onnx", described=one, pairs_sha256=sha
-        )
-        for number, one, sha in (("0", FOREIGN, "a" * 64), ("1", other, "b" * 64))
-    ]
-    opened = [open_folder(folder) for folder in made]
-    if changes:
-        assert opened[0].model_key != opened[1].model_key
-        assert name_models(opened)[1] == name.replace("FOLDER", str(made[1]))
-    else:
-        assert opened[0].model_key == opened[1].model_key
-        assert name_models(opened[:1]) == [name]
-
-
-def test_models_of_one_file_are_compared(tmp_path: Path) -> None:
-    few = [pair for pair in PAIRS if pair.fold < 2]
-    made = [
-        write_evaluation(
-            tmp_path / output,
-            distances_of(noise, few),
-            pairs=few,
-            model="net.onnx",
-            described=FOREIGN | {"output": output},
-        )
-        for output, noise in (("embedding", 0.3), ("sum", 0.6))
-    ]
-    (one,) = compare(open_folders(made), num_resamples=10).sets
-    assert [model.model for model in one.models] == ["net.onnx, output embedding", "net.onnx, output sum"]
-    assert one.models[0].figures["accuracy"].value != one.models[1].figures["accuracy"].value
-
-
-def test_a_checkpoint_is_one_model_by_whatever_path(tmp_path: Path) -> None:
-    """And two runs in folders of one name are two."""
-    few = [pair for pair in PAIRS if pair.fold < 2]
-    opened = [
-        open_folder(
-            write_evaluation(
-                tmp_path / str(number), distances_of(0.3, few), pairs=few, model=model, described={"sha256": sha * 64}
-            )
-        )
-        for number, (model, sha) in enumerate(
-            [("runs/a", "1"), ("runs/a/checkpoints/step-00000100", "1"), ("runs/a", "2")]
-        )
-    ]
-    assert opened[0].model_key == opened[1].model_key
-    assert opened[0].model_key != opened[2].model_key
-    assert name_models([opened[0], opened[2]]) == ["a, sha256 11111111", "a, sha256 22222222"]
-
-
-def test_functions_of_one_module_are_models_of_their_own(tmp_path: Path) -> None:
-    few = [pair for pair in PAIRS if pair.fold < 2]
-    described = {"kind": "python", "sha256": "3" * 64, "step": None}
-    opened = [
-        open_folder(
-            write_evaluation(tmp_path / name[2:], distances_of(0.3, few), pairs=few, model=name, described=described)
-        )
-        for name in ("m:one", "m:two")
-    ]
-    assert opened[0].model_key != opened[1].model_key
-    assert name_models(opened) == ["m:one", "m:two"]
 
 
 @pytest.mark.parametrize(("devices", "is_said"), [("ab", True), ("aa", False)])
@@ -429,21 +371,7 @@ def test_every_model_has_its_own_line(tmp_path: Path) -> None:
         write_evaluation(tmp_path / f"m{number}", distances_of(0.3 + number / 50, few), pairs=few, model=f"m{number}")
         for number in range(12)
     ]
-    found = compare(open_folders(made), num_resamples=10)
-    page = render_comparison(
-        Comparison(
-            created_at="",
-            command="",
-            version="",
-            level=0.95,
-            num_resamples=10,
-            correction="",
-            baseline=found.baseline,
-            models=found.models,
-            sets=found.sets,
-            notes=[],
-        )
-    )
+    page = render(made)
     styles = re.findall(r"^\.line\.m\d+ \{ (stroke: .*) \}$", page, re.MULTILINE)
     assert len(styles) == len(set(styles)) == 12
 
