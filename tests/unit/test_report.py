@@ -418,6 +418,7 @@ def test_a_file_of_embeddings_gives_the_figures_of_the_run(
     assert (model["sha256"], content["speed"]) == (hashlib.sha256(path.read_bytes()).hexdigest(), None)
     assert [name for name, value in model.items() if value is None] == [
         "input",
+        "output",
         "step",
         "num_samples",
         "crop_px",
