@@ -133,12 +133,20 @@ def main(
     found = measure_test_set(recogniser, tests, strangers, wanted, data, embedding_progress)
     scored = found.scored
     pairs_sha256 = tests.digest_pairs()
+    scores_file, scores_sha256 = folder / "scores.parquet", None
+    if tests.templates is None:
+        scores_sha256 = write_scores(
+            scores_file, scored.pairs, scored.distances, pairs_sha256, has_identities=tests.knows_people
+        )
+    else:  # models are compared on pairs of photos; an earlier evaluation's file would be taken for this one's
+        scores_file.unlink(missing_ok=True)
     evaluation = result.Evaluation(
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         command=shlex.join(["python", *sys.argv]),
         embedding_s=found.embedding_s,
         notes=coverage_notes(scored, tests.pairs) + recogniser.notes + tests.notes,
         verification=found.verification,
+        scores_sha256=scores_sha256,
         identification=found.identification,
         **({} if found.sections is None else dict(found.sections)),
         model=recogniser.description,
@@ -159,10 +167,6 @@ def main(
         ),
         environment=environment(recogniser.embedder.device),
     )
-    if tests.templates is None:  # models are compared on pairs of photos
-        write_scores(
-            folder / "scores.parquet", scored.pairs, scored.distances, pairs_sha256, has_identities=tests.knows_people
-        )
     galleries = report.worst_pairs(scored, tests.source, found.verification.best_threshold.squared_distance)
     curves = []
     if recogniser.run_directory is not None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,8 +50,11 @@ def write_evaluation(
     knows_people: bool = True,
     notes: tuple[str, ...] = (),
     has_intervals: bool = False,
+    described: dict[str, Any] | None = None,
+    embedding_ms: float | None = 6.25,
+    device: str | None = None,
 ) -> Path:
-    """What `launch/evaluate.py` leaves of a model on a set, without a model."""
+    """What `launch/evaluate.py` leaves of a model on a set, without a model; `described` are fields of `Model`."""
     same = np.array([pair.same for pair in pairs])
     fold = np.array([pair.fold for pair in pairs])
     scored = ScoredPairs(pairs, distances, same, fold, {}, len(pairs), 0, np.arange(len(pairs)))
@@ -61,17 +66,23 @@ def write_evaluation(
         notes=list(notes),
         verification=add_intervals(figures, scored, by_identity=knows_people) if has_intervals else figures,
         model=result.Model(
-            checkpoint=model,
-            step=100,
-            num_samples=1,
-            crop_px=64,
-            embedding_dim=16,
-            num_parameters=1_200_000,
-            multiply_adds=54_900_000,
-            config={},
-            dataset={},
+            **{
+                "checkpoint": model,
+                "sha256": hashlib.sha256(model.encode()).hexdigest(),
+                "step": 100,
+                "num_samples": 1,
+                "crop_px": 64,
+                "embedding_dim": 16,
+                "num_parameters": 1_200_000,
+                "multiply_adds": 54_900_000,
+                "config": {},
+                "dataset": {},
+                **(described or {}),
+            }
         ),
-        speed=result.Speed(embedding_ms=6.25, num_photos=len(pairs), batch=256),
+        speed=None
+        if embedding_ms is None
+        else result.Speed(embedding_ms=embedding_ms, num_photos=len(pairs), batch=256),
         data=result.Data(
             path=data,
             kind="dataset",
@@ -83,9 +94,9 @@ def write_evaluation(
             num_photos=1,
             num_identities=1,
         ),
-        environment=environment(torch.device("cpu")),
+        environment=environment(torch.device("cpu")).model_copy(update={} if device is None else {"device": device}),
     )
     folder.mkdir(parents=True)
-    result.write_json(folder / "evaluation.json", evaluation)
-    write_scores(folder / "scores.parquet", pairs, distances, pairs_sha256, has_identities=knows_people)
+    sha256 = write_scores(folder / "scores.parquet", pairs, distances, pairs_sha256, has_identities=knows_people)
+    result.write_json(folder / "evaluation.json", evaluation.model_copy(update={"scores_sha256": sha256}))
     return folder

@@ -70,8 +70,8 @@ def mcnemar(first_is_right: Bools, second_is_right: Bools) -> McNemar:
     if total <= _EXACT_UP_TO:
         tail = sum(math.comb(total, k) for k in range(fewer + 1))
         return McNemar(only_first, only_second, min(1.0, 2 * tail / 2**total), "exact")
-    statistic = (abs(only_first - only_second) - 1) ** 2 / total
-    return McNemar(only_first, only_second, math.erfc(math.sqrt(max(statistic, 0.0) / 2.0)), "chi2")
+    statistic = max(abs(only_first - only_second) - 1, 0) ** 2 / total
+    return McNemar(only_first, only_second, math.erfc(math.sqrt(statistic / 2.0)), "chi2")
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

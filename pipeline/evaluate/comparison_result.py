@@ -94,8 +94,8 @@ class PairedTest(_Frozen):
     model: str
     baseline: str
     verdict: Verdict
-    """On accuracy; `better` and `worse` where the interval leaves 0 out and the corrected p-value is below 0.05,
-    `unsettled` where one of the two holds."""
+    """On accuracy; `better` and `worse` where the interval leaves 0 out, the corrected p-value is below 0.05 and both
+    point the same way; `unsettled` where one of the two holds, or they point different ways."""
     sentence: str
     """The verdict in words."""
     mcnemar: McNemarTest

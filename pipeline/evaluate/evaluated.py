@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePath
 
 from pydantic import ValidationError
@@ -12,6 +14,7 @@ from pydantic import ValidationError
 from pipeline.config.errors import UserError
 from pipeline.evaluate.result import SCHEMA_VERSION, Evaluation, Model
 from pipeline.evaluate.scores import Scores, read_scores
+from pipeline.input_spec import InputSpec
 
 _EXPECTED = "a folder that launch/evaluate.py wrote"
 
@@ -26,10 +29,20 @@ class Evaluated:
 
     @property
     def model_key(self) -> tuple[object, ...]:
-        """What tells models apart: the same for evaluations of one model on several sets."""
+        """What tells models apart: the same for evaluations of one model on several sets.
+
+        A file or a checkpoint is known by its content, wherever it lies; a module may hold several functions.
+        """
         model = self.evaluation.model
-        flip = self.evaluation.verification.flip
-        return model.checkpoint, model.step, model.weights, model.sha256, model.input, flip
+        return (
+            model.kind,
+            model.sha256,
+            model.checkpoint if model.kind == "python" else None,
+            model.weights,
+            None if model.input is None else model.input.model_dump_json(),
+            model.output,
+            self.evaluation.verification.flip,
+        )
 
 
 def open_folder(folder: Path) -> Evaluated:
@@ -54,11 +67,15 @@ def open_folder(folder: Path) -> Evaluated:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         raise UserError(path, f"{place}: {first['msg']}", _EXPECTED, "evaluate again") from None
-    scores = read_scores(folder / "scores.parquet")
-    if scores.pairs_sha256 != evaluation.data.pairs_sha256 or len(scores.table) != evaluation.verification.num_pairs:
+    if evaluation.verification.unit == "template":
         raise UserError(
-            folder, "scores.parquet and evaluation.json are of other pairs", "files of one evaluation", "evaluate again"
+            folder, "pairs of templates", "pairs of photos: those of templates are not compared", "leave it out"
         )
+    file = folder / "scores.parquet"
+    scores = read_scores(file)
+    if hashlib.sha256(file.read_bytes()).hexdigest() != evaluation.scores_sha256:
+        found = "scores.parquet and evaluation.json are of two evaluations"
+        raise UserError(folder, found, "files of one", "evaluate again")
     return Evaluated(folder, evaluation, scores)
 
 
@@ -117,7 +134,11 @@ def name_models(models: Sequence[Evaluated]) -> list[str]:
             lambda one: "with mirror image" if one.evaluation.verification.flip else "without mirror image",
             lambda one: one.evaluation.model.checkpoint,
             lambda one: f"sha256 {(one.evaluation.model.sha256 or '')[:8]}",
-            lambda one: _input(one.evaluation.model),
+            *(partial(_describe_input, describe) for describe in _INPUT_ASPECTS),
+            lambda one: (
+                "one output" if one.evaluation.model.output is None else f"output {one.evaluation.model.output}"
+            ),
+            lambda one: str(one.folder),
         ],
     )
 
@@ -159,12 +180,25 @@ def _step(model: Model) -> str:
     return "no step" if model.step is None else f"step {model.step:,}"
 
 
-def _input(model: Model) -> str:
-    """What was fed to it, in few words."""
-    spec = model.input
-    if spec is None:
-        return "pixels"
-    return f"{spec.height_px}x{spec.width_px} {spec.colour} less {spec.mean} divided by {spec.std}"
+def _describe_input(describe: Callable[[InputSpec], str], one: Evaluated) -> str:
+    spec = one.evaluation.model.input
+    return "pixels" if spec is None else describe(spec)
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values)
+
+
+_INPUT_ASPECTS: list[Callable[[InputSpec], str]] = [
+    lambda spec: f"{spec.height_px}x{spec.width_px} px",
+    lambda spec: spec.layout,
+    lambda spec: spec.colour,
+    lambda spec: spec.dtype,
+    lambda spec: f"less {_numbers(spec.mean)}",
+    lambda spec: f"divided by {_numbers(spec.std)}",
+    lambda spec: "template not known" if spec.template is None else f"template from {_numbers(spec.template[:2])}",
+]
+"""What was fed to a model, a field each; of a template its first point, for ten numbers are no name."""
 
 
 def _short(one: Evaluated) -> str:

@@ -234,9 +234,12 @@ class Model(_Frozen):
     checkpoint: str
     """The run or its checkpoint, the file, or `module:function`."""
     sha256: str | None = None
-    """Of the file, for a callable that of its module; null for a run."""
+    """Of the file, for a callable that of its module, for a run that of `checkpoint.json`, which no other checkpoint
+    shares: it holds configuration, data, step and the last losses."""
     input: InputSpec | None = None
     """What is fed to an ONNX file or a callable."""
+    output: str | None = None
+    """Which output of an ONNX file is the embedding."""
     step: int | None = None
     num_samples: int | None = None
     """Samples the model was trained on, repeats counted."""
@@ -309,6 +312,8 @@ class Evaluation(_Frozen):
     notes: list[str]
     """What a reader must know before trusting the figures."""
     verification: Verification
+    scores_sha256: str | None = None
+    """Of the `scores.parquet` beside it; null for pairs of templates, which have none."""
     identification: Identification | None = None
     """null unless it was asked for."""
     robustness: Robustness | None = None

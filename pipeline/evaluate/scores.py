@@ -6,6 +6,8 @@ pair list.
 
 from __future__ import annotations
 
+import hashlib
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,7 +79,7 @@ class Scores:
 
 def write_scores(
     path: Path, pairs: Sequence[Pair], distances: Floats, pairs_sha256: str, *, has_identities: bool = True
-) -> None:
+) -> str:
     """Write the file; the final name never bears a partial one.
 
     Args:
@@ -86,6 +88,9 @@ def write_scores(
         distances: [P] squared distances.
         pairs_sha256: of the pair list.
         has_identities: False where it is not known who is on the photos, as of a `.bin` file.
+
+    Returns:
+        The file's sha256, by which `evaluation.json` knows that it belongs to it.
 
     Raises:
         UserError: the system refuses.
@@ -108,10 +113,13 @@ def write_scores(
         }
     metadata = {_VERSION_KEY: str(SCHEMA_VERSION), _PAIRS_KEY: pairs_sha256}
     table = pa.table(columns, schema=_SCHEMA).replace_schema_metadata(metadata)
+    content = io.BytesIO()
+    pq.write_table(table, content, compression="zstd")
     try:
-        write_atomically(path, lambda file: pq.write_table(table, file, compression="zstd"))
+        write_atomically(path, content.getvalue())
     except OSError as error:
         raise UserError(path, f"cannot be written ({error.strerror})", remedy="--output FOLDER") from None
+    return hashlib.sha256(content.getvalue()).hexdigest()
 
 
 def read_scores(path: Path) -> Scores:

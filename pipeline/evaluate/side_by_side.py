@@ -2,7 +2,8 @@
 
 Which model is better is judged on accuracy, and by two tests that err in different ways. McNemar's takes pairs for
 independent, which they are not where people are in many of them; its p-values are corrected for the number of tests.
-The bootstrap draws people, but each of its intervals holds for itself. A model is called better where both agree.
+The bootstrap draws people, but each of its intervals holds for itself. A model is called better where both rule chance
+out and say so.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from pipeline.evaluate.evaluated import Evaluated, name_models, name_sets
 from pipeline.evaluate.intervals import Interval, Resampled
 from pipeline.evaluate.result import Bounds, RocPoints
 from pipeline.evaluate.scores import Scores
-from pipeline.evaluate.verification import FAR_TARGETS
+from pipeline.evaluate.verification import FAR_TARGETS, Ints
 
 SIGNIFICANCE = 0.05
 _LESS_IS_BETTER = frozenset({"eer"})
@@ -98,6 +99,7 @@ def compare(
         by_model.setdefault(one.model_key, []).append(one)
         by_set.setdefault(one.scores.pairs_sha256, []).append(one)
     model_names = dict(zip(by_model, name_models([ones[0] for ones in by_model.values()]), strict=True))
+    assert len(set(model_names.values())) == len(by_model), "reports find a model's figures by its name"
     set_names = name_sets([ones[0] for ones in by_set.values()])
     first = model_names[evaluations[baseline].model_key]
     sets = [
@@ -130,11 +132,11 @@ def common_pairs(scores: Sequence[tuple[Path, Scores]]) -> tuple[list[Scores], i
         UserError: no pair is in all, or they disagree about people, folds or which pairs are same.
     """
     first_folder = scores[0][0]
-    keys = [pc.binary_join_element_wise(one.table["left"], one.table["right"], "\t") for _, one in scores]
+    keys = [_pair_keys(one.table) for _, one in scores]
     shared = keys[0]
     for one in keys[1:]:
         shared = shared.filter(pc.is_in(shared, value_set=one))
-    num_all = len(pc.unique(pa.chunked_array([chunk for one in keys for chunk in one.chunks], pa.string())))
+    num_all = len(pc.unique(pa.chunked_array(keys, pa.string())))
     if len(shared) == 0:
         raise UserError(scores[-1][0], f"no pair in common with {first_folder}", "models tested on the same photos")
     kept = [
@@ -145,7 +147,18 @@ def common_pairs(scores: Sequence[tuple[Path, Scores]]) -> tuple[list[Scores], i
         if not one.table.select(_PAIR_COLUMNS).equals(kept[0].table.select(_PAIR_COLUMNS)):
             found = f"other pairs, people or folds than {first_folder}, though of one pair list"
             raise UserError(folder / "scores.parquet", found, remedy="evaluate again")
-    return kept, num_all - len(pc.unique(shared))
+    return kept, num_all - len(shared)
+
+
+def _pair_keys(table: pa.Table) -> pa.Array:
+    """[P] what tells pairs apart: the photos, and which of its repeats it is where a list names a pair again."""
+    photos = pc.binary_join_element_wise(table["left"], table["right"], "\t").combine_chunks()
+    pair = photos.dictionary_encode().indices.to_numpy()
+    order = np.argsort(pair, kind="stable")
+    first = np.flatnonzero(np.diff(pair[order], prepend=-1))
+    repeat = np.empty(len(pair), np.int64)
+    repeat[order] = np.arange(len(pair)) - np.repeat(first, np.diff(first, append=len(pair)))
+    return pc.binary_join_element_wise(photos, pc.cast(pa.array(repeat), pa.string()), "\t")
 
 
 def _measure_set(
@@ -153,21 +166,30 @@ def _measure_set(
 ) -> _Set:
     scores, num_left_out = common_pairs([(one.folder, one.scores) for one in sources])
     left, right = scores[0].people()
-    models = []
-    for model, source, one in zip(model_names, sources, scores, strict=True):
-        distances, same, fold = one.distances, one.same, one.fold
-        roc = verification.roc_curve(distances, same)
-        folds = verification.fold_accuracy(distances, same, fold)
-        threshold = folds.threshold[verification.number_folds(fold)[1]]
-        fars = {
-            f"tar_at_far.{far_name}": far
-            for far_name, far in FAR_TARGETS.items()
-            if roc.num_different >= verification.least_different_pairs(far)
-        }
-        figures = intervals.VerificationFigures(distances, same, fold, fars)
-        resampled = intervals.resample(figures, left, right, num_resamples=num_resamples)
-        models.append(_Measured(model, source, folds, (distances < threshold) == same, resampled, roc))
+    try:
+        models = [
+            _measure(model, source, one, left, right, num_resamples)
+            for model, source, one in zip(model_names, sources, scores, strict=True)
+        ]
+    except UserError as error:
+        remedy = f"{num_left_out:,} were measured for some models only and are left out for all" if num_left_out else ""
+        raise UserError(name, error.found, error.expected, remedy) from None
     return _Set(name, scores[0], num_left_out, models, next((one for one in models if one.name == baseline), models[0]))
+
+
+def _measure(name: str, source: Evaluated, scores: Scores, left: Ints, right: Ints, num_resamples: int) -> _Measured:
+    distances, same, fold = scores.distances, scores.same, scores.fold
+    roc = verification.roc_curve(distances, same)
+    folds = verification.fold_accuracy(distances, same, fold)
+    threshold = folds.threshold[verification.number_folds(fold)[1]]
+    fars = {
+        f"tar_at_far.{far_name}": far
+        for far_name, far in FAR_TARGETS.items()
+        if roc.num_different >= verification.least_different_pairs(far)
+    }
+    figures = intervals.VerificationFigures(distances, same, fold, fars)
+    resampled = intervals.resample(figures, left, right, num_resamples=num_resamples)
+    return _Measured(name, source, folds, (distances < threshold) == same, resampled, roc)
 
 
 def _describe_set(one: _Set, tests: list[PairedTest]) -> ComparedSet:
@@ -211,7 +233,7 @@ def _is_lead(name: str, difference: comparison.Difference) -> bool:
 
 def _test(one: _Set, model: _Measured, mcnemar: comparison.McNemar, corrected: float) -> PairedTest:
     found = comparison.differences(one.baseline.resampled, model.resampled)
-    verdict = judge(found["accuracy"], corrected)
+    verdict = judge(found["accuracy"], mcnemar, corrected)
     return PairedTest(
         model=model.name,
         baseline=one.baseline.name,
@@ -235,12 +257,27 @@ def _test(one: _Set, model: _Measured, mcnemar: comparison.McNemar, corrected: f
     )
 
 
-def judge(difference: comparison.Difference, corrected_p_value: float) -> Verdict:
-    """What two tests together say of a difference in accuracy."""
-    agreeing = difference.is_clear + (corrected_p_value < SIGNIFICANCE)
-    if agreeing == 2:
-        return "better" if difference.value > 0.0 else "worse"
-    return "unsettled" if agreeing else "no_difference"
+def judge(difference: comparison.Difference, mcnemar: comparison.McNemar, corrected_p_value: float) -> Verdict:
+    """What two tests together say of a difference in accuracy.
+
+    Thresholds move from one bootstrap sample to the next and stay for McNemar's test, so that the two may even point
+    different ways.
+
+    Args:
+        difference: of the model to the baseline.
+        mcnemar: the baseline first.
+        corrected_p_value: of `mcnemar`, corrected for the number of tests.
+    """
+    is_rare = corrected_p_value < SIGNIFICANCE
+    if not (difference.is_clear or is_rare):
+        return "no_difference"
+    if difference.interval is not None and difference.is_clear and is_rare:
+        signs = np.sign([difference.interval.low, difference.value, mcnemar.only_second - mcnemar.only_first])
+        if (signs == 1).all():
+            return "better"
+        if (signs == -1).all():
+            return "worse"
+    return "unsettled"
 
 
 def put_in_words(model: str, baseline: str, where: str, verdict: Verdict, difference: comparison.Difference) -> str:
@@ -252,15 +289,13 @@ def put_in_words(model: str, baseline: str, where: str, verdict: Verdict, differ
     if verdict in ("better", "worse"):
         return f"{model} is {verdict} than {baseline} on {where}: {figures}."
     if verdict == "unsettled":
-        return (
-            f"{model} against {baseline} on {where}: not settled, only one of two tests rules chance out ({figures})."
-        )
+        return f"{model} against {baseline} on {where}: not settled, the two tests do not agree ({figures})."
     return f"{model} and {baseline} on {where}: no difference that could not be chance ({figures})."
 
 
 def _points(share: float) -> str:
-    text = f"{100 * share:.1f}".replace("-", "−")
-    return "0.0" if text == "−0.0" else text
+    text = f"{100 * share:.2f}".replace("-", "−")  # as many places as in the tables
+    return "0.00" if text == "−0.00" else text
 
 
 def _describe_model(name: str, evaluations: Sequence[Evaluated]) -> ComparedModel:

@@ -131,7 +131,9 @@ def embed_dataset(
 def model_digest(recogniser: Recogniser) -> str:
     """Names a model's function: hash of a run's weights, of an ONNX file and what it is fed, of a callable's module."""
     described = recogniser.description
-    hasher = hashlib.sha256(described.model_dump_json(include={"kind", "sha256", "input", "embedding_dim"}).encode())
+    hasher = hashlib.sha256(
+        described.model_dump_json(include={"kind", "sha256", "input", "output", "embedding_dim"}).encode()
+    )
     if described.kind == "python":
         hasher.update(described.checkpoint.encode())
     if isinstance(recogniser.embedder.embed, nn.Module):

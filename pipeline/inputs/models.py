@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import torch
 
-from pipeline.checkpoint import Weights, load_backbone
+from pipeline.checkpoint import DESCRIPTION, Weights, find_checkpoint, load_backbone
 from pipeline.config.errors import UserError
 from pipeline.data.dataset_format import DatasetInfo
 from pipeline.evaluate.embed import Embedder
@@ -69,11 +70,13 @@ def open_run(checkpoint: Path, device: torch.device, weights: Weights | None = N
     Raises:
         UserError: as `pipeline.checkpoint.load_backbone`.
     """
-    loaded = load_backbone(checkpoint, device, weights)
+    found = find_checkpoint(checkpoint)  # once: a run that is still training may write the next one meanwhile
+    loaded = load_backbone(found, device, weights)
     return Recogniser(
         embedder=Embedder(loaded.module, loaded.crop_px, device, str(checkpoint)),
         description=Model(
             checkpoint=str(checkpoint),
+            sha256=hashlib.sha256((found / DESCRIPTION).read_bytes()).hexdigest(),
             step=loaded.step,
             num_samples=loaded.num_samples,
             crop_px=loaded.crop_px,

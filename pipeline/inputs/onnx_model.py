@@ -63,7 +63,8 @@ def open_onnx(path: Path, declared: Declared, device: torch.device) -> Recognise
     described = {entry.key: entry.value for entry in graph_file.metadata_props}
     spec, assumed = find_input(path, graph_file.graph, inputs[0], declared, described.get(METADATA_KEY))
     notes += assumed
-    embed = _runner(session, _output(session, declared.output, path), spec, path)
+    output = _output(session, declared.output, path)
+    embed = _runner(session, output, spec, path)
     return Recogniser(
         embedder=Embedder(embed, spec.crop_px, device, str(path)),
         description=Model(
@@ -71,6 +72,7 @@ def open_onnx(path: Path, declared: Declared, device: torch.device) -> Recognise
             checkpoint=str(path),
             sha256=_digest(path, graph_file),
             input=spec,
+            output=output,
             crop_px=spec.crop_px,
             embedding_dim=try_out(embed, spec.crop_px, device, path),
             num_parameters=sum(

@@ -1,4 +1,4 @@
-"""Models side by side: what evaluations leave to be compared, verdicts, names, report, mistakes."""
+"""Models side by side: what evaluations leave to be compared, verdicts, report, mistakes."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ import pytest
 
 from pipeline.config.errors import UserError
 from pipeline.evaluate import comparison, result, verification
-from pipeline.evaluate.comparison import Difference
+from pipeline.evaluate.comparison import Difference, McNemar
 from pipeline.evaluate.comparison_report import Column, render_comparison
 from pipeline.evaluate.comparison_result import Comparison
-from pipeline.evaluate.evaluated import name_models, name_sets, open_folder, open_folders
+from pipeline.evaluate.evaluated import open_folder, open_folders
 from pipeline.evaluate.intervals import Interval
 from pipeline.evaluate.scores import write_scores
 from pipeline.evaluate.side_by_side import compare, judge, put_in_words
@@ -167,63 +167,129 @@ def test_pairs_left_out_are_said(folders: list[Path], tmp_path: Path) -> None:
     assert found.notes[1] == "faces, short: 6 dropped."
 
 
+def test_a_set_with_one_kind_of_pairs_left_is_named(tmp_path: Path) -> None:
+    """Two models share the same pairs only, though each has both kinds."""
+    same = [pair for pair in PAIRS if pair.same]
+    different = [pair for pair in PAIRS if not pair.same]
+    made = []
+    for name, pairs in (("one", [*same, *different[::2]]), ("two", [*same, *different[1::2]])):
+        distances = np.where([pair.same for pair in pairs], 0.9, 1.7)
+        made.append(write_evaluation(tmp_path / name, distances, pairs=pairs, model=name))
+    message = (
+        r"^faces: 300 same and 0 different pairs; expected at least one of each kind; "
+        r"300 were measured for some models only and are left out for all$"
+    )
+    with pytest.raises(UserError, match=message):
+        compare(open_folders(made), num_resamples=10)
+
+
+def render(folders: list[Path]) -> str:
+    """The report of evaluations."""
+    found = compare(open_folders(folders), num_resamples=10)
+    return render_comparison(
+        Comparison(
+            created_at="",
+            command="",
+            version="",
+            level=0.95,
+            num_resamples=10,
+            correction="",
+            baseline=found.baseline,
+            models=found.models,
+            sets=found.sets,
+            notes=found.notes,
+        )
+    )
+
+
+def test_what_models_cost_is_explained_where_it_was_measured(tmp_path: Path) -> None:
+    few = [pair for pair in PAIRS if pair.fold < 2]
+    stored = {"kind": "embeddings", "step": None, "multiply_adds": None, "num_parameters": None, "crop_px": None}
+    made = [
+        write_evaluation(
+            tmp_path / name,
+            distances_of(0.3, few),
+            pairs=few,
+            model=f"{name}.npz",
+            described=stored,
+            embedding_ms=None,
+            device="none",
+        )
+        for name in ("a", "b")
+    ]
+    page = render(made)
+    assert "What the models cost" in page
+    assert "Multiply-adds of a forward pass" not in page
+    assert "Milliseconds" not in page
+    timed = write_evaluation(tmp_path / "c", distances_of(0.3, few), pairs=few, model="c", device="an abacus")
+    page = " ".join(render([*made, timed]).split())
+    assert "Multiply-adds of a forward pass, half the number of FLOPs. Milliseconds are those" in page
+    assert "without reading and detection, on an abacus.</p>" in page
+
+
 @pytest.mark.parametrize(
-    ("low", "high", "p", "verdict"),
+    ("low", "high", "only_baseline", "only_model", "p", "verdict"),
     [
-        (0.003, 0.015, 0.01, "better"),
-        (-0.015, -0.003, 0.01, "worse"),
-        (0.003, 0.015, 0.05, "unsettled"),
-        (-0.001, 0.015, 0.01, "unsettled"),
-        (-0.001, 0.015, 0.2, "no_difference"),
-        (0.0, 0.0, 1.0, "no_difference"),
+        (0.003, 0.015, 10, 30, 0.01, "better"),
+        (-0.015, -0.003, 30, 10, 0.01, "worse"),
+        (0.003, 0.015, 10, 30, 0.05, "unsettled"),
+        (-0.001, 0.015, 10, 30, 0.01, "unsettled"),
+        (-0.001, 0.015, 10, 30, 0.2, "no_difference"),
+        (0.0, 0.0, 10, 10, 1.0, "no_difference"),
+        # both rule chance out, and point different ways
+        (0.003, 0.015, 30, 10, 0.01, "unsettled"),
+        (-0.015, -0.003, 10, 30, 0.01, "unsettled"),
     ],
 )
-def test_a_verdict_takes_both_tests(low: float, high: float, p: float, verdict: str) -> None:
-    assert judge(Difference((low + high) / 2, Interval(low, high)), p) == verdict
+def test_a_verdict_takes_both_tests(
+    low: float, high: float, only_baseline: int, only_model: int, p: float, verdict: str
+) -> None:
+    mcnemar = McNemar(only_baseline, only_model, p, "exact")
+    assert judge(Difference((low + high) / 2, Interval(low, high)), mcnemar, p) == verdict
+
+
+def test_a_difference_beyond_its_own_interval_is_not_settled() -> None:
+    mcnemar = McNemar(10, 30, 0.01, "exact")
+    assert judge(Difference(-0.001, Interval(0.003, 0.015)), mcnemar, 0.01) == "unsettled"
 
 
 def test_verdicts_in_words() -> None:
     better = Difference(0.009, Interval(0.003, 0.015))
     assert put_in_words("B", "A", "LFW", "better", better) == (
-        "B is better than A on LFW: 0.9 points, 95 % interval 0.3 to 1.5."
+        "B is better than A on LFW: 0.90 points, 95 % interval 0.30 to 1.50."
     )
     worse = Difference(-0.009, Interval(-0.015, -0.003))
     assert put_in_words("B", "A", "LFW", "worse", worse) == (
-        "B is worse than A on LFW: 0.9 points, 95 % interval 0.3 to 1.5."
+        "B is worse than A on LFW: 0.90 points, 95 % interval 0.30 to 1.50."
     )
-    assert put_in_words("B", "A", "LFW", "no_difference", Difference(-0.0001, Interval(-0.003, 0.002))) == (
-        "B and A on LFW: no difference that could not be chance (0.0 points, 95 % interval −0.3 to 0.2)."
+    assert put_in_words("B", "A", "LFW", "no_difference", Difference(-0.00001, Interval(-0.003, 0.0004))) == (
+        "B and A on LFW: no difference that could not be chance (0.00 points, 95 % interval −0.30 to 0.04)."
     )
-    assert "only one of two tests rules chance out (0.9 points" in put_in_words("B", "A", "LFW", "unsettled", better)
+    assert put_in_words("B", "A", "LFW", "unsettled", better) == (
+        "B against A on LFW: not settled, the two tests do not agree (0.90 points, 95 % interval 0.30 to 1.50)."
+    )
     assert "interval not defined" in put_in_words("B", "A", "LFW", "no_difference", Difference(0.0, None))
 
 
-def test_names_tell_models_and_sets_apart(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("devices", "is_said"), [("ab", True), ("aa", False)])
+def test_times_of_different_devices_do_not_compare(devices: str, is_said: bool, tmp_path: Path) -> None:
     few = [pair for pair in PAIRS if pair.fold < 2]
-
-    def opened(**changes: str) -> list[object]:
-        folder = write_evaluation(
-            tmp_path / str(len(list(tmp_path.iterdir()))), distances_of(0.3, few), pairs=few, **changes
-        )
-        return [open_folder(folder)]
-
-    a, b, c = (opened(model=name)[0] for name in ("x/run", "y/run", "build/other/checkpoints/step-00000100"))
-    assert name_models([a]) == ["run"]
-    assert name_models([a, c]) == ["run", "other"]
-    assert name_models([a, b, c]) == ["run, x/run", "run, y/run", "other"]
-    one, two, three = (
-        opened(data=data, pairs_sha256=sha * 64)[0]
-        for data, sha in (("x/lfw.bin", "1"), ("y/cfp", "2"), ("y/cfp", "3"))
+    made = [
+        write_evaluation(tmp_path / f"{number}", distances_of(0.3, few), pairs=few, model=f"m{number}", device=device)
+        for number, device in enumerate(devices)
+    ]
+    untimed = write_evaluation(
+        tmp_path / "u", distances_of(0.3, few), pairs=few, model="u", device="c", embedding_ms=None
     )
-    assert name_sets([one, two]) == ["lfw", "cfp"]
-    assert name_sets([one, two, three]) == ["lfw", "cfp, sha256 22222222", "cfp, sha256 33333333"]
+    notes = compare(open_folders([*made, untimed]), num_resamples=10).notes
+    assert notes == (["The models were timed on different devices: their times do not compare."] if is_said else [])
 
 
 def test_mistakes(folders: list[Path], tmp_path: Path) -> None:
     alone = write_evaluation(tmp_path / "alone", distances_of(0.3), model="build/third", pairs_sha256="c" * 64)
     again = write_evaluation(tmp_path / "again", distances_of(0.3))
-    names = ("empty", "broken", "older", "bare", "nan", "mixed")
-    empty, broken, older, bare, nan, mixed = (tmp_path / name for name in names)
+    names = ("empty", "broken", "older", "bare", "nan", "mixed", "templates")
+    empty, broken, older, bare, nan, mixed, templates = (tmp_path / name for name in names)
     empty.mkdir()
     content = json.loads((folders[0] / "evaluation.json").read_text())
     for folder, text in (
@@ -232,10 +298,12 @@ def test_mistakes(folders: list[Path], tmp_path: Path) -> None:
         (bare, json.dumps({**content, "speed": {"embedding_ms": "fast"}})),
         (nan, json.dumps({**content, "embedding_s": float("nan")})),
         (mixed, json.dumps(content)),
+        (templates, json.dumps({**content, "verification": {**content["verification"], "unit": "template"}})),
     ):
         folder.mkdir()
         (folder / "evaluation.json").write_text(text)
-    write_scores(mixed / "scores.parquet", PAIRS, distances_of(0.3), "d" * 64)
+    # another model on the same pairs, stopped before its evaluation.json was written
+    write_scores(mixed / "scores.parquet", PAIRS, distances_of(0.3), "a" * 64)
     without = tmp_path / "without"
     without.mkdir()
     (without / "evaluation.json").write_text(json.dumps(content))
@@ -247,7 +315,8 @@ def test_mistakes(folders: list[Path], tmp_path: Path) -> None:
         ([bare], r"evaluation.json: speed.embedding_ms: Input should be a valid number"),
         ([nan], r"evaluation.json: embedding_s: Input should be a finite number"),
         ([without], r"scores.parquet: cannot be read \(no such file\)"),
-        ([mixed], "mixed: scores.parquet and evaluation.json are of other pairs"),
+        ([mixed], "mixed: scores.parquet and evaluation.json are of two evaluations"),
+        ([templates], "templates: pairs of templates; expected pairs of photos: those of templates are not compared"),
         ([folders[0], folders[1], folders[0] / ".." / folders[0].name], "given twice, as"),
         ([folders[0], folders[1], again], "again: the same model on the same pairs as .*old"),
         ([folders[0], alone], r"the other models were tested on different pairs \(here sha256 aaaaaaaa\)"),
@@ -302,21 +371,7 @@ def test_every_model_has_its_own_line(tmp_path: Path) -> None:
         write_evaluation(tmp_path / f"m{number}", distances_of(0.3 + number / 50, few), pairs=few, model=f"m{number}")
         for number in range(12)
     ]
-    found = compare(open_folders(made), num_resamples=10)
-    page = render_comparison(
-        Comparison(
-            created_at="",
-            command="",
-            version="",
-            level=0.95,
-            num_resamples=10,
-            correction="",
-            baseline=found.baseline,
-            models=found.models,
-            sets=found.sets,
-            notes=[],
-        )
-    )
+    page = render(made)
     styles = re.findall(r"^\.line\.m\d+ \{ (stroke: .*) \}$", page, re.MULTILINE)
     assert len(styles) == len(set(styles)) == 12
 

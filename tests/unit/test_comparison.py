@@ -39,7 +39,9 @@ def test_mcnemar_of_many_pairs() -> None:
     beyond = comparison.mcnemar(*answers(531, 471))
     assert (exact.method, beyond.method) == ("exact", "chi2")
     assert exact.p_value == pytest.approx(beyond.p_value, abs=2e-3)
-    assert comparison.mcnemar(*answers(501, 501)).p_value == pytest.approx(1.0, abs=0.03)
+    # a tie is what equal models are most likely to give
+    tie = comparison.mcnemar(*answers(501, 501))
+    assert (tie.method, tie.p_value) == ("chi2", 1.0)
     with pytest.raises(UserError, match="no pairs"):
         comparison.mcnemar(np.empty(0, bool), np.empty(0, bool))
 

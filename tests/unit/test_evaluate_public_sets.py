@@ -12,6 +12,7 @@ import pytest
 
 from pipeline.config.errors import UserError
 from pipeline.data.manifest import Dataset, open_dataset
+from pipeline.evaluate.evaluated import open_folder
 from pipeline.evaluate.pairs import PairList, read_pairs, write_pairs
 from pipeline.evaluate.result import Evaluation
 from pipeline.inputs.listed_pairs import digest_files
@@ -223,7 +224,14 @@ def test_ijb(evaluate: Command, tmp_path: Path, capsys: pytest.CaptureFixture[st
     root = write_ijb(tmp_path / "ijbc", faces, pairs)
     (root / "loose_crop" / "5.jpg").unlink()
     (root / "loose_crop" / "6.jpg").write_bytes(b"none")
+    earlier = tmp_path / "out" / "scores.parquet"
+    earlier.parent.mkdir()
+    earlier.touch()
     out = evaluate(data=root, detector=None)
+    assert out == earlier.parent
+    assert not earlier.exists()
+    with pytest.raises(UserError, match="pairs of templates; expected pairs of photos"):
+        open_folder(out)
     found = read(out)
     figures = found.verification
     assert (found.data.protocol, found.data.kind, found.data.num_photos) == ("ijb-c", "templates", 34)

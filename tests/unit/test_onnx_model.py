@@ -16,6 +16,7 @@ from onnx import TensorProto, helper
 from pipeline.config.errors import UserError
 from pipeline.evaluate.recogniser import Recogniser
 from pipeline.input_spec import METADATA_KEY
+from pipeline.inputs.embedded_dataset import model_digest
 from pipeline.inputs.models import open_model
 from preprocess.align import template
 from tests.onnx_graphs import EMBEDDING_DIM, weights, write_model
@@ -176,7 +177,10 @@ def test_one_output_of_several_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--input: output=x, and .*m.onnx has embedding, sum"):
         open_onnx(path, "output=x")
     crops = random_crops(2, 20)
-    found = [embed(open_onnx(path, f"output={name}"), crops) for name in ("embedding", "sum")]
+    models = [open_onnx(path, f"output={name}") for name in ("embedding", "sum")]
+    assert [model.description.output for model in models] == ["embedding", "sum"]
+    assert model_digest(models[0]) != model_digest(models[1])  # parts of one are not finished with the other
+    found = [embed(model, crops) for model in models]
     np.testing.assert_allclose(found[1], 2 * found[0], rtol=1e-6)
 
 

@@ -86,6 +86,8 @@ def test_drawn_pairs_to_report(evaluate: Command, run: Path, data: Dataset, caps
     assert figures["missing"] == []
     assert content["model"]["step"] == 7
     assert content["model"]["num_samples"] == 28
+    (checkpoint,) = (run / "checkpoints").glob("step-*")
+    digest = hashlib.sha256((checkpoint / "checkpoint.json").read_bytes()).hexdigest()
     assert content["model"]["dataset"]["digest"] == content["data"]["digest"] == data.info.digest
     assert content["model"]["num_parameters"] > 1000
     assert content["model"]["multiply_adds"] > 1_000_000
@@ -93,6 +95,8 @@ def test_drawn_pairs_to_report(evaluate: Command, run: Path, data: Dataset, caps
     assert (content["speed"]["num_photos"], content["speed"]["batch"]) == (60, 256)
     scores = read_scores(out / "scores.parquet")
     assert scores.pairs_sha256 == content["data"]["pairs_sha256"]
+    assert content["scores_sha256"] == hashlib.sha256((out / "scores.parquet").read_bytes()).hexdigest()
+    assert open_folders([out])[0].scores.table == scores.table
     assert fold_accuracy(scores.distances, scores.same, scores.fold).mean == figures["accuracy"]["mean"]
     assert scores.has_identities
     assert content["notes"] == ["The model was trained on 10 of the 10 people in the pairs."]
@@ -121,7 +125,10 @@ def test_drawn_pairs_to_report(evaluate: Command, run: Path, data: Dataset, caps
     # The list that was written gives the same figures again, from the checkpoint itself.
     (out / "pairs.txt").rename(out.parent / "list.txt")
     again = evaluate(pairs=out.parent / "list.txt", model=next((run / "checkpoints").glob("step-*")))
-    assert json.loads((again / "evaluation.json").read_text())["verification"] == figures
+    content_again = json.loads((again / "evaluation.json").read_text())
+    assert content_again["verification"] == figures
+    assert content_again["model"]["sha256"] == content["model"]["sha256"]
+    assert content["model"]["sha256"] == digest
     assert "Training loss" in (again / "report.html").read_text()
 
 
@@ -411,6 +418,7 @@ def test_a_file_of_embeddings_gives_the_figures_of_the_run(
     assert (model["sha256"], content["speed"]) == (hashlib.sha256(path.read_bytes()).hexdigest(), None)
     assert [name for name, value in model.items() if value is None] == [
         "input",
+        "output",
         "step",
         "num_samples",
         "crop_px",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,8 @@ def test_scores_come_back_as_they_were_written(tmp_path: Path) -> None:
         Pair(Photo("B", 1), Photo("A", 2), 3),
         Pair(Photo("B", 1), Photo("C", 1), 3),
     ]
-    write_scores(tmp_path / "named", pairs, np.array([0.1, 2.0, 4.0]), "abc")
+    sha256 = write_scores(tmp_path / "named", pairs, np.array([0.1, 2.0, 4.0]), "abc")
+    assert sha256 == hashlib.sha256((tmp_path / "named").read_bytes()).hexdigest()
     found = read_scores(tmp_path / "named")
     assert found.pairs_sha256 == "abc"
     assert found.table["left"].to_pylist() == ["A_0001", "B_0001", "B_0001"]
@@ -87,3 +89,18 @@ def test_pairs_that_a_model_lacks_are_left_out_for_all(tmp_path: Path) -> None:
     write_scores(tmp_path / "e", [pair._replace(fold=1) for pair in PAIRS], distances_of(0.1), "abc")
     with pytest.raises(UserError, match="other pairs, people or folds than"):
         common_pairs([scores[2], (tmp_path, read_scores(tmp_path / "e"))])
+
+
+def test_a_pair_that_a_list_names_twice_is_two_pairs(tmp_path: Path) -> None:
+    """One of them is another's first, the other its second: six rows, of which one model lacks two."""
+    pairs = [PAIRS[place] for place in (0, 1, 0, 2, 1, 0)]
+    kept = [place for place in range(6) if pairs[place] is not PAIRS[1]]
+    distances = np.arange(6) / 10
+    write_scores(tmp_path / "all", pairs, distances, "abc")
+    write_scores(tmp_path / "some", [pairs[place] for place in kept], distances[kept], "abc")
+    found, num_left_out = common_pairs([(tmp_path, read_scores(tmp_path / name)) for name in ("all", "some")])
+    assert num_left_out == 2
+    assert [one.distances.tolist() for one in found] == [[0.0, 0.2, 0.3, 0.5]] * 2
+    write_scores(tmp_path / "none", [], np.empty(0), "abc", has_identities=False)
+    with pytest.raises(UserError, match="no pair in common with"):
+        common_pairs([(tmp_path, read_scores(tmp_path / name)) for name in ("all", "none")])
