@@ -50,11 +50,9 @@ def main(
 
     from pipeline import dist
     from pipeline.data.manifest import open_dataset
-    from pipeline.engine.lock import exclusive
-    from pipeline.inputs.embedded_dataset import embed_dataset, parts_folder
+    from pipeline.inputs.embedded_dataset import embed_dataset
     from pipeline.inputs.models import open_model
     from preprocess.progress import show_progress
-    from preprocess.storage import one_line_errors
 
     place = dist.initialise(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     is_first = dist.rank() == 0
@@ -65,7 +63,7 @@ def main(
             raise UserError(model, "embeddings already", "a model")
         for note in recogniser.notes if is_first else []:
             typer.echo(f"note: {note}")
-        with one_line_errors(output), exclusive(parts_folder(output)), ExitStack() as display:
+        with ExitStack() as display:
 
             def show(total: int, done: int) -> Callable[[int], None]:
                 if not is_first:

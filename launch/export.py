@@ -79,23 +79,32 @@ def main(
     for option, value in (("--precision", precision), ("--opset", opset)):
         if value is not None and onnx is None:
             raise UserError(option, "given without --onnx", "an ONNX file to write", f"leave {option} out")
+    if onnx is None and program is None:
+        for option, is_given in (
+            ("--normalise-inside", normalise_inside),
+            *((name, value is not None) for name, value in (("--data", data), ("--pairs", pairs), ("--split", split))),
+        ):
+            if is_given:
+                found = "given without --onnx and --program"
+                raise UserError(option, found, "a file that is checked on photos", f"leave {option} out")
     if calibration is not None and precision is not Precision.int8:
         raise UserError("--calibration", "given without --precision int8", "", "leave --calibration out")
 
     import torch
 
-    from pipeline.checkpoint import load_backbone
-    from pipeline.export.card import read_evaluation
+    from pipeline.checkpoint import find_checkpoint, load_backbone
+    from pipeline.export.card import card_path, read_evaluation
     from pipeline.export.checked import open_check
     from pipeline.export.description import describe
-    from pipeline.export.to_safetensors import centres_bytes
     from pipeline.inputs.models import open_run
 
     for path in outputs:
         _try_out(path)
+        _try_out(card_path(path))
     which: Literal["ema", "raw"] | None = None if weights is None else weights.value
-    loaded = load_backbone(checkpoint, torch.device("cpu"), which)
-    recogniser = open_run(checkpoint, torch.device("cpu"), which)
+    step = find_checkpoint(checkpoint)  # once: a run that goes on may have another one soon
+    loaded = load_backbone(step, torch.device("cpu"), which)
+    recogniser = open_run(step, torch.device("cpu"), which)
     description = describe(loaded, licence, normalise_inside)
     files: list[ExportedFile] = []
     check = None
@@ -111,19 +120,23 @@ def main(
     if safetensors is not None:
         files.append(_make_safetensors(safetensors, loaded, describe(loaded, licence, is_normalised_inside=True)))
     # what can still be refused comes before the first file
-    made = None if centres is None else (centres, *centres_bytes(checkpoint))
+    if centres is not None:
+        files.append(_make_centres(centres, step, description))
     evaluation = None if recogniser.run_directory is None else read_evaluation(recogniser.run_directory)
     _write(loaded, files, None if check is None else check.test, evaluation)
-    if made is not None:
-        _write_bytes(*made[:2])
-        typer.echo(f"{centres}: class centres {' × '.join(f'{size:,}' for size in made[2])}")
 
 
 def _require_outputs(outputs: list[Path]) -> None:
     if not outputs:
         raise UserError("export", "no file to write", "at least one of --onnx, --program, --safetensors, --centres")
-    if len({path.absolute() for path in outputs}) < len(outputs):
-        raise UserError(outputs[0], "named twice", "a name for each file")
+    from pipeline.export.card import card_path
+
+    names = [name for path in outputs for name in (path, card_path(path))]
+    taken: set[Path] = set()
+    for name in names:
+        if name.resolve() in taken:
+            raise UserError(name, "named twice, model cards counted", "a name for each file")
+        taken.add(name.resolve())
 
 
 def _try_out(path: Path) -> None:
@@ -194,20 +207,33 @@ def _make_safetensors(path: Path, loaded: LoadedBackbone, description: Descripti
     return ExportedFile(path, content, "safetensors", description)
 
 
+def _make_centres(path: Path, checkpoint: Path, description: Description) -> ExportedFile:
+    from pipeline.export.card import ExportedFile
+    from pipeline.export.to_safetensors import centres_bytes
+
+    content, shape = centres_bytes(checkpoint, description)
+    said = f"class centres {' × '.join(f'{size:,}' for size in shape)}"
+    return ExportedFile(path, content, said, description, is_network=False)
+
+
 def _write(
     loaded: LoadedBackbone, files: list[ExportedFile], test: TestData | None, evaluation: dict[str, Any] | None
 ) -> None:
     from pipeline.evaluate.result import write_text
-    from pipeline.export.card import card_path, model_card
+    from pipeline.export.card import card_path, centres_card, model_card
 
     command = shlex.join(["python", *sys.argv])
     count = sum(parameter.numel() for parameter in loaded.module.parameters())
     for file in files:
         others = [each for each in files if each is not file]
-        card = model_card(file, others, loaded, test, evaluation, command)
+        if file.is_network:
+            card = model_card(file, others, loaded, test, evaluation, command)
+            said = f"{file.format}, {count:,} parameters ({loaded.weights}), step {loaded.step:,}"
+        else:
+            card = centres_card(file, others, loaded, command)
+            said = f"{file.format}, step {loaded.step:,}"
         _write_bytes(file.path, file.content)
         write_text(card_path(file.path), card)
-        said = f"{file.format}, {count:,} parameters ({loaded.weights}), step {loaded.step:,}"
         typer.echo(f"{file.path}: {said}, {len(file.content):,} bytes, model card {card_path(file.path).name}")
         if file.parity is not None:
             typer.echo(f"{file.path}: {file.parity.sentence()}")

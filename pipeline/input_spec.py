@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, field_validator
 
 from pipeline.config.errors import UserError
 
@@ -28,11 +28,11 @@ class InputSpec(BaseModel):
     colour: Literal["RGB", "BGR"] = "RGB"
     dtype: Literal["float32", "float16", "uint8"] = "float32"
     """Of the input tensor."""
-    mean: tuple[float, float, float] = (127.5, 127.5, 127.5)
+    mean: tuple[FiniteFloat, FiniteFloat, FiniteFloat] = (127.5, 127.5, 127.5)
     """Subtracted from each channel, in the order of `colour`; pixels are 0 to 255. Of no meaning for uint8."""
-    std: tuple[float, float, float] = (127.5, 127.5, 127.5)
+    std: tuple[FiniteFloat, FiniteFloat, FiniteFloat] = (127.5, 127.5, 127.5)
     """What the difference is divided by."""
-    template: list[float] | None = None
+    template: list[FiniteFloat] | None = None
     """The five target points x0, y0, … x4, y4 of the alignment in px, as data sets record them; null: not known."""
 
     @property

@@ -16,13 +16,14 @@ def crop_face(path, detector, spec):
     if photo is None:
         sys.exit(f"{path}: not a photo")
     scale = min(1.0, 640 / max(photo.shape))  # YuNet was trained for faces of 10 to 300 px
-    photo = cv2.resize(photo, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-    detector.setInputSize(photo.shape[1::-1])
-    faces = detector.detect(photo)[1]
+    shrunk = cv2.resize(photo, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    detector.setInputSize(shrunk.shape[1::-1])
+    faces = detector.detect(shrunk)[1]
     if faces is None:
         sys.exit(f"{path}: no face")
     largest = max(faces, key=lambda face: face[2] * face[3])  # x, y, width, height, five points, score
-    points, template = largest[4:14].reshape(5, 2) @ [1, 1j], np.reshape(spec["template"], (5, 2)) @ [1, 1j]
+    landmarks = (largest[4:14].reshape(5, 2) + 0.5) / scale - 0.5  # in the photo; pixel centres are whole numbers
+    points, template = landmarks @ [1, 1j], np.reshape(spec["template"], (5, 2)) @ [1, 1j]
     centred = points - points.mean()
     turn = (
         np.vdot(centred, template) / np.vdot(centred, centred).real

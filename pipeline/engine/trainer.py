@@ -25,7 +25,6 @@ from pipeline.data.reader import WITHDRAWN, allowed_bad_samples
 from pipeline.engine.bad_samples import BAD_SAMPLES_FILE, trim_bad_samples, write_bad_samples
 from pipeline.engine.divergence import SpikeDetector, dump_step, find_culprits, non_finite_gradients
 from pipeline.engine.learner import Learner
-from pipeline.engine.lock import exclusive
 from pipeline.engine.memory import keep_freed_memory
 from pipeline.engine.optim import schedule_factor
 from pipeline.engine.run import CONFIG_FILE, RunPlan, refresh_resume, write_config
@@ -36,6 +35,7 @@ from pipeline.engine.trace import StepTrace
 from pipeline.engine.validation import Validator
 from pipeline.engine.watchdog import Watchdog
 from pipeline.engine.window import Window
+from pipeline.lock import exclusive
 from pipeline.monitor.monitor import Monitor
 from pipeline.progress import PROGRESS, Stage
 

@@ -18,6 +18,8 @@ from pipeline.export.description import Description
 from pipeline.export.parity import Parity
 from pipeline.input_spec import InputSpec
 
+_WEIGHTS = {"ema": "the moving average of the weights", "raw": "the weights themselves"}
+
 
 @dataclass(frozen=True)
 class ExportedFile:
@@ -31,6 +33,8 @@ class ExportedFile:
     """`input` may differ between formats."""
     parity: Parity | None = None
     """None where the tensors were compared bit by bit."""
+    is_network: bool = True
+    """Else it holds class centres."""
 
 
 @dataclass(frozen=True)
@@ -78,24 +82,36 @@ def model_card(
     """
     description = file.description
     count = sum(parameter.numel() for parameter in loaded.module.parameters())
-    which = "the moving average of the weights" if loaded.weights == "ema" else "the weights themselves"
     sections = [
         f"# Model card: {file.path.name}\n\n"
         f"A face-recognition network: from an aligned crop of one face to an embedding of {description.embedding_dim} "
-        f"numbers. The cosine of two embeddings says how likely they show one person. {count:,} parameters ({which}, "
-        f"after {loaded.step:,} steps).",
+        f"numbers. The cosine of two embeddings says how likely they show one person. {count:,} parameters "
+        f"({_WEIGHTS[loaded.weights]}, after {loaded.step:,} steps).",
         "## Files\n\n" + _files([file, *others]),
         "## Input and output\n\n" + _input(description.input),
         "## Same as the trained model?\n\n" + _parity(file, test),
         "## Scores\n\n" + _scores(evaluation, loaded),
         "## Training\n\n" + _training(loaded),
-        f"## Licence\n\nOf the weights: {description.licence}.\n\n"
-        f"Of the training data, as its data set records it: {loaded.dataset.get('licence') or 'not stated'}.",
+        "## Licence\n\n" + _licence(description, loaded),
         "## Intended use and limits\n\n" + _limits(),
-        "## How to reproduce\n\n"
-        f"    {command}\n\n"
-        + f"Training: the recipe above on data of the digest above. facemill {version('facemill')}, torch "
-        + f"{version('torch')}, onnx {version('onnx')}, onnxruntime {version('onnxruntime')}.",
+        "## How to reproduce\n\n" + _reproduction(command),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def centres_card(file: ExportedFile, others: Sequence[ExportedFile], loaded: LoadedBackbone, command: str) -> str:
+    """The card of a file of class centres, Markdown; arguments as `model_card` has them."""
+    sections = [
+        f"# Model card: {file.path.name}\n\n"
+        f"Class centres of a face-recognition network as they were trained, after {loaded.step:,} steps: "
+        "row i is of label i. The metadata hold the hash of the label map, `label_map_sha256`.",
+        "## Files\n\n" + _files([file, *others]),
+        "## Training\n\n" + _training(loaded),
+        "## Licence\n\n" + _licence(file.description, loaded),
+        "## Intended use and limits\n\n"
+        "To train on with the same people. Each centre stands for a person of the training data: it is biometric data, "
+        "and in many countries its use needs a legal basis.",
+        "## How to reproduce\n\n" + _reproduction(command),
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -170,25 +186,29 @@ def _scores(evaluation: Mapping[str, Any] | None, loaded: LoadedBackbone) -> str
         figures, data = evaluation["verification"], evaluation["data"]
         bounds = (figures.get("intervals") or {}).get("figures", {})
         listed = [
-            ("accuracy", figures["accuracy"]["mean"], bounds.get("accuracy")),
+            ("accuracy", (figures["accuracy"] or {"mean": None})["mean"], bounds.get("accuracy")),
             ("AUC", figures["auc"], bounds.get("auc")),
             ("EER", figures["eer"], bounds.get("eer")),
         ] + [
             (f"TAR at FAR {far}", point["tar"], bounds.get(f"tar_at_far.{far}"))
             for far, point in figures["tar_at_far"].items()
-            if point["tar"] is not None
         ]
         rows = [
             (name, f"{value:.4f}", f"{interval['low']:.4f} to {interval['high']:.4f}" if interval else "not known")
             for name, value, interval in listed
+            if value is not None
         ]
-        step = evaluation["model"].get("step")
+        step, which = (evaluation["model"].get(name) for name in ("step", "weights"))
         tested = f"{figures['num_pairs']:,} pairs of `{data['path']}` ({figures['protocol']})"
         said = f"Of the trained model at step {step}, on {tested}:"
     except (KeyError, TypeError, AttributeError, ValueError):
         return "The run's `evaluation.json` is of another version than this command knows, so its figures are not here."
-    if step != loaded.step:
-        said = f"**The run was evaluated at step {step}, this file is of step {loaded.step}.** {said}"
+    differing = [(f"at step {step}", f"step {loaded.step}")] if step != loaded.step else []
+    if which is not None and which != loaded.weights:
+        differing.append((f"with {_WEIGHTS.get(which, which)}", _WEIGHTS[loaded.weights]))
+    if differing:
+        evaluated, exported = (" and ".join(words) for words in zip(*differing, strict=True))
+        said = f"**The run was evaluated {evaluated}, this file is of {exported}.** {said}"
     notes = "".join(f"\n- {note}" for note in evaluation.get("notes", []))
     return f"{said}\n\n{_table(('', 'value', '95 % interval'), rows)}" + (f"\n{notes}" if notes else "")
 
@@ -207,6 +227,18 @@ def _training(loaded: LoadedBackbone) -> str:
         f"The {'first ' if len(sets) > 1 else ''}set has {counts}. Faces were found by {detector}. "
         f"{loaded.num_samples:,} samples seen, repeats counted.\n\n"
         f"The recipe, every value of it:\n\n```yaml\n{recipe}\n```"
+    )
+
+
+def _licence(description: Description, loaded: LoadedBackbone) -> str:
+    data = loaded.dataset.get("licence") or "not stated"
+    return f"Of the weights: {description.licence}.\n\nOf the training data, as its data set records it: {data}."
+
+
+def _reproduction(command: str) -> str:
+    return (
+        f"    {command}\n\nTraining: the recipe above on data of the digest above. facemill {version('facemill')}, "
+        f"torch {version('torch')}, onnx {version('onnx')}, onnxruntime {version('onnxruntime')}."
     )
 
 

@@ -8,7 +8,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from pipeline.checkpoint import HEAD_PREFIX, find_checkpoint, read_info, read_tensors, stored_shapes
+from pipeline.checkpoint import HEAD_PREFIX, read_info, read_tensors, stored_shapes
 from pipeline.config.errors import UserError
 from pipeline.export.description import Description
 
@@ -20,23 +20,28 @@ def backbone_bytes(model: nn.Module, description: Description) -> bytes:
     return _serialise(model.state_dict(), description.metadata())
 
 
-def centres_bytes(run: Path) -> tuple[bytes, tuple[int, ...]]:
+def centres_bytes(checkpoint: Path, description: Description) -> tuple[bytes, tuple[int, ...]]:
     """The safetensors file of the class centres as they were trained, and their shape: [C, D], or [C, K, D] with
     sub-centres.
 
     Row i belongs to label i of the split that was trained on, whose label map's hash stands in the metadata. Where
     several heads have centres, each stands under its own name.
 
+    Args:
+        checkpoint: one checkpoint, `step-N`.
+        description: of its backbone; what concerns the backbone alone is left out.
+
     Raises:
-        UserError: no such checkpoint, or it has no class centres.
+        UserError: a damaged checkpoint, or one without class centres.
     """
-    path = find_checkpoint(run)
-    info = read_info(path)
-    names = [name for name in stored_shapes(path) if name.startswith(HEAD_PREFIX) and name.endswith(CENTRES)]
+    info = read_info(checkpoint)
+    names = [name for name in stored_shapes(checkpoint) if name.startswith(HEAD_PREFIX) and name.endswith(CENTRES)]
     if not names:
-        raise UserError(path, "its head has no class centres", "a margin softmax", "leave --centres out")
-    named = {name.removeprefix(HEAD_PREFIX): tensor for name, tensor in read_tensors(path, names).items()}
-    described = {"label_map_sha256": info.label_map_sha256, "num_classes": str(info.num_classes)}
+        raise UserError(checkpoint, "its head has no class centres", "a margin softmax", "leave --centres out")
+    named = {name.removeprefix(HEAD_PREFIX): tensor for name, tensor in read_tensors(checkpoint, names).items()}
+    described = {
+        key: value for key, value in description.metadata().items() if not key.endswith((".input", ".weights"))
+    } | {"label_map_sha256": info.label_map_sha256, "num_classes": str(info.num_classes)}
     return _serialise(named, described), tuple(next(iter(named.values())).shape)
 
 

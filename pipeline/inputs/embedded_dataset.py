@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
@@ -31,6 +30,7 @@ from pipeline.data.manifest import Dataset, SplitIndex
 from pipeline.data.reader import Reader
 from pipeline.data.row_crops import read_row_crops
 from pipeline.evaluate.recogniser import Recogniser
+from pipeline.lock import exclusive_file
 from preprocess.storage import one_line_errors, write_parquet
 
 Rows = npt.NDArray[np.int64]
@@ -90,7 +90,7 @@ def embed_dataset(
     Args:
         recogniser: the model.
         dataset: its crops are of the model's size.
-        output: the file; parts lie in `parts_folder(output)`, which the caller has locked, until it is complete.
+        output: the file; parts lie in `parts_folder(output)` until it is complete. Held against other processes.
         show: called with the number of photos and of those in parts made earlier; gives what tells a display that more
             are done.
         part_rows: rows a part: what a rank that dies loses at most.
@@ -101,21 +101,36 @@ def embed_dataset(
     Raises:
         UserError: parts of another model or other data, crops of another size, ranks that do not see the same, an
             embedding that is not finite or zero, or a file that cannot be written.
+        TemporaryError: the storage does not give a photo, or another process writes the file.
     """
     crop_px = recogniser.embedder.crop_px
     if dataset.info.crop.size_px != crop_px:
         remedy = f"preprocess shard … --size {crop_px}"
         found = f"crops of {dataset.info.crop.size_px} px"
         raise UserError(dataset.root, found, f"{crop_px} px, as the model takes", remedy)
-    folder = parts_folder(output)
     plan = _make_plan(recogniser, dataset, part_rows)
     if len({json.dumps(asdict(one)) for one in dist.all_gather_objects(plan)}) > 1:
         raise UserError(output, "the ranks see different models or data", "the same on all")
+    if output.is_dir():
+        raise UserError(output, "cannot be written (a folder)", "the name of a file")
+    with one_line_errors(output), _alone_at(output):
+        return _embed(recogniser, dataset, output, plan, show), plan.num_photos
+
+
+def _embed(
+    recogniser: Recogniser,
+    dataset: Dataset,
+    output: Path,
+    plan: Plan,
+    show: Callable[[int, int], Callable[[int], None]],
+) -> int:
+    """Make the parts that are missing and join all; gives the number of photos embedded."""
+    folder = parts_folder(output)
     if dist.rank() == 0:
         with one_line_errors(folder):
             _begin(folder, plan)
     splits = {name: dataset.split(name) for name in dataset.info.splits}
-    parts = [part for split in splits.values() for part in _cut(split, part_rows)]
+    parts = [part for split in splits.values() for part in _cut(split, plan.part_rows)]
     # as rank 0 sees it: files of others may show later on a shared file system
     todo = dist.all_gather_objects([part for part in parts if not (folder / part.file).is_file()])[0]
     num_made = sum(len(_rows(splits, part)) for part in set(parts) - set(todo))
@@ -124,8 +139,46 @@ def embed_dataset(
     if dist.rank() == 0:
         with one_line_errors(output):
             num_embedded = _join(folder, parts, output)
-            shutil.rmtree(folder)
-    return dist.all_gather_objects(num_embedded)[0], plan.num_photos
+            _remove(folder)
+    return dist.all_gather_objects(num_embedded)[0]
+
+
+@contextmanager
+def _alone_at(output: Path) -> Iterator[None]:
+    """Keep other processes from the file. Collective on all ranks.
+
+    Raises:
+        InUseError: another one is writing it; `UserError`: one has written it while this one waited.
+    """
+    before = _state(output)
+    with exclusive_file(output):
+        if dist.all_gather_objects(_state(output) != before)[0]:
+            raise UserError(output, "another process has written it meanwhile", "", "repeat the command to replace it")
+        yield
+
+
+def _state(path: Path) -> tuple[int, int] | None:
+    """Changes when a file is replaced."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
+def _remove(folder: Path) -> None:
+    """Remove the parts, and the plan after them: parts without one could be anybody's."""
+    _remove_parts(folder)
+    (folder / _PLAN).unlink()
+    with suppress(OSError):
+        folder.rmdir()
+
+
+def _remove_parts(folder: Path) -> None:
+    """Finished or not; NFS keeps files that somebody still has open under names of its own."""
+    for path in folder.glob("*"):
+        if path.name != _PLAN and not path.name.startswith(".nfs"):
+            path.unlink()
 
 
 def model_digest(recogniser: Recogniser) -> str:
@@ -165,6 +218,7 @@ def _begin(folder: Path, plan: Plan) -> None:
     path = folder / _PLAN
     wanted = asdict(plan)
     if not path.is_file():
+        _remove_parts(folder)
         write_atomically(path, json.dumps(wanted).encode())
         return
     try:
@@ -208,7 +262,8 @@ def _embed_part(recogniser: Recogniser, splits: Splits, part: Part, advance: Cal
     found: list[Rows] = [np.empty(0, np.int64)]
     vectors = [np.empty((0, recogniser.description.embedding_dim), np.float32)]
     with Reader(split) as reader, torch.inference_mode():
-        for number, (rows, crops) in enumerate(read_row_crops(reader, embedder.crop_px, wanted, BATCH)):
+        batches = read_row_crops(reader, embedder.crop_px, wanted, BATCH, must_answer=True)
+        for number, (rows, crops) in enumerate(batches):
             if len(rows):
                 images = torch.from_numpy(crops).permute(0, 3, 1, 2).to(embedder.device)
                 found.append(rows)

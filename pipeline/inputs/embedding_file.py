@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
+import zlib
 from collections import Counter
 from pathlib import Path
 
@@ -24,6 +25,12 @@ from pipeline.inputs.trial import first_line
 SUFFIXES = (".parquet", ".npz")
 _EXPECTED = "a column key of strings and a column embedding of lists of floats of one length, as launch/embed.py writes"
 _EXPECTED_ARRAYS = "an array key [N] of strings and an array embedding [N, D] of floats"
+_DAMAGES = (
+    *(OSError, EOFError, ValueError, KeyError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error),
+    MemoryError,  # a shape that is not the array's
+    RuntimeError,  # encrypted
+)
+"""What NumPy raises of damaged npz files."""
 _PICTURE_PX = 112
 """Of crops that are made only to be looked at."""
 _ROWS_AT_ONCE = 65536
@@ -75,7 +82,7 @@ def _read_npz(path: Path) -> tuple[list[str], npt.NDArray[np.floating]]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             keys, vectors = arrays["key"], arrays["embedding"]
-    except (OSError, ValueError, KeyError, AttributeError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except _DAMAGES as error:
         raise UserError(path, f"cannot be used ({first_line(error)})", _EXPECTED_ARRAYS) from None
     if keys.ndim != 1 or keys.dtype.kind != "U" or vectors.ndim != 2 or vectors.dtype.kind != "f":
         found = f"key is {keys.dtype} {list(keys.shape)}, embedding {vectors.dtype} {list(vectors.shape)}"

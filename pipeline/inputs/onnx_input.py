@@ -46,6 +46,9 @@ def find_input(
     dtype = _DTYPES[entry.type]
     if own is not None and own.dtype != dtype:
         raise UserError(path, f"says that it takes {own.dtype}, and its input is {dtype}", "one of them")
+    if dtype == "uint8" and "mean" in declared.fields:
+        found = f"mean= and std= given with {path}, which takes uint8 and normalises within"
+        raise UserError(OPTION, found, "a network that takes floats", "leave them out")
     fields: dict[str, Any] = {} if own is None else own.model_dump(exclude={"height_px", "width_px", "dtype"})
     fields |= declared.fields
     layout = fields.get("layout") or _layout(entry, path)

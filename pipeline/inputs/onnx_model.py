@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import onnxruntime
 import torch
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import TensorProto
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from pipeline.config.errors import UserError
@@ -76,9 +76,7 @@ def open_onnx(path: Path, declared: Declared, device: torch.device) -> Recognise
             crop_px=spec.crop_px,
             embedding_dim=try_out(embed, spec.crop_px, device, path),
             num_parameters=sum(
-                int(np.prod(tensor.dims))
-                for tensor in graph_file.graph.initializer
-                if tensor.data_type in _WEIGHT_TYPES
+                int(np.prod(tensor.dims)) for tensor in _all_tensors(graph_file) if tensor.data_type in _WEIGHT_TYPES
             ),
         ),
         trained_on=_trained_on(described.get(_TRAINED_ON), path),
@@ -133,7 +131,8 @@ def _output(session: onnxruntime.InferenceSession, named: str | None, path: Path
 def _runner(session: onnxruntime.InferenceSession, output: str, spec: InputSpec, path: Path) -> EmbedFn:
     """The model as a function of crops; a file of a fixed batch is run as often as it takes."""
     entry = session.get_inputs()[0]
-    fixed = entry.shape[0] if isinstance(entry.shape[0], int) else None
+    # of a batch of 0 ONNX Runtime says what is wrong
+    fixed = entry.shape[0] if isinstance(entry.shape[0], int) and entry.shape[0] > 0 else None
 
     def run(pixels: np.ndarray) -> Tensor:
         try:
@@ -160,7 +159,7 @@ def _digest(path: Path, model: onnx.ModelProto) -> str:
     """SHA-256 of the file, and of those that it keeps weights in after it, by name."""
     beside = {
         entry.value
-        for tensor in model.graph.initializer
+        for tensor in _all_tensors(model)
         if tensor.data_location == TensorProto.EXTERNAL
         for entry in tensor.external_data
         if entry.key == "location"
@@ -173,9 +172,30 @@ def _digest(path: Path, model: onnx.ModelProto) -> str:
     return hasher.hexdigest()
 
 
+def _all_tensors(model: onnx.ModelProto) -> Iterator[TensorProto]:
+    """Everything that may be a weight: initializers and constants, those of subgraphs and functions too."""
+    yield from _tensors_of_graph(model.graph)
+    for function in model.functions:
+        yield from _tensors_of_nodes(function.node)
+
+
+def _tensors_of_graph(graph: onnx.GraphProto) -> Iterator[TensorProto]:
+    yield from graph.initializer
+    yield from (sparse.values for sparse in graph.sparse_initializer)
+    yield from _tensors_of_nodes(graph.node)
+
+
+def _tensors_of_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[TensorProto]:
+    for node in nodes:
+        for attribute in node.attribute:
+            yield from (attribute.t, *attribute.tensors) if attribute.HasField("t") else attribute.tensors
+            for graph in (attribute.g, *attribute.graphs) if attribute.HasField("g") else attribute.graphs:
+                yield from _tensors_of_graph(graph)
+
+
 def _trained_on(text: str | None, path: Path) -> list[tuple[str, str]]:
     """Split and digest of each data set, as files of ours say."""
     try:
-        return [(str(split), str(digest)) for split, digest in json.loads(text or "[]")]
-    except (ValueError, TypeError):
+        return TypeAdapter(list[tuple[str, str]]).validate_json(text or "[]")
+    except ValidationError:
         raise UserError(path, f"its {_TRAINED_ON} cannot be read ({text!r})", "[[split, digest], …]") from None

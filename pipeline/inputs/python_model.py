@@ -72,7 +72,7 @@ def open_callable(name: str, declared: Declared, device: torch.device) -> Recogn
 def _import(name: str) -> tuple[ModuleType, Callable[[Tensor], Any]]:
     module_name, _, attribute = name.partition(":")
     here = os.getcwd()
-    if here not in sys.path:
+    if sys.path[:1] != [here]:
         sys.path.insert(0, here)  # as `python -m` does
     try:
         module = importlib.import_module(module_name)

@@ -23,9 +23,9 @@ from pipeline.data.manifest import open_dataset
 from pipeline.engine.ddp import DDPBackend
 from pipeline.engine.divergence import SpikeDetector
 from pipeline.engine.gradients import GradientPass
-from pipeline.engine.lock import exclusive
 from pipeline.engine.run import plan_run
 from pipeline.engine.trainer import Trainer
+from pipeline.lock import exclusive
 from tests.datasets import make_dataset
 from tests.distributed.processes import run_ranks
 from tests.integration import training

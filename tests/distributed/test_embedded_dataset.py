@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,13 +20,13 @@ from typer.testing import CliRunner
 
 from launch.embed import app as embed_app
 from pipeline import dist
-from pipeline.config.errors import InUseError, UserError
+from pipeline.config.errors import InUseError, TemporaryError, UserError
 from pipeline.data.dataset_format import shard_paths
 from pipeline.data.manifest import open_dataset
 from pipeline.data.reader import Reader
-from pipeline.engine.lock import exclusive
 from pipeline.inputs.embedded_dataset import embed_dataset, parts_folder
 from pipeline.inputs.models import open_model
+from pipeline.lock import exclusive_file, lock_beside
 from preprocess.cli import app
 from tests.datasets import make_dataset
 from tests.distributed.processes import RankFailure, run_ranks
@@ -149,6 +150,90 @@ def test_parts_of_another_model_or_other_data_are_not_joined(data: Path, tmp_pat
         embed(data, output)
 
 
+def test_parts_without_a_plan_are_made_anew(data: Path, expected: bytes, tmp_path: Path) -> None:
+    """Nobody can tell which model made them."""
+    output = tmp_path / "e.parquet"
+    with pytest.raises(RankFailure):
+        run_ranks(embed, 2, data, output, (1, 2))
+    (parts_folder(output) / "plan.json").unlink()
+    assert embed(data, output) == (0, 38, 39)
+    assert output.read_bytes() == expected
+
+
+def test_the_plan_goes_after_the_parts(
+    data: Path, expected: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "e.parquet"
+    unlink = Path.unlink
+
+    def stopped(path: Path, missing_ok: bool = False) -> None:
+        if path.parent == parts_folder(output) and path.suffix == ".parquet" and not path.name.endswith("00.parquet"):
+            raise KeyboardInterrupt
+        unlink(path, missing_ok)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            embed(data, output)
+    with pytest.raises(UserError, match="begun with another model"):
+        embed(data, output, name=MODEL.replace(":model", ":zero"))
+    embed(data, output)
+    assert output.read_bytes() == expected
+    assert [path.name for path in tmp_path.iterdir()] == ["e.parquet"]
+
+
+def test_files_that_a_server_keeps_do_not_spoil_the_end(data: Path, tmp_path: Path) -> None:
+    output = tmp_path / "e.parquet"
+    parts_folder(output).mkdir()
+    (parts_folder(output) / ".nfs0001").write_text("")
+    assert embed(data, output) == (0, 38, 39)
+    assert [path.name for path in parts_folder(output).iterdir()] == [".nfs0001"]
+
+
+def test_photos_that_the_storage_does_not_give_are_not_passed_over(data: Path, expected: bytes, tmp_path: Path) -> None:
+    moved = shutil.copytree(data, tmp_path / "set" / "data")
+    output = tmp_path / "e.parquet"
+    tar = shard_paths(moved, "train", "train-000001")["tar"]
+    tar.rename(tar.with_suffix(".away"))
+    with pytest.raises(TemporaryError, match=r"train-000001\.tar: cannot be read .*; repeat the same command"):
+        embed(moved, output)
+    tar.with_suffix(".away").rename(tar)
+    assert not output.exists()
+    assert embed(moved, output) == (7, 38, 39)  # the first part is of the first file alone
+    assert output.read_bytes() == expected
+
+
+def test_who_waited_for_another_does_not_do_its_work_again(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.lock.WAIT_AT_A_TERMINAL_S", 100.0)
+    output = tmp_path / "e.parquet"
+    inside, leave = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with exclusive_file(output):
+            inside.set()
+            leave.wait()
+            output.write_bytes(b"the other's")
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    inside.wait()
+    monkeypatch.setattr("pipeline.lock.time.sleep", lambda seconds: leave.set())
+    with pytest.raises(UserError, match=r"e\.parquet: another process has written it meanwhile; repeat the command"):
+        embed(data, output)
+    thread.join()
+    assert output.read_bytes() == b"the other's"
+    assert not lock_beside(output).exists()
+
+
+def test_an_output_that_is_a_folder_is_refused_before_the_work(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "e.parquet").mkdir()
+    with pytest.raises(UserError, match=r"e\.parquet: cannot be written \(a folder\)"):
+        embed(data, tmp_path / "e.parquet")
+    assert [path.name for path in tmp_path.iterdir()] == ["e.parquet"]
+
+
 def test_embeddings_of_zero_are_refused(data: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="7 of 7 embeddings are not finite or zero, first that of '0000000"):
         embed(data, tmp_path / "e.parquet", name=MODEL.replace(":model", ":zero"))
@@ -156,8 +241,8 @@ def test_embeddings_of_zero_are_refused(data: Path, tmp_path: Path) -> None:
 
 def test_the_command_refuses_what_does_not_fit(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr("pipeline.engine.lock.WAIT_S", 0.1)
-    monkeypatch.setattr("pipeline.engine.lock.WAIT_AT_A_TERMINAL_S", 0.1)
+    monkeypatch.setattr("pipeline.lock.WAIT_S", 0.1)
+    monkeypatch.setattr("pipeline.lock.WAIT_AT_A_TERMINAL_S", 0.1)
     output = tmp_path / "e.parquet"
 
     def call(*words: str) -> None:
@@ -169,7 +254,8 @@ def test_the_command_refuses_what_does_not_fit(data: Path, tmp_path: Path, monke
     np.savez(tmp_path / "e.npz", key=["a"], embedding=np.ones((1, 2)))
     with pytest.raises(UserError, match=r"e\.npz: embeddings already; expected a model"):
         call("--model", str(tmp_path / "e.npz"))
-    with exclusive(parts_folder(output)), pytest.raises(InUseError, match="another run writes here"):
+    assert list(output.parent.glob("e.parquet*")) == []
+    with exclusive_file(output), pytest.raises(InUseError, match="another run writes here"):
         call("--model", MODEL, "--input", f"size={CROP_PX}")
     call("--model", MODEL, "--input", f"size={CROP_PX}")
     assert len(pq.read_table(output)) == 38

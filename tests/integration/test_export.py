@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from pipeline import checkpoint
 from pipeline.checkpoint import find_checkpoint, load_backbone, read_tensors
 from pipeline.config.errors import run_command
 from pipeline.config.load import validate_config
@@ -63,6 +65,18 @@ def test_holds_the_weights_and_what_it_takes_to_use_them(run: Path, tmp_path: Pa
         assert torch.equal(model(images), loaded.module(images))
     centres = load_file(tmp_path / "centres.safetensors")["class_centres"]
     assert torch.equal(centres, read_tensors(find_checkpoint(run))["head/class_centres"])
+    with safe_open(tmp_path / "centres.safetensors", "pt") as opened:
+        of_centres = opened.metadata()
+    assert of_centres["num_classes"] == "5"
+    assert {key: of_centres[key] for key in ("facemill.step", "facemill.trained_on", "facemill.licence")} == {
+        key: described[key] for key in ("facemill.step", "facemill.trained_on", "facemill.licence")
+    }
+    assert (
+        not {"facemill.weights", "facemill.input"} & of_centres.keys()
+    )  # they are the raw ones, whatever the backbone
+    of_centres_card = (tmp_path / "centres.safetensors.md").read_text()
+    assert "Class centres" in of_centres_card
+    assert hashlib.sha256((tmp_path / "centres.safetensors").read_bytes()).hexdigest() in of_centres_card
     assert sorted(path.name for path in file.parent.iterdir()) == [file.name, f"{file.name}.md"]
     card = (file.parent / f"{file.name}.md").read_text()
     assert hashlib.sha256(file.read_bytes()).hexdigest() in card
@@ -140,6 +154,12 @@ def test_a_file_beyond_its_bounds_is_not_written(
         (("--onnx", "OUT/m.onnx", "--program", "OUT/m.onnx"), "m.onnx: named twice"),
         (("--program", "OUT/m.pt2", "--opset", "17"), "--opset: given without --onnx"),
         (("--onnx", "OUT/m.onnx", "--calibration", "DATA"), "--calibration: given without --precision int8"),
+        (("--safetensors", "OUT/m", "--centres", "OUT/m.md"), "m.md: named twice, model cards counted"),
+        (("--safetensors", "OUT/m", "--centres", "OUT/none/../m"), "m: named twice"),
+        (("--safetensors", "OUT/m", "--data", "OUT/none"), "--data: given without --onnx and --program"),
+        (("--safetensors", "OUT/m", "--pairs", "OUT/none"), "--pairs: given without --onnx and --program"),
+        (("--centres", "OUT/m", "--split", "none"), "--split: given without --onnx and --program"),
+        (("--safetensors", "OUT/m", "--normalise-inside"), "--normalise-inside: given without --onnx"),
         (("--onnx", "OUT"), "cannot be written (a folder)"),
         (("--onnx", "OUT/m.onnx", "--data", "OUT/none"), "none: no such directory"),
     ],
@@ -150,6 +170,38 @@ def test_what_does_not_go_together(
     words = [word.replace("OUT", str(tmp_path)).replace("DATA", str(run.parent / "data")) for word in arguments]
     assert said.replace("DATA", str(run.parent / "data")) in refused(run, *words)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_in_the_place_of_a_card_is_found_first(run: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
+    (tmp_path / "model.safetensors.md").mkdir()
+    said = refused(run, "--safetensors", tmp_path / "model.safetensors")
+    assert "model.safetensors.md: cannot be written (a folder)" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors.md"]
+
+
+def test_all_files_are_of_one_checkpoint(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run goes on, and keeps another checkpoint, while the command works."""
+    moving = shutil.copytree(run, tmp_path / "run")
+    latest = moving / "checkpoints" / "latest"
+    first = find_checkpoint(moving)
+    later = shutil.copytree(first, first.with_name("step-99999999"))
+    described = json.loads((later / "checkpoint.json").read_text())
+    (later / "checkpoint.json").write_text(json.dumps({**described, "step": 99999999}))
+    find = checkpoint.find_checkpoint
+
+    def found_and_replaced(path: Path) -> Path:
+        found = find(path)
+        latest.write_text(later.name)
+        return found
+
+    monkeypatch.setattr(checkpoint, "find_checkpoint", found_and_replaced)
+    files = [tmp_path / name for name in ("model.safetensors", "centres.safetensors")]
+    words = [str(moving), "--safetensors", str(files[0]), "--centres", str(files[1])]
+    load_script(training.REPOSITORY / "launch" / "export.py").app(words, standalone_mode=False)
+    assert latest.read_text() == later.name
+    for file in files:
+        with safe_open(file, "pt") as opened:
+            assert opened.metadata()["facemill.step"] == str(described["step"])
 
 
 def test_training_data_that_are_gone_are_asked_for(run: Path, tmp_path: Path, refused: Callable[..., str]) -> None:

@@ -65,6 +65,37 @@ def test_its_crops_are_ours() -> None:
         assert np.percentile(difference, 99) <= 4, photo.name
 
 
+class Eyes:
+    """A detector that knows where the face is in a photo of some width."""
+
+    def __init__(self, points: np.ndarray, width: int) -> None:
+        self.points, self.width, self.seen = points, width, (0, 0)
+
+    def setInputSize(self, size: tuple[int, int]) -> None:
+        self.seen = size
+
+    def detect(self, photo: np.ndarray) -> tuple[int, np.ndarray]:
+        assert photo.shape[1::-1] == self.seen
+        points = (self.points + 0.5) * (photo.shape[1] / self.width) - 0.5
+        return 1, np.array([[0, 0, 1, 1, *points.ravel(), 0.9]], np.float32)
+
+
+@pytest.mark.parametrize("side", [600, 1280, 2000])
+def test_crops_come_from_the_photo_and_not_from_its_shrunk_copy(tmp_path: Path, side: int) -> None:
+    noise = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8), (0, 0), 3)
+    photo = cv2.normalize(noise, None, 0, 255, cv2.NORM_MINMAX)  # type: ignore[call-overload]
+    cv2.imwrite(str(tmp_path / "photo.png"), photo)
+    points = (template(SIZE_PX) - SIZE_PX / 2) * 1.3 + side / 2 + 7.3
+    found = load_script(EXAMPLE).crop_face(str(tmp_path / "photo.png"), Eyes(points, side), SPEC.model_dump())
+    # the points are the template's, 1.3 times as large: crop pixel x lies at 1.3 (x - 56) + side / 2 + 7.3
+    shift = side / 2 + 7.3 - 1.3 * SIZE_PX / 2
+    back = np.array([[1.3, 0, shift], [0, 1.3, shift]])
+    wanted = cv2.warpAffine(photo, back, (SIZE_PX, SIZE_PX), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)[..., ::-1]
+    difference = np.abs(found.astype(int) - wanted)
+    assert difference.mean() < 1.0
+    assert wanted.std() > 20
+
+
 @needs_photos
 def test_a_photo_is_nearer_to_its_smaller_darker_copy_than_to_another_person(tmp_path: Path) -> None:
     config = SMALL["iresnet18-se"]

@@ -16,7 +16,7 @@ import torch
 from pipeline.checkpoint import latest_checkpoint, load_backbone, read_info, read_tensors
 from pipeline.config.errors import InUseError
 from pipeline.data.manifest import open_dataset
-from pipeline.engine.lock import exclusive
+from pipeline.lock import exclusive
 from tests.datasets import make_dataset
 from tests.integration import training
 

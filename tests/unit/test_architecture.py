@@ -24,6 +24,7 @@ LAYERS = [
     ],
     ["pipeline.meet", "pipeline.progress", "pipeline.json_lines"],
     ["pipeline.dist", "pipeline.monitor", "pipeline.data.retry", "pipeline.data.remote", "pipeline.data.mirror"],
+    ["pipeline.lock"],
     ["pipeline.data.dataset_format", "pipeline.data.index_file", "pipeline.data.manifest", "pipeline.data.tombstones"],
     ["pipeline.data"],
     ["pipeline.model"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -161,3 +162,27 @@ def test_it_embeds_no_other_photos(tmp_path: Path) -> None:
     embedder = open_model(str(path), torch.device("cpu")).embedder
     with pytest.raises(UserError, match="a file of embeddings; expected a model"):
         embedder.embed(torch.zeros(1, 3, 16, 16, dtype=torch.uint8))
+
+
+def test_damaged_arrays_are_named_in_one_line(tmp_path: Path) -> None:
+    whole = tmp_path / "whole.npz"
+    np.savez_compressed(whole, key=np.array(["a"]), embedding=np.ones((1, 2)))
+    content = whole.read_bytes()
+    start = 30 + content[26] + 256 * content[27] + content[28] + 256 * content[29]  # of the first array's bytes
+    cut = content[:start] + b"\xff" * 8 + content[start + 8 :]
+    flags = bytearray(content)
+    for place in (6, content.index(b"PK\x01\x02") + 8):
+        flags[place] |= 1  # encrypted
+    header = b"{'descr': '<U1', 'fortran_order': False, 'shape': (1152921504606846,), }".ljust(117) + b"\n"
+    with zipfile.ZipFile(tmp_path / "huge.npz", "w") as file:
+        file.writestr("key.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+    for name, damaged in (
+        ("cut", cut),
+        ("encrypted", bytes(flags)),
+        ("huge", (tmp_path / "huge.npz").read_bytes()),
+    ):
+        path = tmp_path / f"{name}.npz"
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=rf"{name}\.npz: cannot be used \(.*expected an array key") as caught:
+            open_model(str(path), torch.device("cpu"))
+        assert "\n" not in str(caught.value)

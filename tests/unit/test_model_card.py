@@ -19,9 +19,12 @@ from tests.datasets import make_dataset, rotten_copy
 SPEC = InputSpec(height_px=32, width_px=32, dtype="uint8")
 
 
+RAW, AVERAGE = (SimpleNamespace(step=7, weights=weights) for weights in ("raw", "ema"))
+
+
 def evaluation(step: int) -> dict[str, Any]:
     return {
-        "model": {"step": step},
+        "model": {"step": step, "weights": "ema"},
         "data": {"path": "build/lfw"},
         "notes": ["Three photos are missing."],
         "verification": {
@@ -37,7 +40,7 @@ def evaluation(step: int) -> dict[str, Any]:
 
 
 def test_scores_come_with_their_intervals_and_notes() -> None:
-    text = _scores(evaluation(7), SimpleNamespace(step=7))  # type: ignore[arg-type]
+    text = _scores(evaluation(7), AVERAGE)  # type: ignore[arg-type]
     assert "| accuracy | 0.9512 | 0.9300 to 0.9700 |" in text
     assert "| EER | 0.0500 | not known |" in text
     assert "| TAR at FAR 1e-1 | 0.9700 | not known |" in text
@@ -48,10 +51,32 @@ def test_scores_come_with_their_intervals_and_notes() -> None:
 
 
 def test_scores_of_another_step_or_version_are_called_so() -> None:
-    assert _scores(evaluation(5), SimpleNamespace(step=7)).startswith(  # type: ignore[arg-type]
+    assert _scores(evaluation(5), AVERAGE).startswith(  # type: ignore[arg-type]
         "**The run was evaluated at step 5, this file is of step 7.**"
     )
-    assert "another version" in _scores({"verification": {}}, SimpleNamespace(step=7))  # type: ignore[arg-type]
+    assert "another version" in _scores({"verification": {}}, RAW)  # type: ignore[arg-type]
+
+
+def test_scores_of_other_weights_are_called_so() -> None:
+    assert _scores(evaluation(7), RAW).startswith(  # type: ignore[arg-type]
+        "**The run was evaluated with the moving average of the weights, this file is of the weights themselves.**"
+    )
+    assert _scores(evaluation(5), RAW).startswith(  # type: ignore[arg-type]
+        "**The run was evaluated at step 5 and with the moving average of the weights, "
+        "this file is of step 7 and the weights themselves.**"
+    )
+    earlier = evaluation(7)
+    del earlier["model"]["weights"]  # as earlier versions wrote it
+    assert "**" not in _scores(earlier, RAW)  # type: ignore[arg-type]
+
+
+def test_figures_that_are_null_are_left_out() -> None:
+    """A list of another form than ten folds has no accuracy."""
+    other = evaluation(7)
+    other["verification"]["accuracy"] = None
+    text = _scores(other, AVERAGE)  # type: ignore[arg-type]
+    assert "accuracy" not in text
+    assert "| EER | 0.0500 | not known |" in text
 
 
 def test_an_evaluation_that_is_not_there_or_not_one_is_none(tmp_path: Path) -> None:

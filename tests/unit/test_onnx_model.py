@@ -145,6 +145,49 @@ def test_a_fixed_batch_is_run_as_often_as_it_takes(tmp_path: Path, batch: int) -
     np.testing.assert_allclose(embed(open_onnx(fixed), crops), embed(open_onnx(free), crops), rtol=1e-5, atol=1e-6)
 
 
+def test_a_batch_of_nothing_is_refused_in_one_line(tmp_path: Path) -> None:
+    model = onnx.load(str(write_model(tmp_path / "m.onnx", ("N", 3, 20, 20), num_values=1200)))
+    for value, shape in ((model.graph.input[0], [0, 3, 20, 20]), (model.graph.output[0], [0, EMBEDDING_DIM])):
+        value.CopyFrom(helper.make_tensor_value_info(value.name, TensorProto.FLOAT, shape))
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(UserError, match=r"m\.onnx: ONNX Runtime fails on float32 \[3, 3, 20, 20\]"):
+        open_onnx(tmp_path / "m.onnx")
+
+
+def with_weights_in_constants(folder: Path, seed: int, is_in_subgraph: bool) -> Path:
+    """The matrix stands in a file beside, and belongs to a Constant node and not to the initializers."""
+    matrix = helper.make_tensor("matrix", TensorProto.FLOAT, (1200, 6), weights(1200, seed).tobytes(), raw=True)
+    constant = helper.make_node("Constant", [], ["matrix"], value=matrix)
+    nodes = [helper.make_node("Flatten", ["input"], ["flat"], axis=1), constant]
+    nodes.append(node("MatMul", ["flat", "matrix"], "embedding"))
+    found = helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["N", 6])
+    initializers = []
+    if is_in_subgraph:
+        inside = [*nodes[1:2], node("MatMul", ["flat", "matrix"], "inside")]
+        output = helper.make_tensor_value_info("inside", TensorProto.FLOAT, ["N", 6])
+        branches = {name: helper.make_graph(inside, name, [], [output]) for name in ("then_branch", "else_branch")}
+        nodes = [nodes[0], helper.make_node("If", ["is_so"], ["embedding"], **branches)]
+        initializers = [helper.make_tensor("is_so", TensorProto.BOOL, [], [True])]
+    entry = helper.make_tensor_value_info("input", TensorProto.FLOAT, ["N", 3, 20, 20])
+    graph = helper.make_graph(nodes, "face", [entry], [found], initializers)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    folder.mkdir()
+    options = {"save_as_external_data": True, "location": "weights.bin", "convert_attribute": True}
+    onnx.save_model(model, str(folder / "m.onnx"), **options)
+    assert (folder / "weights.bin").stat().st_size >= 1200 * 6 * 4
+    return folder / "m.onnx"
+
+
+@pytest.mark.parametrize("is_in_subgraph", [False, True])
+def test_weights_outside_the_file_count_wherever_they_belong(tmp_path: Path, is_in_subgraph: bool) -> None:
+    found = [
+        open_onnx(with_weights_in_constants(tmp_path / str(seed), seed, is_in_subgraph)).description for seed in (1, 2)
+    ]
+    assert (tmp_path / "1" / "m.onnx").read_bytes() == (tmp_path / "2" / "m.onnx").read_bytes()
+    assert found[0].sha256 != found[1].sha256
+    assert found[0].num_parameters == (2 if is_in_subgraph else 1) * 1200 * 6
+
+
 def test_types_of_the_input(tmp_path: Path) -> None:
     crops = random_crops(2, 20)
     plain = crops.transpose(0, 3, 1, 2).astype(np.float64)
@@ -227,6 +270,15 @@ def test_files_that_cannot_be_used_are_named_in_one_line(tmp_path: Path) -> None
         (model(), "size=24", r"its input is \[\?, 3, 20, 20\] in NCHW; expected 24x24 px, as --input says"),
         (model(metadata={METADATA_KEY: own}), None, "expected 24x24 px, as facemill.input says"),
         (model(metadata={METADATA_KEY: "{}"}), None, "its input's description is wrong: height_px"),
+        (
+            model(metadata={METADATA_KEY: own.replace("24}", '24, "mean": [NaN, 1, 1]}')}),
+            None,
+            "wrong: mean.0: .* finite",
+        ),
+        (model(metadata={METADATA_KEY: own.replace("24}", '24, "std": [1, 1, Infinity]}')}), None, "wrong: std.2"),
+        (model(metadata={METADATA_KEY: own.replace("24}", '24, "template": [NaN]}')}), None, "wrong: template.0"),
+        (model(metadata={"facemill.trained_on": '{"ab": 1}'}), None, "its facemill.trained_on cannot be read"),
+        (model(dtype=TensorProto.UINT8), "mean=0 std=1", "--input: mean= and std= given with .*, which takes uint8"),
         (model(num_values=1300), None, r"ONNX Runtime cannot open it \(Fail: .*MatMul"),
         (model(("N", 3, "H", "W")), "size=24", r"ONNX Runtime fails on float32 \[3, 3, 24, 24\]"),
         (

@@ -113,3 +113,11 @@ def test_modules_that_cannot_be_imported_are_named_in_one_line(module: str) -> N
         with pytest.raises(UserError, match=rf"{name}:f: cannot be imported \({message}") as caught:
             open_callable(f"{name}:f")
         assert "\n" not in str(caught.value)
+
+
+def test_the_current_directory_comes_first(module: str, tmp_path: Path) -> None:
+    """Also where it stands on the path already, behind another."""
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / f"{module}.py").write_text("number = 3\n")
+    sys.path[:0] = [str(tmp_path / "other"), str(tmp_path)]
+    assert open_callable(f"{module}:channels").description.embedding_dim == 3
