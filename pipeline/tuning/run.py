@@ -18,7 +18,7 @@ from pipeline.config.errors import UserError
 from pipeline.config.location import Location
 from pipeline.config.search import SearchConfig
 from pipeline.data.remote import open_filesystem
-from pipeline.engine.lock import exclusive
+from pipeline.lock import exclusive
 from pipeline.tuning.cluster import cluster, num_trials_at_a_time
 from pipeline.tuning.report import render_report
 from pipeline.tuning.results import SearchResults, SearchSummary, Trial, scored, write_results

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from pipeline import lock
 from pipeline.config.errors import InUseError, UserError
 from pipeline.config.search import SearchConfig
-from pipeline.engine import lock
 from pipeline.tuning.run import _take_place, run
 from pipeline.tuning.search import MOST_WAITING_AT_A_TIME, _driver_needs
 
