@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
-
-import pytest
 
 from pipeline import checkpoint
 from pipeline.checkpoint_writer import save as save_checkpoint
@@ -16,6 +12,7 @@ from pipeline.config.load import validate_config
 from pipeline.data.manifest import Dataset
 from pipeline.model.backbones import build_backbone
 from tests.checkpoints import make_info
+from tests.scripts import load_script
 
 EVALUATE = Path(__file__).parents[1] / "launch" / "evaluate.py"
 
@@ -23,13 +20,13 @@ Command = Callable[..., Path]
 """Takes flags, and options by name, over the defaults; gives the output directory."""
 
 
-def make_run(root: Path, data: Dataset) -> Path:
-    """A run directory with an untrained checkpoint and a metrics file; gives `root`."""
+def make_run(root: Path, data: Dataset, **backbone: object) -> Path:
+    """A run directory with an untrained checkpoint and a metrics file; gives `root`. `backbone`: further settings."""
     config = validate_config(
         {
             "output": str(root),
             "data": {"path": str(data.root)},
-            "backbone": {"kind": "iresnet", "depth": 18, "width": 0.125, "embedding_dim": 16},
+            "backbone": {"kind": "iresnet", "depth": 18, "width": 0.125, "embedding_dim": 16, **backbone},
             "training": {"epochs": 1, "global_batch": 4, "local_batch": 4},
         }
     )
@@ -48,14 +45,9 @@ def make_run(root: Path, data: Dataset) -> Path:
     return root
 
 
-def load_command(monkeypatch: pytest.MonkeyPatch, **defaults: object) -> Command:
+def load_command(**defaults: object) -> Command:
     """The command with these options where a call gives no others; an option of None is left out."""
-    spec = importlib.util.spec_from_file_location("launch_evaluate", EVALUATE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
+    module = load_script(EVALUATE)
 
     def call(*extra: str, **options: object) -> Path:
         given = {**defaults, **options}

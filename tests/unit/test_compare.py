@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -23,6 +21,7 @@ from pipeline.evaluate.scores import write_scores
 from pipeline.evaluate.side_by_side import compare, judge, put_in_words
 from tests.evaluations import NUM_PAIRS, PAIRS, distances_of, make_pairs, write_evaluation
 from tests.html_pages import check_self_contained
+from tests.scripts import load_script
 
 COMPARE = Path(__file__).parents[2] / "launch" / "compare.py"
 
@@ -38,14 +37,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 @pytest.fixture
-def launch(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("launch_compare", COMPARE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
-    return module
+def launch() -> ModuleType:
+    return load_script(COMPARE)
 
 
 def test_holm_by_hand() -> None:

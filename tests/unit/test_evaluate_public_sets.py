@@ -37,9 +37,9 @@ def run(tmp_path_factory: pytest.TempPathFactory, data: Dataset) -> Path:
 
 
 @pytest.fixture
-def evaluate(tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
+def evaluate(tmp_path: Path, run: Path) -> Command:
     """The command on photos that are aligned."""
-    return load_command(monkeypatch, model=run, output=tmp_path / "out", device="cpu", detector="none")
+    return load_command(model=run, output=tmp_path / "out", device="cpu", detector="none")
 
 
 def read(out: Path) -> Evaluation:

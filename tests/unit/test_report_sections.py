@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline import checkpoint
-from pipeline.checkpoint_writer import save as save_checkpoint
 from pipeline.config.errors import UserError
-from pipeline.config.load import validate_config
 from pipeline.data.manifest import Dataset, open_dataset
 from pipeline.evaluate.result import Evaluation
-from pipeline.model.backbones import build_backbone
-from tests.checkpoints import make_info
 from tests.datasets import make_dataset
+from tests.evaluation_command import Command, load_command, make_run
 from tests.html_pages import check_self_contained
 
 CROP_PX = 32
-EVALUATE = Path(__file__).parents[2] / "launch" / "evaluate.py"
-
-Command = Callable[..., Path]
 
 
 @pytest.fixture(scope="module")
@@ -38,38 +28,15 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, data: Dataset) -> Path:
     """A run directory with an untrained checkpoint of a model with dropout."""
-    root = tmp_path_factory.mktemp("run")
-    config = validate_config(
-        {
-            "output": str(root),
-            "data": {"path": str(data.root)},
-            "backbone": {"kind": "iresnet", "depth": 18, "width": 0.125, "embedding_dim": 16, "dropout": 0.4},
-            "training": {"epochs": 1, "global_batch": 4, "local_batch": 4},
-        }
-    )
-    model = build_backbone(config.backbone, CROP_PX, 0)
-    tensors = {checkpoint.BACKBONE_PREFIX + name: value for name, value in model.state_dict().items()}
-    described = {"config": config.model_dump(mode="json"), "dataset": data.info.model_dump(mode="json")}
-    save_checkpoint(root / "checkpoints", tensors, make_info(7, samples=28, num_classes=10, **described), keep=1)
+    root = make_run(tmp_path_factory.mktemp("run"), data, dropout=0.4)
+    (root / "metrics.jsonl").unlink()  # charts are counted here, and curves would be some
     return root
 
 
 @pytest.fixture
-def evaluate(tmp_path: Path, run: Path, data: Dataset, monkeypatch: pytest.MonkeyPatch) -> Command:
+def evaluate(tmp_path: Path, run: Path, data: Dataset) -> Command:
     """Call `launch/evaluate.py` with options over defaults; gives the output directory."""
-    spec = importlib.util.spec_from_file_location("launch_evaluate", EVALUATE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
-
-    def call(*words: str) -> Path:
-        given = ["--model", str(run), "--data", str(data.root), "--output", str(tmp_path / "out"), "--device", "cpu"]
-        module.app([*given, *words], standalone_mode=False)
-        return tmp_path / "out"
-
-    return call
+    return load_command(model=run, data=data.root, output=tmp_path / "out", device="cpu")
 
 
 def read(out: Path) -> dict[str, Any]:
