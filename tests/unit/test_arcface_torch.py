@@ -30,7 +30,7 @@ def test_an_imported_backbone_gives_the_same_embeddings(tmp_path: Path, depth: i
     with torch.no_grad():
         expected, ours = reference(scaled(crops)), evaluation_model(imported)(crops)
     assert (expected[0] - expected[1]).abs().max() > 0.1 * expected.std(), "the comparison would say nothing"
-    assert (ours - expected).abs().max() < 1e-5 * expected.std()
+    assert (ours - expected).abs().max() < 3e-5 * expected.std()
 
 
 @pytest.fixture(scope="module")

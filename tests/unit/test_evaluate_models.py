@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +130,7 @@ def test_an_onnx_file_is_scored_by_one_command(
     assert content["verification"]["accuracy"]["mean"] > 0.6
     assert content["speed"]["num_photos"] == 60
     printed = capsys.readouterr().out
-    assert re.search(r"m\.onnx, +13,824", " ".join(printed.split()))
+    assert "m.onnx,13,824parameters" in "".join(printed.split())  # a long path is broken anywhere
     page = (out / "report.html").read_text()
     assert "24×32 px" in page
     assert "RGB, float32 NHWC, less 0.0, divided by 255.0" in page
