@@ -30,6 +30,7 @@ from pipeline.config.decoder import CpuDecoder, DaliDecoder
 from pipeline.data.loader import Loader
 from pipeline.data.manifest import SplitIndex, open_dataset
 from pipeline.data.reader import Reader
+from pipeline.data.step_plan import Order
 from pipeline.engine.memory import keep_freed_memory
 
 BATCH = 256
@@ -62,7 +63,7 @@ def main() -> None:
         "DALI": lambda: ours(split, crop_px, DaliDecoder(), num_samples),
     }
     peers: dict[str, Callable[[], int]] = {
-        "webdataset.WebLoader": lambda: web_loader(split, num_samples),
+        "webdataset.WebLoader": lambda: web_loader([str(path) for path in split.shards], num_samples),
         "ImageFolder + DataLoader": lambda: image_folder(folder, num_samples),
     }
     turns = {"bare decoder": lambda: bare_decoder(contents, num_samples), **own, **peers}
@@ -89,17 +90,25 @@ def main() -> None:
         write(arguments.json, figures)
 
 
-def ours(split: SplitIndex, crop_px: int, decoder: CpuDecoder | DaliDecoder, num_samples: int) -> int:
+def ours(
+    split: SplitIndex,
+    crop_px: int,
+    decoder: CpuDecoder | DaliDecoder,
+    num_samples: int,
+    order: Order | None = None,
+) -> int:
     """The training loader on one rank."""
     count = 0
-    with make_loader(split, crop_px, decoder, num_samples) as loader:
+    with make_loader(split, crop_px, decoder, num_samples, order) as loader:
         for batch in loader:
             count += sum(len(micro.images) for micro in batch.micro_batches)
     return count
 
 
-def make_loader(split: SplitIndex, crop_px: int, decoder: CpuDecoder | DaliDecoder, num_samples: int) -> Loader:
-    """Without augmentation."""
+def make_loader(
+    split: SplitIndex, crop_px: int, decoder: CpuDecoder | DaliDecoder, num_samples: int, order: Order | None
+) -> Loader:
+    """Without augmentation; in the plain order unless another is given."""
     return Loader(
         split,
         seed=0,
@@ -113,6 +122,7 @@ def make_loader(split: SplitIndex, crop_px: int, decoder: CpuDecoder | DaliDecod
         augment=(),
         device=torch.device("cpu"),
         crop_px=crop_px,
+        order=order,
         num_threads=WORKERS,
     )
 
@@ -130,9 +140,9 @@ def bare_decoder(contents: list[Tensor], num_samples: int) -> int:
         return sum(pool.map(decode, range(0, num_samples, _CHUNK)))
 
 
-def web_loader(split: SplitIndex, num_samples: int) -> int:
-    """webdataset with its shuffle buffer, decoding to uint8 tensors; tars dealt to workers."""
-    urls = [str(path) for path in split.shards] * (WORKERS if len(split.shards) < WORKERS else 1)
+def web_loader(tars: list[str], num_samples: int) -> int:
+    """webdataset with its shuffle buffer, decoding to uint8 tensors; tars, paths or URLs, dealt to workers."""
+    urls = tars * (WORKERS if len(tars) < WORKERS else 1)
     data = webdataset.WebDataset(urls, shardshuffle=len(urls), seed=0).shuffle(1000).decode("torchrgb8")
     data = data.to_tuple("jpg", "cls").batched(BATCH).repeat()
     loader = webdataset.WebLoader(data, batch_size=None, num_workers=WORKERS)

@@ -38,10 +38,11 @@ from figures import Figure, write
 from pipeline import dist
 from pipeline.config.load import load_config
 from pipeline.config.schema import Config
-from pipeline.data.loader import Loader, StepBatch
+from pipeline.data.loader import StepBatch
 from pipeline.engine.memory import keep_freed_memory
 from pipeline.engine.predict import Workload, least_bytes, sent_bytes
 from pipeline.engine.run import RunPlan, plan_run
+from pipeline.engine.stream import open_loader
 from pipeline.engine.trainer import Trainer
 from pipeline.progress import PROGRESS
 
@@ -144,7 +145,7 @@ def configuration(arguments: argparse.Namespace, output: Path) -> Config:
 def loader_rate(trainer: Trainer, num_steps: int) -> float:
     """Samples/s of all ranks while they do nothing but load."""
     plan, batch = trainer.plan, trainer.config.training.global_batch
-    with open_loader(plan, trainer.device, num_steps) as loader:
+    with open_loader(plan, trainer.device, 0, num_steps * batch, plan.order) as loader:
         return num_steps * batch / timed(lambda: [None for _ in loader], trainer.device)
 
 
@@ -174,30 +175,9 @@ def whole_rate(trainer: Trainer, plan: RunPlan) -> float:
 
 def held_batches(trainer: Trainer) -> list[StepBatch]:
     """A few of the run's first batches."""
-    with open_loader(trainer.plan, trainer.device, NUM_HELD_BATCHES) as loader:
+    plan, num_samples = trainer.plan, NUM_HELD_BATCHES * trainer.config.training.global_batch
+    with open_loader(plan, trainer.device, 0, num_samples, plan.order) as loader:
         return list(loader)
-
-
-def open_loader(plan: RunPlan, device: torch.device, num_steps: int) -> Loader:
-    """As the trainer opens it, for the run's first steps."""
-    config = plan.config
-    return Loader(
-        plan.split,
-        seed=config.seed,
-        global_batch=config.training.global_batch,
-        local_batch=config.training.local_batch,
-        rank=dist.rank(),
-        world_size=dist.world_size(),
-        start=0,
-        stop=num_steps * config.training.global_batch,
-        decoder=config.data.decoder,
-        augment=config.data.augment,
-        device=device,
-        crop_px=plan.crop_px,
-        order=plan.order,
-        prefetch_steps=config.data.prefetch_steps,
-        num_threads=config.data.num_threads,
-    )
 
 
 def timed(work: Callable[[], object], device: torch.device) -> float:
