@@ -123,7 +123,7 @@ def main(
     refuse_unfit(wanted, recogniser, tests, data)
     strangers = None
     if distractors is not None:
-        strangers = open_distractors(recogniser, request, {photo.identity for photo in tests.split_photos()})
+        strangers = open_distractors(recogniser, request, {photo.identity for photo in tests.split_photos})
         tests.notes += strangers.notes
     folder = _make_output(output or (recogniser.run_directory or Path()) / "evaluation")
     if tests.pairs_file is None:
@@ -148,7 +148,7 @@ def main(
         verification=found.verification,
         scores_sha256=scores_sha256,
         identification=found.identification,
-        **({} if found.sections is None else dict(found.sections)),
+        **dict(found.sections),
         model=recogniser.description,
         speed=found.speed,
         data=result.Data(

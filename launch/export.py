@@ -96,7 +96,7 @@ def main(
     from pipeline.export.card import card_path, read_evaluation
     from pipeline.export.checked import open_check
     from pipeline.export.description import describe
-    from pipeline.inputs.models import open_run
+    from pipeline.inputs.models import recognise
 
     for path in outputs:
         _try_out(path)
@@ -104,7 +104,7 @@ def main(
     which: Literal["ema", "raw"] | None = None if weights is None else weights.value
     step = find_checkpoint(checkpoint)  # once: a run that goes on may have another one soon
     loaded = load_backbone(step, torch.device("cpu"), which)
-    recogniser = open_run(step, torch.device("cpu"), which)
+    recogniser = recognise(loaded, step, step, torch.device("cpu"))
     description = describe(loaded, licence, normalise_inside)
     files: list[ExportedFile] = []
     check = None
@@ -219,7 +219,7 @@ def _make_centres(path: Path, checkpoint: Path, description: Description) -> Exp
 def _write(
     loaded: LoadedBackbone, files: list[ExportedFile], test: TestData | None, evaluation: dict[str, Any] | None
 ) -> None:
-    from pipeline.evaluate.result import write_text
+    from pipeline.evaluate.result import write_bytes, write_text
     from pipeline.export.card import card_path, centres_card, model_card
 
     command = shlex.join(["python", *sys.argv])
@@ -232,20 +232,11 @@ def _write(
         else:
             card = centres_card(file, others, loaded, command)
             said = f"{file.format}, step {loaded.step:,}"
-        _write_bytes(file.path, file.content)
-        write_text(card_path(file.path), card)
+        write_bytes(file.path, file.content, remedy="")
+        write_text(card_path(file.path), card, remedy="")
         typer.echo(f"{file.path}: {said}, {len(file.content):,} bytes, model card {card_path(file.path).name}")
         if file.parity is not None:
             typer.echo(f"{file.path}: {file.parity.sentence()}")
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    from pipeline.atomic_write import write_atomically
-
-    try:
-        write_atomically(path, content)
-    except OSError as error:
-        raise UserError(path, f"cannot be written ({error.strerror})") from None
 
 
 if __name__ == "__main__":

@@ -10,7 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError,
 
 from pipeline.config.errors import UserError
 
-METADATA_KEY = "facemill.input"
+METADATA_PREFIX = "facemill."
+"""Of all keys that exported files have in their metadata."""
+METADATA_KEY = f"{METADATA_PREFIX}input"
 """Under this key of an ONNX file's metadata stands an `InputSpec` as JSON."""
 
 
@@ -39,6 +41,11 @@ class InputSpec(BaseModel):
     def crop_px(self) -> int:
         """Side of the square crops whose centre, `height_px` by `width_px`, the network gets."""
         return max(self.height_px, self.width_px)
+
+    @property
+    def margins(self) -> tuple[int, int]:
+        """Rows above and columns left of that centre."""
+        return (self.crop_px - self.height_px) // 2, (self.crop_px - self.width_px) // 2
 
     @field_validator("std")
     @classmethod
@@ -75,7 +82,7 @@ def network_input(crops: npt.NDArray[np.uint8], spec: InputSpec) -> npt.NDArray[
     Returns:
         [B, 3, H, W] or [B, H, W, 3] of `spec.dtype`, contiguous.
     """
-    top, left = (spec.crop_px - spec.height_px) // 2, (spec.crop_px - spec.width_px) // 2
+    top, left = spec.margins
     centre = crops[:, :, top : top + spec.height_px, left : left + spec.width_px]
     pixels: npt.NDArray[np.generic] = centre[:, ::-1] if spec.colour == "BGR" else centre
     if spec.dtype != "uint8":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +10,7 @@ import numpy.typing as npt
 from pipeline.config.errors import TemporaryError
 from pipeline.data.decode_cpu import decode_crop
 from pipeline.data.reader import IO_ERROR, BadSample, Reader
+from pipeline.read_ahead import read_ahead
 
 Rows = npt.NDArray[np.int64]
 Crops = npt.NDArray[np.uint8]
@@ -36,14 +36,7 @@ def read_row_crops(
         TemporaryError: with `must_answer`, the storage does not give a photo.
     """
     parts = [rows[first : first + batch] for first in range(0, len(rows), batch)]
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="crops") as pool:
-        ahead = pool.submit(_read, reader, crop_px, parts[0], must_answer) if parts else None
-        for part in [*parts[1:], None]:
-            if ahead is None:
-                return
-            found = ahead.result()
-            ahead = None if part is None else pool.submit(_read, reader, crop_px, part, must_answer)
-            yield found
+    return read_ahead(lambda part: _read(reader, crop_px, part, must_answer), parts)
 
 
 def _read(reader: Reader, crop_px: int, rows: Rows, must_answer: bool) -> tuple[Rows, Crops]:

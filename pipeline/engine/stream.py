@@ -60,7 +60,8 @@ class Stream:
                 self._mined = mined
                 if dist.rank() == 0:
                     write_list(self._plan.config.output, mined)
-            with self._loader(position, segment) as loader:
+            stop = min(segment.stop, self._plan.total_samples)
+            with open_loader(self._plan, self._device, position, stop, self._order(segment)) as loader:
                 yield from loader
             position = segment.stop
 
@@ -93,22 +94,31 @@ class Stream:
         assert self._mined.number == segment.number
         return MinedOrder.create(plain, plan.mining, segment, self._mined, plan.config.seed)
 
-    def _loader(self, position: int, segment: Segment) -> Loader:
-        plan, config = self._plan, self._plan.config
-        return Loader(
-            plan.split,
-            seed=config.seed,
-            global_batch=config.training.global_batch,
-            local_batch=config.training.local_batch,
-            rank=dist.rank(),
-            world_size=dist.world_size(),
-            start=position,
-            stop=min(segment.stop, plan.total_samples),
-            decoder=config.data.decoder,
-            augment=config.data.augment,
-            device=self._device,
-            crop_px=plan.crop_px,
-            order=self._order(segment),
-            prefetch_steps=config.data.prefetch_steps,
-            num_threads=config.data.num_threads,
-        )
+
+def open_loader(plan: RunPlan, device: torch.device, start: int, stop: int, order: Order) -> Loader:
+    """This rank's loader of a part of a run.
+
+    Args:
+        plan: of the run.
+        device: where micro-batches are wanted.
+        start, stop: stream positions, numbers of samples.
+        order: which samples these are.
+    """
+    config = plan.config
+    return Loader(
+        plan.split,
+        seed=config.seed,
+        global_batch=config.training.global_batch,
+        local_batch=config.training.local_batch,
+        rank=dist.rank(),
+        world_size=dist.world_size(),
+        start=start,
+        stop=stop,
+        decoder=config.data.decoder,
+        augment=config.data.augment,
+        device=device,
+        crop_px=plan.crop_px,
+        order=order,
+        prefetch_steps=config.data.prefetch_steps,
+        num_threads=config.data.num_threads,
+    )

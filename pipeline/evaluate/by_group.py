@@ -21,7 +21,7 @@ def figures_by_group(scored: ScoredPairs, groups: Mapping[str, Groups]) -> dict[
     """
     found: dict[str, list[result.GroupFigures]] = {}
     for name, sides in groups.items():
-        left, right = (np.array(side, str)[scored.place] for side in (sides.left, sides.right))
+        left, right = sides.at(scored.place)
         within = np.where(left == right, left, "")
         found[name] = [_figures(scored, group, within == group) for group in np.unique(within).tolist() if group]
     return found

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
+import numpy as np
 from markupsafe import Markup
 
 WIDTH, HEIGHT = 480, 300
@@ -47,6 +48,14 @@ class Series:
     filled: bool = False
     caption: str = ""
     """What hovering over the line shows."""
+
+
+def roc_frame(num_different: int) -> tuple[Axis, Axis, Series]:
+    """Axes of TAR over FAR, and the line of chance; FAR, logarithmic, ends at one false accept of so many pairs: below
+    it nothing was measured."""
+    x = log_axis(1.0 / max(num_different, 10), "false accept rate (FAR)")
+    chance = np.geomspace(x.low, 1.0, 80).tolist()
+    return x, percent_axis(0.0, 1.0, 0.2, "true accept rate, %"), Series("chance", chance, chance)
 
 
 def linear_axis(values: Sequence[float], label: str, *, from_zero: bool = False) -> Axis:

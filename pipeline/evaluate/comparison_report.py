@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 from markupsafe import Markup
 
-from pipeline.evaluate.charts import Series, chart, log_axis, percent_axis
+from pipeline.evaluate.charts import Series, chart, roc_frame
 from pipeline.evaluate.comparison_result import ComparedSet, Comparison, Figure, FigureDifference
 from pipeline.evaluate.page import render_page
 from pipeline.evaluate.result import Bounds
@@ -66,18 +65,15 @@ def render_comparison(comparison: Comparison) -> str:
 
 
 def roc_chart(one: ComparedSet, numbers: dict[str, int]) -> Markup:
-    """All models' TAR over FAR, the latter on a logarithmic axis that ends at one false accept.
+    """All models' TAR over FAR.
 
     Args:
         one: the set.
         numbers: by model, what picks its colour and dashes: the class `m0`, `m1`, …
     """
-    x = log_axis(1.0 / max(one.num_different, 10), "false accept rate (FAR)")
-    y = percent_axis(0.0, 1.0, 0.2, "true accept rate, %")
-    chance = np.geomspace(x.low, 1.0, 80).tolist()
-    series = [Series("chance", chance, chance)]
-    series += [
+    x, y, chance = roc_frame(one.num_different)
+    measured = [
         Series(f"m{numbers[model.model]}", model.roc.far, model.roc.tar, step=True, caption=model.model)
         for model in one.models
     ]
-    return chart(f"ROC of {len(one.models)} models on {one.name}", x, y, series)
+    return chart(f"ROC of {len(one.models)} models on {one.name}", x, y, [chance, *measured])

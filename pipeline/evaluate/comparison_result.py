@@ -4,20 +4,15 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from pipeline.evaluate.result import Bounds, RocPoints
+from pipeline.evaluate.result_sections import Frozen
 
 SCHEMA_VERSION = 1
 
 Verdict = Literal["better", "worse", "unsettled", "no_difference"]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class ComparedModel(_Frozen):
+class ComparedModel(Frozen):
     """One of the models."""
 
     name: str
@@ -42,7 +37,7 @@ class ComparedModel(_Frozen):
     """On what it was measured."""
 
 
-class Figure(_Frozen):
+class Figure(Frozen):
     """One figure of one model on one set."""
 
     value: float | None
@@ -52,7 +47,7 @@ class Figure(_Frozen):
     """Whether the interval of the paired difference to each other model leaves 0 out, on the good side."""
 
 
-class OnSet(_Frozen):
+class OnSet(Frozen):
     """One model on one set, measured on the pairs that all models of the set have."""
 
     model: str
@@ -67,7 +62,7 @@ class OnSet(_Frozen):
     roc: RocPoints
 
 
-class McNemarTest(_Frozen):
+class McNemarTest(Frozen):
     """McNemar's test, each model at the threshold that is best on the other folds."""
 
     only_baseline: int
@@ -79,7 +74,7 @@ class McNemarTest(_Frozen):
     method: Literal["exact", "chi2"]
 
 
-class FigureDifference(_Frozen):
+class FigureDifference(Frozen):
     """The model's figure minus the baseline's."""
 
     value: float | None
@@ -88,7 +83,7 @@ class FigureDifference(_Frozen):
     """Whether the interval leaves 0 out."""
 
 
-class PairedTest(_Frozen):
+class PairedTest(Frozen):
     """One model against the baseline on one set."""
 
     model: str
@@ -103,7 +98,7 @@ class PairedTest(_Frozen):
     """Keys as those of `OnSet.figures`."""
 
 
-class ComparedSet(_Frozen):
+class ComparedSet(Frozen):
     """One test set."""
 
     name: str
@@ -122,7 +117,7 @@ class ComparedSet(_Frozen):
     tests: list[PairedTest]
 
 
-class Comparison(_Frozen):
+class Comparison(Frozen):
     """The content of `comparison.json`."""
 
     schema_version: int = SCHEMA_VERSION

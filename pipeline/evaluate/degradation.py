@@ -87,11 +87,7 @@ class DegradedPhotos:
     """The photos of another source, degraded; see `pipeline.evaluate.photos.PhotoSource`."""
 
     def __init__(self, source: PhotoSource, degradation: Degradation) -> None:
-        self.contradicting = source.contradicting
         self._source, self._degradation = source, degradation
-
-    def numbers(self) -> Mapping[str, list[int]]:
-        return self._source.numbers()
 
     def load(self, photo: Photo) -> Crop | Rejected:
         crop = self._source.load(photo)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -16,6 +15,7 @@ from pipeline.config.errors import UserError
 from pipeline.evaluate.pairs import Photo
 from pipeline.evaluate.photos import Crop, PhotoSource, Rejected
 from pipeline.evaluate.stored import StoredEmbeddings
+from pipeline.read_ahead import read_ahead
 
 EmbedFn: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 """uint8 [B, 3, H, W] RGB on the model's device to float [B, D]; the model normalises pixels itself."""
@@ -80,31 +80,26 @@ def extract_embeddings(
     missing: dict[Photo, str] = {}
     batch_ms: list[float] = []
     chunks = [photos[start : start + batch] for start in range(0, len(photos), batch)]
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="crops") as pool:
-        ahead = pool.submit(_load, source, chunks[0]) if chunks else None
-        for number, chunk in enumerate(chunks):
-            assert ahead is not None
-            loaded = ahead.result()
-            if number + 1 < len(chunks):
-                ahead = pool.submit(_load, source, chunks[number + 1])
-            usable: list[Photo] = []
-            crops: list[Crop] = []
-            for photo, crop in zip(chunk, loaded, strict=True):
-                if isinstance(crop, Rejected):
-                    missing[photo] = crop.reason
-                    continue
-                _require_size(crop, embedder, photo)
-                usable.append(photo)
-                crops.append(crop)
-            if usable:
-                started = time.perf_counter()
-                embedded, length = _embed(embedder, np.stack(crops), usable, flip)
-                batch_ms.append(1000.0 * (time.perf_counter() - started) / len(usable))
-                vectors.append(embedded)
-                norms.append(length)
-                kept.extend(usable)
-            if advance is not None:
-                advance(len(chunk))
+    loading = read_ahead(lambda chunk: [source.load(photo) for photo in chunk], chunks)
+    for chunk, loaded in zip(chunks, loading, strict=True):
+        usable: list[Photo] = []
+        crops: list[Crop] = []
+        for photo, crop in zip(chunk, loaded, strict=True):
+            if isinstance(crop, Rejected):
+                missing[photo] = crop.reason
+                continue
+            _require_size(crop, embedder, photo)
+            usable.append(photo)
+            crops.append(crop)
+        if usable:
+            started = time.perf_counter()
+            embedded, length = _embed(embedder, np.stack(crops), usable, flip)
+            batch_ms.append(1000.0 * (time.perf_counter() - started) / len(usable))
+            vectors.append(embedded)
+            norms.append(length)
+            kept.extend(usable)
+        if advance is not None:
+            advance(len(chunk))
     stacked = np.concatenate(vectors) if vectors else np.empty((0, 0), np.float64)
     lengths = np.concatenate(norms) if norms else np.empty(0, np.float64)
     return Embeddings(photos=kept, vectors=stacked, missing=missing, norms=lengths, batch_ms=batch_ms)
@@ -118,10 +113,6 @@ def _look_up(
         advance(len(photos))
     norms = np.linalg.norm(raw, axis=1)
     return Embeddings(photos=kept, vectors=raw / norms[:, None], missing=missing, norms=norms)
-
-
-def _load(source: PhotoSource, photos: Sequence[Photo]) -> list[Crop | Rejected]:
-    return [source.load(photo) for photo in photos]
 
 
 def _require_size(crop: Crop, embedder: Embedder, photo: Photo) -> None:
@@ -146,10 +137,27 @@ def _embed(
             vectors = vectors + embedder.embed(images.flip(-1))
     # float64 from here on, as the reference protocol: distances near a threshold must not depend on rounding.
     raw: npt.NDArray[np.float64] = vectors.to("cpu", torch.float64).numpy()
-    norms = np.linalg.norm(raw, axis=1, keepdims=True)
-    bad = ~np.isfinite(raw).all(axis=1) | ~(norms[:, 0] > _SMALLEST_NORM)
+    norms = require_usable(raw, lambda row: str(photos[row]), embedder.where)
+    return raw / norms[:, None], norms
+
+
+def require_usable(
+    vectors: npt.NDArray[np.float64], name: Callable[[int], str], where: object
+) -> npt.NDArray[np.float64]:
+    """The lengths [N] of embeddings.
+
+    Args:
+        vectors: [N, D].
+        name: gives the name of a row's photo, for messages.
+        where: the model, as messages name it.
+
+    Raises:
+        UserError: an embedding is not finite or is zero.
+    """
+    norms = np.linalg.norm(vectors, axis=1)
+    bad = ~np.isfinite(vectors).all(axis=1) | ~(norms > _SMALLEST_NORM)
     if bad.any():
-        first = photos[int(np.argmax(bad))]
-        found = f"{int(bad.sum())} of {len(photos)} embeddings are not finite or zero, first that of {first}"
-        raise UserError(embedder.where, found, "finite embeddings")
-    return raw / norms, norms[:, 0]
+        first = name(int(np.argmax(bad)))
+        found = f"{int(bad.sum())} of {len(bad)} embeddings are not finite or zero, first that of {first}"
+        raise UserError(where, found, "finite embeddings")
+    return norms

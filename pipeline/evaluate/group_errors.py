@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Literal
 
-import numpy as np
-
 from pipeline.evaluate import fairness
 from pipeline.evaluate.grouped_pairs import Groups
 from pipeline.evaluate.intervals import NUM_RESAMPLES
@@ -38,13 +36,10 @@ def measure_groups(
         knows_people: intervals are over people; else over pairs.
         num_resamples: of the intervals.
     """
-    left = right = np.arange(len(scored.pairs))
-    if knows_people:
-        names = [[getattr(pair, side).identity for pair in scored.pairs] for side in ("left", "right")]
-        left, right = np.unique(names, return_inverse=True)[1].reshape(2, -1)
+    left, right = scored.people(knows_people)
     groupings = []
     for name, of_pairs in groups.items():
-        sides = [np.array(side, str)[scored.place] for side in (of_pairs.left, of_pairs.right)]
+        sides = of_pairs.at(scored.place)
         known = (sides[0] != "") & (sides[1] != "")
         rates = []
         if known.any():

@@ -22,6 +22,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from pipeline.config.errors import UserError
 from pipeline.evaluate.pairs import Pair, PairList, Photo, inner_path
 
@@ -37,6 +40,10 @@ class Groups:
 
     left: list[str]
     right: list[str]
+
+    def at(self, place: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.str_], npt.NDArray[np.str_]]:
+        """The groups of some pairs' two photos, by the pairs' places."""
+        return np.array(self.left, str)[place], np.array(self.right, str)[place]
 
 
 @dataclass(frozen=True)

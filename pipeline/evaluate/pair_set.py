@@ -23,12 +23,12 @@ class PairSetPhotos:
     """
 
     def __init__(self, pairs: PairBin, crop: Callable[[bytes], Crop | Rejected]) -> None:
-        self.contradicting: set[str] = set()
         self._crop = crop
         names = [Photo(*name) for number, same in enumerate(pairs.is_same) for name in photo_names(number, same)]
         self._images = dict(zip(names, pairs.images, strict=True))
 
     def numbers(self) -> Mapping[str, list[int]]:
+        """The numbers of each identity's photos."""
         found: dict[str, list[int]] = defaultdict(list)
         for photo in self._images:
             found[photo.identity].append(photo.number)

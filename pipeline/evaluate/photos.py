@@ -1,6 +1,6 @@
 """Where the photos of a pair list come from: a finished data set, or a folder of unaligned photos.
 
-Both answer the same three questions: which photos of a person are there, why is one missing, and what are its pixels.
+Both answer the same questions: which photos of a person are there, why is one missing, and what are its pixels.
 The photo `Name n` is the one called `Name_%04d` after the official scheme where all of the person's photos bear such
 names, each another. Otherwise n counts the person's photos in the order of their paths. Rejected photos count in both
 cases, so that numbers never shift.
@@ -59,13 +59,6 @@ class _Place(NamedTuple):
 class PhotoSource(Protocol):
     """Photos of people by identity and number."""
 
-    contradicting: set[str]
-    """Identities of whom a photo bears an official name and yet goes by another number."""
-
-    def numbers(self) -> Mapping[str, list[int]]:
-        """The numbers of each identity's usable photos, as far as is known without reading them."""
-        ...
-
     def load(self, photo: Photo) -> Crop | Rejected:
         """The aligned crop of a photo, or why there is none. Called from one thread at a time."""
         ...
@@ -92,7 +85,11 @@ def _official_number(identity: str, path: str) -> int:
 
 
 class DatasetPhotos:
-    """Crops of a finished data set, read straight from its shards through the manifest."""
+    """Crops of a finished data set, read straight from its shards through the manifest.
+
+    Attributes:
+        contradicting: identities of whom a photo bears an official name and yet goes by another number.
+    """
 
     def __init__(self, dataset: Dataset, splits: Iterable[str]) -> None:
         """Read the manifests of `splits`, rejects included: they have numbers too, and a reason.
@@ -129,11 +126,16 @@ class DatasetPhotos:
         }
 
     def numbers(self) -> Mapping[str, list[int]]:
+        """The numbers of each identity's photos that have a crop."""
         kept: dict[str, list[int]] = defaultdict(list)
         for photo, place in self._places.items():
             if not isinstance(place, Rejected):
                 kept[photo.identity].append(photo.number)
         return kept
+
+    def photos(self) -> list[Photo]:
+        """All photos that have a crop, in order."""
+        return sorted(photo for photo, place in self._places.items() if not isinstance(place, Rejected))
 
     def key(self, photo: Photo) -> str | Rejected:
         """The key of a photo's sample, or why it has none."""
@@ -153,7 +155,11 @@ class DatasetPhotos:
 
 
 class FolderPhotos:
-    """Photos of a folder that are not aligned yet, cropped by a function that is handed in."""
+    """Photos of a folder that are not aligned yet, cropped by a function that is handed in.
+
+    Attributes:
+        contradicting: identities of whom a photo bears an official name and yet goes by another number.
+    """
 
     def __init__(self, root: Path, listing: Iterable[ListedPhoto], crop: Callable[[Path], Crop | Rejected]) -> None:
         """Number the photos below `root`; `listing` must be the one that sharding uses, or numbers would differ."""
@@ -170,6 +176,7 @@ class FolderPhotos:
         }
 
     def numbers(self) -> Mapping[str, list[int]]:
+        """The numbers of each identity's photos that are readable, as far as is known without reading them."""
         found: dict[str, list[int]] = defaultdict(list)
         for photo, listed in self._listed.items():
             if not listed.problem:

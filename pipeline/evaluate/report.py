@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from markupsafe import Markup
 
-from pipeline.evaluate.charts import Axis, Series, chart, linear_axis, log_axis, number, percent_axis
+from pipeline.evaluate.charts import Axis, Series, chart, linear_axis, number, roc_frame
 from pipeline.evaluate.distractors import distractors_chart
 from pipeline.evaluate.page import render_page
 from pipeline.evaluate.pairs import Photo
@@ -94,15 +94,10 @@ def headline_rate(figures: Verification) -> tuple[str, TarAtFar] | None:
 
 
 def roc_chart(figures: Verification) -> Markup:
-    """TAR over FAR, the latter on a logarithmic axis that ends at one false accept: below it nothing was measured."""
-    x = log_axis(1.0 / max(figures.num_different, 10), "false accept rate (FAR)")
-    y = percent_axis(0.0, 1.0, 0.2, "true accept rate, %")
-    chance = np.geomspace(x.low, 1.0, 80).tolist()
-    series = [
-        Series("chance", chance, chance),
-        Series("plain", figures.roc.far, figures.roc.tar, step=True, filled=True),
-    ]
-    return chart("ROC: true accept rate over false accept rate", x, y, series)
+    """TAR over FAR."""
+    x, y, chance = roc_frame(figures.num_different)
+    measured = Series("plain", figures.roc.far, figures.roc.tar, step=True, filled=True)
+    return chart("ROC: true accept rate over false accept rate", x, y, [chance, measured])
 
 
 def histogram_chart(histogram: Histogram, threshold: float) -> Markup:

@@ -6,21 +6,15 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from pipeline.atomic_write import write_atomically
 from pipeline.config.errors import UserError
-from pipeline.evaluate.result_sections import Clusters, Fairness, PeopleMap, Quality, Robustness
+from pipeline.evaluate.result_sections import Clusters, Fairness, Frozen, PeopleMap, Quality, Robustness
 from pipeline.input_spec import InputSpec
 
 SCHEMA_VERSION = 3
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Fold(_Frozen):
+class Fold(Frozen):
     """One fold's result at the threshold that was best on the others."""
 
     fold: int
@@ -31,7 +25,7 @@ class Fold(_Frozen):
     """Squared distance."""
 
 
-class Accuracy(_Frozen):
+class Accuracy(Frozen):
     """Cross-validated accuracy over the folds."""
 
     mean: float
@@ -40,7 +34,7 @@ class Accuracy(_Frozen):
     folds: list[Fold]
 
 
-class TarAtFar(_Frozen):
+class TarAtFar(Frozen):
     """True accept rate where at most the named share of different pairs is accepted."""
 
     tar: float | None
@@ -53,7 +47,7 @@ class TarAtFar(_Frozen):
     """The least number of different pairs that this rate takes."""
 
 
-class Threshold(_Frozen):
+class Threshold(Frozen):
     """The best single threshold on all pairs; optimistic, as nothing is held out."""
 
     squared_distance: float
@@ -61,7 +55,7 @@ class Threshold(_Frozen):
     accuracy: float
 
 
-class FixedThreshold(_Frozen):
+class FixedThreshold(Frozen):
     """What a threshold does that was not chosen on these pairs."""
 
     squared_distance: float
@@ -72,14 +66,14 @@ class FixedThreshold(_Frozen):
     tar: float
 
 
-class Bounds(_Frozen):
+class Bounds(Frozen):
     """The ends of an interval."""
 
     low: float
     high: float
 
 
-class Intervals(_Frozen):
+class Intervals(Frozen):
     """Bootstrap intervals of the figures."""
 
     level: float
@@ -93,14 +87,14 @@ class Intervals(_Frozen):
     """
 
 
-class RocPoints(_Frozen):
+class RocPoints(Frozen):
     """The ROC, thinned for drawing; the figures were computed on all points."""
 
     far: list[float]
     tar: list[float]
 
 
-class Histogram(_Frozen):
+class Histogram(Frozen):
     """Counts of cosine scores between neighbouring edges."""
 
     edges: list[float]
@@ -108,14 +102,14 @@ class Histogram(_Frozen):
     different: list[int]
 
 
-class Missing(_Frozen):
+class Missing(Frozen):
     """A photo that the pair list names and that could not be used."""
 
     photo: str
     reason: str
 
 
-class GroupFigures(_Frozen):
+class GroupFigures(Frozen):
     """Verification within one group: the pairs whose photos are both of it."""
 
     group: str
@@ -132,7 +126,7 @@ class GroupFigures(_Frozen):
     tar_at_far: dict[str, TarAtFar] | None
 
 
-class Verification(_Frozen):
+class Verification(Frozen):
     """Everything measured on pairs."""
 
     protocol: str
@@ -167,7 +161,7 @@ class Verification(_Frozen):
     histogram: Histogram
 
 
-class TpirAtFpir(_Frozen):
+class TpirAtFpir(Frozen):
     """True positive identification rate where at most the named share of strangers' searches returns anybody."""
 
     tpir: float | None
@@ -180,7 +174,7 @@ class TpirAtFpir(_Frozen):
     """The least number of strangers' searches that this rate takes."""
 
 
-class OpenSet(_Frozen):
+class OpenSet(Frozen):
     """Searches among a part of the people, by them and by the others."""
 
     num_gallery: int
@@ -192,7 +186,7 @@ class OpenSet(_Frozen):
     """Keys `1e-1` to `1e-3`."""
 
 
-class Distractors(_Frozen):
+class Distractors(Frozen):
     """Searches among strangers: MegaFace's challenge 1."""
 
     path: str
@@ -206,7 +200,7 @@ class Distractors(_Frozen):
     """By the number of distractors (`10`, `100`, …), the share of searches that the right person's photo wins."""
 
 
-class Identification(_Frozen):
+class Identification(Frozen):
     """Searches among all people of a split, each enrolled with one photo."""
 
     protocol: str
@@ -226,7 +220,7 @@ class Identification(_Frozen):
     """null unless distractors were named."""
 
 
-class Model(_Frozen):
+class Model(Frozen):
     """Where the embeddings come from. What is not known of a model of its kind is null."""
 
     kind: Literal["run", "onnx", "python", "embeddings"] = "run"
@@ -257,7 +251,7 @@ class Model(_Frozen):
     """Which were measured: the moving average of the weights, or the weights themselves."""
 
 
-class Speed(_Frozen):
+class Speed(Frozen):
     """How fast the model embedded on the device that `environment` names."""
 
     embedding_ms: float
@@ -269,7 +263,7 @@ class Speed(_Frozen):
     """Photos a batch."""
 
 
-class Data(_Frozen):
+class Data(Frozen):
     """What the model was tested on."""
 
     path: str
@@ -290,7 +284,7 @@ class Data(_Frozen):
     """Null where no more than the pairs are known, as of a `.bin` file."""
 
 
-class Environment(_Frozen):
+class Environment(Frozen):
     """On what it ran."""
 
     versions: dict[str, str]
@@ -299,7 +293,7 @@ class Environment(_Frozen):
     num_cores: int
 
 
-class Evaluation(_Frozen):
+class Evaluation(Frozen):
     """The content of `evaluation.json`."""
 
     schema_version: int = SCHEMA_VERSION
@@ -353,13 +347,18 @@ def write_json(path: Path, evaluation: Evaluation) -> None:
     write_text(path, evaluation.model_dump_json(indent=2) + "\n")
 
 
-def write_text(path: Path, content: str) -> None:
-    """Write UTF-8 text under its final name at once.
+def write_text(path: Path, content: str, remedy: str = "--output FOLDER") -> None:
+    """Write UTF-8 text; see `write_bytes`."""
+    write_bytes(path, content.encode(), remedy)
+
+
+def write_bytes(path: Path, content: bytes, remedy: str = "--output FOLDER") -> None:
+    """Write a file under its final name at once.
 
     Raises:
-        UserError: the system refuses, be it for want of space or of rights.
+        UserError: the system refuses, be it for want of space or of rights; `remedy` says where else it could go.
     """
     try:
-        write_atomically(path, content.encode())
+        write_atomically(path, content)
     except OSError as error:
-        raise UserError(path, f"cannot be written ({error.strerror})", remedy="--output FOLDER") from None
+        raise UserError(path, f"cannot be written ({error.strerror})", remedy=remedy) from None

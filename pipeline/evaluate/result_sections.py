@@ -9,11 +9,13 @@ from pydantic import BaseModel, ConfigDict
 DegradationKind = Literal["blur", "low_resolution", "jpeg", "occlusion", "brightness"]
 
 
-class _Section(BaseModel):
+class Frozen(BaseModel):
+    """What all parts of a result have in common: nothing unknown, nothing infinite, no change."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class RobustnessPoint(_Section):
+class RobustnessPoint(Frozen):
     """Verification of the same pairs where the second photo of each is degraded this much."""
 
     strength: float
@@ -27,7 +29,7 @@ class RobustnessPoint(_Section):
     """At a threshold chosen on these pairs; null where there are too few different pairs."""
 
 
-class RobustnessCurve(_Section):
+class RobustnessCurve(Frozen):
     """One kind of degradation."""
 
     kind: DegradationKind
@@ -38,7 +40,7 @@ class RobustnessCurve(_Section):
     points: list[RobustnessPoint]
 
 
-class Robustness(_Section):
+class Robustness(Frozen):
     """Verification where photos get worse."""
 
     protocol: str
@@ -51,7 +53,7 @@ class Robustness(_Section):
     curves: list[RobustnessCurve]
 
 
-class RejectFigures(_Section):
+class RejectFigures(Frozen):
     """An error-versus-reject curve and its area."""
 
     rejected: list[float]
@@ -61,7 +63,7 @@ class RejectFigures(_Section):
     """Below the curve, from 0 to `up_to`."""
 
 
-class Quality(_Section):
+class Quality(Frozen):
     """Whether measures of photo quality predict false non-matches."""
 
     protocol: str
@@ -82,7 +84,7 @@ class Quality(_Section):
     """Measures that this model does not allow, and why."""
 
 
-class Coordinates(_Section):
+class Coordinates(Frozen):
     """Where a map puts the photos."""
 
     method: str
@@ -90,7 +92,7 @@ class Coordinates(_Section):
     y: list[float]
 
 
-class PeopleMap(_Section):
+class PeopleMap(Frozen):
     """Embeddings of some people's photos, laid out in the plane."""
 
     protocol: str
@@ -102,7 +104,7 @@ class PeopleMap(_Section):
     maps: list[Coordinates]
 
 
-class ClusterAgreement(_Section):
+class ClusterAgreement(Frozen):
     """How well clusters are people."""
 
     precision: float
@@ -110,7 +112,7 @@ class ClusterAgreement(_Section):
     f: float
 
 
-class ClusterFigures(_Section):
+class ClusterFigures(Frozen):
     """One way to cluster, measured."""
 
     method: str
@@ -125,7 +127,7 @@ class ClusterFigures(_Section):
     nmi: float
 
 
-class Clusters(_Section):
+class Clusters(Frozen):
     """Clusterings of the second half of a split's people."""
 
     protocol: str
@@ -139,7 +141,7 @@ class Clusters(_Section):
     methods: list[ClusterFigures]
 
 
-class GroupRate(_Section):
+class GroupRate(Frozen):
     """Errors among the pairs of a group or of two."""
 
     errors: int
@@ -151,7 +153,7 @@ class GroupRate(_Section):
     method: Literal["wilson", "bootstrap"]
 
 
-class GroupErrors(_Section):
+class GroupErrors(Frozen):
     """Pairs of which one photo is of one group and one of the other."""
 
     groups: tuple[str, str]
@@ -161,7 +163,7 @@ class GroupErrors(_Section):
     """False non-match rate; null without same pairs."""
 
 
-class GroupDisparity(_Section):
+class GroupDisparity(Frozen):
     """The worst and the best of some groups' rates."""
 
     worst: tuple[str, str]
@@ -172,7 +174,7 @@ class GroupDisparity(_Section):
     """Worst / best; null where the best is 0."""
 
 
-class Grouping(_Section):
+class Grouping(Frozen):
     """One column of groups."""
 
     name: str
@@ -182,7 +184,7 @@ class Grouping(_Section):
     fnmr: GroupDisparity | None
 
 
-class Fairness(_Section):
+class Fairness(Frozen):
     """Error rates of groups of people at one threshold."""
 
     protocol: str
@@ -191,7 +193,7 @@ class Fairness(_Section):
     groupings: list[Grouping]
 
 
-class Sections(_Section):
+class Sections(Frozen):
     """What was asked for; each is null unless it was."""
 
     robustness: Robustness | None = None

@@ -7,7 +7,7 @@ of cross-resolution recognition (Knoche, Hörmann & Rigoll 2021, XQLFW), and the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -121,11 +121,7 @@ class _Held:
     """Crops in memory."""
 
     def __init__(self, source: PhotoSource, photos: Sequence[Photo]) -> None:
-        self.contradicting: set[str] = set()
         self._crops = {photo: source.load(photo) for photo in photos}
-
-    def numbers(self) -> Mapping[str, list[int]]:
-        raise NotImplementedError("only its loading is used")
 
     def load(self, photo: Photo) -> Crop | Rejected:
         return self._crops[photo]

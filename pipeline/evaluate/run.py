@@ -35,6 +35,19 @@ class ScoredPairs:
     """[P] each pair's place in the list, dropped pairs counted."""
     unit: Literal["photo", "template"] = "photo"
 
+    def people(self, are_known: bool) -> tuple[verification.Ints, verification.Ints]:
+        """[P] and [P] numbers of each pair's two people, as `intervals.resample` takes them.
+
+        Args:
+            are_known: whether it is known who is on the photos; else each pair gets a number of its own.
+        """
+        if not are_known:
+            own = np.arange(len(self.pairs))
+            return own, own
+        names = [[getattr(pair, side).identity for pair in self.pairs] for side in ("left", "right")]
+        left, right = np.unique(names, return_inverse=True)[1].reshape(2, -1)
+        return left, right
+
 
 def measure(scored: ScoredPairs, flip: bool) -> result.Verification:
     """All verification figures of scored pairs.
@@ -118,11 +131,7 @@ def add_intervals(figures: result.Verification, scored: ScoredPairs, by_identity
     """
     if scored.fold is None:
         return figures
-    left = right = np.arange(len(scored.pairs))
-    if by_identity:
-        names = [[getattr(pair, side).identity for pair in scored.pairs] for side in ("left", "right")]
-        numbers = np.unique(names, return_inverse=True)[1].reshape(2, -1)
-        left, right = numbers[0], numbers[1]
+    left, right = scored.people(by_identity)
     fars = {
         f"tar_at_far.{name}": far
         for name, far in verification.FAR_TARGETS.items()

@@ -16,9 +16,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.atomic_write import write_atomically
 from pipeline.config.errors import UserError
 from pipeline.evaluate.pairs import Pair
+from pipeline.evaluate.result import write_bytes
 from pipeline.evaluate.verification import Bools, Floats, Ints, require_finite
 
 SCHEMA_VERSION = 1
@@ -95,30 +95,20 @@ def write_scores(
     Raises:
         UserError: the system refuses.
     """
-    identities = ("left_identity", "right_identity")
     columns: dict[str, object] = {
         "left": [str(pair.left) for pair in pairs],
         "right": [str(pair.right) for pair in pairs],
-        **dict.fromkeys(identities, [None] * len(pairs)),
+        "left_identity": [pair.left.identity if has_identities else None for pair in pairs],
+        "right_identity": [pair.right.identity if has_identities else None for pair in pairs],
         "same": [pair.same for pair in pairs],
         "fold": [pair.fold for pair in pairs],
         "squared_distance": distances,
     }
-    if has_identities:
-        columns |= {
-            name: [photos.identity for photos in side]
-            for name, side in zip(
-                identities, zip(*((pair.left, pair.right) for pair in pairs), strict=True), strict=True
-            )
-        }
     metadata = {_VERSION_KEY: str(SCHEMA_VERSION), _PAIRS_KEY: pairs_sha256}
     table = pa.table(columns, schema=_SCHEMA).replace_schema_metadata(metadata)
     content = io.BytesIO()
     pq.write_table(table, content, compression="zstd")
-    try:
-        write_atomically(path, content.getvalue())
-    except OSError as error:
-        raise UserError(path, f"cannot be written ({error.strerror})", remedy="--output FOLDER") from None
+    write_bytes(path, content.getvalue())
     return hashlib.sha256(content.getvalue()).hexdigest()
 
 

@@ -135,12 +135,13 @@ def score_templates(tests: TemplateSet, rows: EmbeddedRows, weights: TemplateWei
     vectors = rows.vectors if is_whole else rows.vectors[present]
     pooled = templates.pool(vectors, tests.template[present], tests.medium[present], weight)
     pairs = tests.pairs
-    unknown = ~(np.isin(pairs.left, tests.template) & np.isin(pairs.right, tests.template))
-    if unknown.any():
-        place = int(np.argmax(unknown))
-        found = f"{int(unknown.sum()):,} of {len(unknown):,} name a template without a photo, first line {place + 1}"
-        raise UserError("pairs of templates", found, "templates of the list of faces")
     kept = np.isin(pairs.left, pooled.ids) & np.isin(pairs.right, pooled.ids)
+    dropped = np.flatnonzero(~kept)
+    is_known = np.isin(pairs.left[dropped], tests.template) & np.isin(pairs.right[dropped], tests.template)
+    if not is_known.all():
+        unknown = dropped[~is_known]
+        found = f"{len(unknown):,} of {len(kept):,} name a template without a photo, first line {unknown[0] + 1}"
+        raise UserError("pairs of templates", found, "templates of the list of faces")
     left, right, same = pairs.left[kept], pairs.right[kept], pairs.same[kept]
     first = present[np.unique(tests.template[present], return_index=True)[1]]
     shown = [first[np.searchsorted(pooled.ids, side)] for side in (left, right)]
@@ -152,7 +153,7 @@ def score_templates(tests: TemplateSet, rows: EmbeddedRows, weights: TemplateWei
         fold=None,
         missing=rows.missing,
         num_photos=len(present),
-        num_dropped=int(np.count_nonzero(~kept)),
+        num_dropped=len(dropped),
         place=np.flatnonzero(kept),
         unit="template",
     )

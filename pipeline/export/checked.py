@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from pipeline.checkpoint import LoadedBackbone
 from pipeline.config.errors import UserError
 from pipeline.config.load import validate_config
@@ -57,7 +55,7 @@ def open_check(
 
     Args:
         loaded: the trained model, on the CPU.
-        recogniser: the same, as test sets want to know it.
+        recogniser: the same, as evaluation sees it.
         data: what `--data` names; None: what the run was trained on.
         pairs: a pair list; None: pairs are drawn.
         split: where pairs are drawn from; None: `val`.
@@ -73,9 +71,8 @@ def open_check(
         data = Path(str(location))
     tests = open_test_set(data, recogniser, Request(pairs=pairs, split=split))
     chosen = thin_drawn(tests.pairs) if tests.pairs_file is None else tests.pairs
-    embedder = Embedder(loaded.module, loaded.crop_px, torch.device("cpu"), str(recogniser.embedder.where))
     with embedding_progress(len(chosen.photos())) as advance:
-        trained = measure(embedder, tests.source, chosen, advance)
+        trained = measure(recogniser.embedder, tests.source, chosen, advance)
     how = f"drawn from split {tests.split}" if tests.pairs_file is None else f"of `{tests.pairs_file}`"
     num_dropped = len(chosen.pairs) - trained.num_pairs
     dropped = (

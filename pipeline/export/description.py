@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.checkpoint import LoadedBackbone
-from pipeline.input_spec import METADATA_KEY, InputSpec
+from pipeline.input_spec import METADATA_KEY, METADATA_PREFIX, InputSpec
 
 NO_LICENCE = "not stated: who exported the model gave no licence"
 
@@ -31,7 +31,6 @@ class Description:
 
     def metadata(self, **more: str) -> dict[str, str]:
         """Keys and values for a file's metadata; `more` are keys of that file alone, without their prefix."""
-        prefix = METADATA_KEY.partition(".")[0]
         described = {
             "embedding_dim": str(self.embedding_dim),
             "backbone": json.dumps(self.backbone),
@@ -42,7 +41,7 @@ class Description:
             "licence": self.licence,
             **more,
         }
-        return {METADATA_KEY: self.input.model_dump_json(), **{f"{prefix}.{k}": v for k, v in described.items()}}
+        return {METADATA_KEY: self.input.model_dump_json(), **{METADATA_PREFIX + k: v for k, v in described.items()}}
 
 
 def describe(loaded: LoadedBackbone, licence: str, is_normalised_inside: bool) -> Description:

@@ -58,21 +58,15 @@ def open_distractors(recogniser: Recogniser, request: Request, people: Set[str])
     source: PhotoSource
     notes: list[str] = []
     if is_dataset(path):
-        for option, value in (("--detector", request.detector), ("--weights", request.weights)):
-            if value is not None:
-                expected = "photos that are not aligned yet"
-                raise UserError(option, "given with data sets", expected, f"leave {option} out")
+        request.refuse_detector("data sets")
         dataset = open_dataset(path)
-        crop_px = recogniser.embedder.crop_px
-        if dataset.info.crop.size_px != crop_px:
-            raise UserError(path, f"crops of {dataset.info.crop.size_px} px", f"{crop_px} px, as the model takes")
+        recogniser.require_crops(dataset, path)
         if recogniser.trained is not None:
             notes += difference_notes(dataset.info, recogniser.trained, "distractors' crops")
-        photos_source = DatasetPhotos(dataset, sorted(dataset.info.splits))
-        numbers = photos_source.numbers()
-        notes += seen_notes(dataset, numbers.keys() - people, recogniser, "among the distractors")
-        photos = [Photo(name, number) for name in sorted(numbers) for number in sorted(numbers[name])]
-        source = photos_source
+        source = DatasetPhotos(dataset, sorted(dataset.info.splits))
+        photos = source.photos()
+        shown = {photo.identity for photo in photos}
+        notes += seen_notes(dataset, shown - people, recogniser, "among the distractors")
     elif path.is_dir():
         crop, _, said = cropper(recogniser, request)
         notes += [f"Of the distractors: {sentence}" for sentence in said]
@@ -81,7 +75,7 @@ def open_distractors(recogniser: Recogniser, request: Request, people: Set[str])
             first = f"the first {unreadable[0].filename} ({unreadable[0].strerror})"
             notes.append(f"{len(unreadable):,} folders of distractors could not be read, {first}.")
         photos = [Photo(Path(name).parts[0], 0, name) for name in sorted(names)]
-        source = PathPhotos(path, photos, crop)
+        source = PathPhotos(path, crop)
     else:
         raise UserError(path, "no such folder", "a data set, or a folder of photos of strangers")
     strangers = [photo for photo in photos if people.isdisjoint(_names(photo))]

@@ -29,6 +29,7 @@ from pipeline.config.errors import DataError, UserError
 from pipeline.data.manifest import Dataset, SplitIndex
 from pipeline.data.reader import Reader
 from pipeline.data.row_crops import read_row_crops
+from pipeline.evaluate.embed import require_usable
 from pipeline.evaluate.recogniser import Recogniser
 from pipeline.lock import exclusive_file
 from preprocess.storage import one_line_errors, write_parquet
@@ -41,7 +42,6 @@ BATCH = 64
 """Photos a batch; part of what decides the last bits, and so no option."""
 
 _PLAN = "plan.json"
-_SMALLEST_NORM = 1e-12
 
 
 @dataclass(frozen=True)
@@ -103,11 +103,7 @@ def embed_dataset(
             embedding that is not finite or zero, or a file that cannot be written.
         TemporaryError: the storage does not give a photo, or another process writes the file.
     """
-    crop_px = recogniser.embedder.crop_px
-    if dataset.info.crop.size_px != crop_px:
-        remedy = f"preprocess shard … --size {crop_px}"
-        found = f"crops of {dataset.info.crop.size_px} px"
-        raise UserError(dataset.root, found, f"{crop_px} px, as the model takes", remedy)
+    recogniser.require_crops(dataset, dataset.root)
     plan = _make_plan(recogniser, dataset, part_rows)
     if len({json.dumps(asdict(one)) for one in dist.all_gather_objects(plan)}) > 1:
         raise UserError(output, "the ranks see different models or data", "the same on all")
@@ -270,11 +266,7 @@ def _embed_part(recogniser: Recogniser, splits: Splits, part: Part, advance: Cal
                 vectors.append(embedder.embed(images).to("cpu", torch.float32).numpy())
             advance(min(BATCH, len(wanted) - number * BATCH))
     keys, stacked = split.keys(np.concatenate(found)), np.concatenate(vectors)
-    lengths = np.linalg.norm(stacked.astype(np.float64), axis=1)
-    bad = np.flatnonzero(~np.isfinite(lengths) | (lengths <= _SMALLEST_NORM))
-    if len(bad):
-        told = f"{len(bad)} of {len(keys)} embeddings are not finite or zero, first that of {keys[bad[0]]!r}"
-        raise UserError(embedder.where, told, "finite embeddings")
+    require_usable(stacked.astype(np.float64), lambda row: repr(keys[row]), embedder.where)
     flat = pa.FixedSizeListArray.from_arrays(pa.array(stacked.ravel()), stacked.shape[1])
     return pa.table({"key": pa.array(keys, pa.string()), "embedding": flat})
 

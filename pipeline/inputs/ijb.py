@@ -106,11 +106,7 @@ class IjbPhotos:
     """Photos aligned by their landmarks; see `pipeline.evaluate.photos.PhotoSource`."""
 
     def __init__(self, root: Path, landmarks: Vectors, crop_px: int) -> None:
-        self.contradicting: set[str] = set()
         self._root, self._landmarks, self._crop_px = root, landmarks, crop_px
-
-    def numbers(self) -> dict[str, list[int]]:
-        raise NotImplementedError("pairs are of templates")
 
     def load(self, photo: Photo) -> Crop | Rejected:
         """The crop by the landmarks of the photo's row, its number; landmarks are never judged, as in `eval_ijbc`."""

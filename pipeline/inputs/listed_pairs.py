@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,15 +35,8 @@ class ListedPairs:
 class PathPhotos:
     """Photos by path, cropped by a function that is handed in; see `pipeline.evaluate.photos.PhotoSource`."""
 
-    def __init__(self, root: Path, photos: Sequence[Photo], crop: Callable[[Path], Crop | Rejected]) -> None:
-        self.contradicting: set[str] = set()
-        self._root, self._photos, self._crop = root, photos, crop
-
-    def numbers(self) -> Mapping[str, list[int]]:
-        found: dict[str, list[int]] = {}
-        for photo in self._photos:
-            found.setdefault(photo.identity, []).append(photo.number)
-        return found
+    def __init__(self, root: Path, crop: Callable[[Path], Crop | Rejected]) -> None:
+        self._root, self._crop = root, crop
 
     def load(self, photo: Photo) -> Crop | Rejected:
         path = self._root / photo.path

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
@@ -17,7 +17,7 @@ from pipeline.evaluate.recogniser import Recogniser
 from pipeline.evaluate.result_sections import Sections
 from pipeline.evaluate.run import ScoredPairs, add_intervals, judge, measure, score_embeddings
 from pipeline.evaluate.sections import Asked, Measured, Progress, check_photos, measure_sections
-from pipeline.evaluate.template_set import embed_rows, score_templates
+from pipeline.evaluate.template_set import TemplateSet, embed_rows, score_templates
 from pipeline.evaluate.template_weights import TemplateWeights
 from pipeline.inputs.distractors import Strangers, search_distractors
 from pipeline.inputs.test_sets import TestSet
@@ -51,8 +51,8 @@ class Found:
     speed: result.Speed | None
     """None where no model ran."""
     identification: result.Identification | None = None
-    sections: Sections | None = None
-    """None of templates."""
+    sections: Sections = field(default_factory=Sections)
+    """Empty of templates."""
 
 
 def refuse_unfit(wanted: Wanted, recogniser: Recogniser, tests: TestSet, data: Path) -> None:
@@ -93,11 +93,11 @@ def measure_test_set(
     Raises:
         UserError: too few photos for what is wanted, no pair with both photos, or embeddings that are not finite.
     """
-    if tests.templates is not None:
-        return _measure_templates(recogniser, tests, wanted, progress)
-    photos = tests.split_photos() if wanted.identifies or wanted.sections.clusters else tests.pairs.photos()
-    check_photos(wanted.sections, photos, data)
     flip = wanted.flip and recogniser.embedder.stored is None
+    if tests.templates is not None:
+        return _measure_templates(recogniser, tests, tests.templates, wanted, flip, progress)
+    photos = tests.split_photos if wanted.identifies or wanted.sections.clusters else tests.pairs.photos()
+    check_photos(wanted.sections, photos, data)
     started = time.perf_counter()
     with progress(len(photos), "embedding") as advance:
         found = extract_embeddings(
@@ -147,16 +147,16 @@ def _unfit(recogniser: Recogniser, tests: TestSet, data: Path) -> Iterator[tuple
             yield option, data.name, "pairs of photos"
 
 
-def _measure_templates(recogniser: Recogniser, tests: TestSet, wanted: Wanted, progress: Progress) -> Found:
-    assert tests.templates is not None
-    flip = wanted.flip and recogniser.embedder.stored is None
+def _measure_templates(
+    recogniser: Recogniser, tests: TestSet, templates: TemplateSet, wanted: Wanted, flip: bool, progress: Progress
+) -> Found:
     started = time.perf_counter()
-    with progress(len(tests.templates.photos), "embedding") as advance:
+    with progress(len(templates.photos), "embedding") as advance:
         rows = embed_rows(
-            recogniser.embedder, tests.source, tests.templates.photos, batch=wanted.batch, flip=flip, advance=advance
+            recogniser.embedder, tests.source, templates.photos, batch=wanted.batch, flip=flip, advance=advance
         )
     embedding_s = time.perf_counter() - started
-    scored = score_templates(tests.templates, rows, wanted.template_weights)
+    scored = score_templates(templates, rows, wanted.template_weights)
     return Found(
         scored=scored,
         verification=_verify(scored, tests, flip, wanted.carried),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from pipeline.checkpoint import DESCRIPTION, Weights, find_checkpoint, load_backbone
+from pipeline.checkpoint import DESCRIPTION, LoadedBackbone, Weights, find_checkpoint, load_backbone
 from pipeline.config.errors import UserError
 from pipeline.data.dataset_format import DatasetInfo
 from pipeline.evaluate.embed import Embedder
@@ -71,12 +71,23 @@ def open_run(checkpoint: Path, device: torch.device, weights: Weights | None = N
         UserError: as `pipeline.checkpoint.load_backbone`.
     """
     found = find_checkpoint(checkpoint)  # once: a run that is still training may write the next one meanwhile
-    loaded = load_backbone(found, device, weights)
+    return recognise(load_backbone(found, device, weights), checkpoint, found, device)
+
+
+def recognise(loaded: LoadedBackbone, checkpoint: Path, folder: Path, device: torch.device) -> Recogniser:
+    """A run's model as evaluation sees it.
+
+    Args:
+        loaded: the model, on `device`.
+        checkpoint: what its user calls it: a run directory, or one checkpoint.
+        folder: the checkpoint it was loaded from.
+        device: where it runs.
+    """
     return Recogniser(
         embedder=Embedder(loaded.module, loaded.crop_px, device, str(checkpoint)),
         description=Model(
             checkpoint=str(checkpoint),
-            sha256=hashlib.sha256((found / DESCRIPTION).read_bytes()).hexdigest(),
+            sha256=hashlib.sha256((folder / DESCRIPTION).read_bytes()).hexdigest(),
             step=loaded.step,
             num_samples=loaded.num_samples,
             crop_px=loaded.crop_px,

@@ -134,7 +134,7 @@ def _require_template(spec: InputSpec, path: Path) -> None:
     """Refuse models of another alignment: ours is ArcFace's."""
     if spec.template is None:
         return
-    left, top = (spec.crop_px - spec.width_px) // 2, (spec.crop_px - spec.height_px) // 2
+    top, left = spec.margins
     ours = (template(spec.crop_px) - (left, top)).ravel()
     if len(spec.template) != 10 or not np.allclose(spec.template, ours, atol=0.5):
         raise UserError(path, "its photos are aligned to another template", "ArcFace's, to which ours are")

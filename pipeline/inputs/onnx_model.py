@@ -20,13 +20,13 @@ from pipeline.config.errors import UserError
 from pipeline.evaluate.embed import Embedder, EmbedFn
 from pipeline.evaluate.recogniser import Recogniser
 from pipeline.evaluate.result import Model
-from pipeline.input_spec import METADATA_KEY, InputSpec, network_input
+from pipeline.input_spec import METADATA_KEY, METADATA_PREFIX, InputSpec, network_input
 from pipeline.inputs.declared import OPTION, Declared
 from pipeline.inputs.onnx_input import find_input
 from pipeline.inputs.trial import first_line, require_rows, try_out
 
 _CUDA = "CUDAExecutionProvider"
-_TRAINED_ON = METADATA_KEY.replace("input", "trained_on")
+_TRAINED_ON = f"{METADATA_PREFIX}trained_on"
 _EXPECTED = "a face model in ONNX: one input [B, 3, H, W] or [B, H, W, 3], one output [B, D]"
 _WEIGHT_TYPES = frozenset(
     {

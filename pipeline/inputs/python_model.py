@@ -46,7 +46,7 @@ def open_callable(name: str, declared: Declared, device: torch.device) -> Recogn
     height, width = declared.size
     spec = InputSpec(height_px=height, width_px=width, dtype="uint8")
     module, function = _import(name)
-    top, left = (spec.crop_px - height) // 2, (spec.crop_px - width) // 2
+    top, left = spec.margins
 
     def embed(crops: Tensor) -> Tensor:
         crops = crops[:, :, top : top + height, left : left + width].contiguous()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Set
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -46,6 +47,12 @@ class Request:
     distractors: Path | None = None
     """Strangers to search among, a data set or a folder of photos."""
 
+    def refuse_detector(self, unfit: str) -> None:
+        """Raise a `UserError` where a detector is chosen for crops, which `unfit` names."""
+        for option, value in (("--detector", self.detector), ("--weights", self.weights)):
+            if value is not None:
+                raise UserError(option, f"given with {unfit}", "photos that are not aligned yet", f"leave {option} out")
+
 
 @dataclass
 class TestSet:
@@ -72,13 +79,15 @@ class TestSet:
     """Whether it is known who is on the photos."""
     lists: list[Path] = field(default_factory=list)
     """The files that pairs were read from, where they are several."""
+    contradicting: set[str] = field(default_factory=set)
+    """Identities of whom a photo bears an official name and yet goes by another number."""
 
+    @cached_property
     def split_photos(self) -> list[Photo]:
         """All usable photos, in order, of the split that pairs were drawn from."""
         assert self.dataset is not None
         assert self.split is not None
-        numbers = DatasetPhotos(self.dataset, [self.split]).numbers()
-        return [Photo(name, number) for name in sorted(numbers) for number in sorted(numbers[name])]
+        return DatasetPhotos(self.dataset, [self.split]).photos()
 
     def digest_pairs(self) -> str:
         """The SHA-256 of what the pairs were read from."""
@@ -129,18 +138,10 @@ def is_dataset(data: Path) -> bool:
 
 
 def _open_dataset(data: Path, recogniser: Recogniser, request: Request) -> TestSet:
-    for option, value in (("--detector", request.detector), ("--weights", request.weights)):
-        if value is not None and request.distractors is None:
-            raise UserError(option, "given with a data set", "photos that are not aligned yet", f"leave {option} out")
+    if request.distractors is None:
+        request.refuse_detector("a data set")
     dataset = open_dataset(data)
-    crop_px = recogniser.embedder.crop_px
-    if recogniser.embedder.stored is None and dataset.info.crop.size_px != crop_px:
-        raise UserError(
-            data,
-            f"crops of {dataset.info.crop.size_px} px",
-            f"{crop_px} px, as the model takes",
-            f"preprocess shard … --size {crop_px}",
-        )
+    recogniser.require_crops(dataset, data)
     notes = [] if recogniser.trained is None else difference_notes(dataset.info, recogniser.trained, "test crops")
     split, groups = None, dict[str, Groups]()
     if request.pairs is None:
@@ -152,8 +153,9 @@ def _open_dataset(data: Path, recogniser: Recogniser, request: Request) -> TestS
             raise UserError(request.pairs, "names photos by path", "people and numbers, by which a data set goes")
         pairs, groups = grouped.pairs, grouped.groups
         notes += dealt
+    photos = DatasetPhotos(dataset, sorted(dataset.info.splits))
     return TestSet(
-        source=DatasetPhotos(dataset, sorted(dataset.info.splits)),
+        source=photos,
         kind="dataset",
         pairs=pairs,
         detector=dataset.info.detector.model_dump(mode="json"),
@@ -162,6 +164,7 @@ def _open_dataset(data: Path, recogniser: Recogniser, request: Request) -> TestS
         dataset=dataset,
         split=split,
         groups=groups,
+        contradicting=photos.contradicting,
     )
 
 
@@ -188,14 +191,16 @@ def _open_folder(data: Path, recogniser: Recogniser, request: Request) -> TestSe
         ListedPhoto(*row) for row in zip(*(table[name].to_pylist() for name in ListedPhoto._fields), strict=True)
     )
     notes += [f"In the folder of photos, {sentence}." for sentence in passed_over]
+    photos = FolderPhotos(data, listing, crop)
     return TestSet(
-        source=FolderPhotos(data, listing, crop),
+        source=photos,
         kind="photos",
         pairs=grouped.pairs,
         detector=used,
         notes=notes + dealt,
         pairs_file=request.pairs,
         groups=grouped.groups,
+        contradicting=photos.contradicting,
     )
 
 
@@ -203,7 +208,7 @@ def _open_listed(listed: ListedPairs, recogniser: Recogniser, request: Request) 
     """Pairs of photos by path, which go through the detector and the aligner."""
     crop, used, notes = cropper(recogniser, request)
     return TestSet(
-        source=PathPhotos(listed.root, listed.pairs.photos(), crop),
+        source=PathPhotos(listed.root, crop),
         kind="photos",
         pairs=listed.pairs,
         detector=used,
@@ -354,7 +359,7 @@ def difference_notes(tested: DatasetInfo, trained: DatasetInfo, crops: str) -> l
 def _numbering_notes(tests: TestSet) -> list[str]:
     """Whether names of photos mislead about which ones were compared."""
     people = {photo.identity for photo in tests.pairs.photos()}
-    count = len(people & tests.source.contradicting)
+    count = len(people & tests.contradicting)
     if count == 0:
         return []
     return [

@@ -19,6 +19,7 @@ LAYERS = [
         "pipeline.config",
         "pipeline.atomic_write",
         "pipeline.process_tree",
+        "pipeline.read_ahead",
         "pipeline.ray_cluster",
         "pipeline.input_spec",
     ],

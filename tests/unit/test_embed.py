@@ -51,11 +51,6 @@ class Memory:
     def __init__(self, rejected: dict[Photo, str] | None = None, size_px: int = CROP_PX) -> None:
         self.rejected, self.size_px = rejected or {}, size_px
 
-        self.contradicting: set[str] = set()
-
-    def numbers(self) -> dict[str, list[int]]:
-        return {}
-
     def load(self, photo: Photo) -> Crop | Rejected:
         if photo in self.rejected:
             return Rejected(self.rejected[photo])

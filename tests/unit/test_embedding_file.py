@@ -24,11 +24,6 @@ from tests.datasets import make_dataset
 class Folder:
     """A source of which nothing but names matters."""
 
-    contradicting: set[str] = set()  # noqa: RUF012
-
-    def numbers(self) -> dict[str, list[int]]:
-        return {}
-
     def load(self, photo: Photo) -> Crop | Rejected:
         raise AssertionError("no photo is needed")
 

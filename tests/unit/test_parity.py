@@ -27,11 +27,7 @@ PAIRS = PairList([Pair(*A, 0), Pair(A[0], B[0], 0), Pair(*B, 1), Pair(A[1], B[1]
 class OnePixel:
     """Photos of one pixel, whose red value is the angle of the embedding in degrees."""
 
-    contradicting: set[str] = set()  # noqa: RUF012
     degrees: Mapping[Photo, int] = {A[0]: 0, A[1]: 10, B[0]: 90, B[1]: 100}
-
-    def numbers(self) -> Mapping[str, list[int]]:
-        raise NotImplementedError
 
     def load(self, photo: Photo) -> Crop | Rejected:
         return np.array([[[self.degrees[photo], 0, 0]]], np.uint8)

@@ -37,11 +37,6 @@ class Model(nn.Module):
 
 
 class Memory:
-    contradicting: set[str] = set()  # noqa: RUF012
-
-    def numbers(self) -> dict[str, list[int]]:
-        return {}
-
     def load(self, photo: Photo) -> Crop:
         return np.random.default_rng(photo.number).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
 

@@ -22,13 +22,8 @@ ANN = Photo("Ann", 1)
 class Memory:
     """Crops by photo: a person's colour, and noise that each photo has of its own."""
 
-    contradicting: set[str] = set()  # noqa: RUF012
-
     def __init__(self) -> None:
         self.loaded: list[Photo] = []
-
-    def numbers(self) -> dict[str, list[int]]:
-        return {}
 
     def load(self, photo: Photo) -> Crop | Rejected:
         self.loaded.append(photo)

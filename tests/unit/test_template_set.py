@@ -112,12 +112,6 @@ def test_represented_pairs_behave_as_a_list() -> None:
 class Shades:
     """Crops of one grey each, the photo's number; one photo is not there."""
 
-    def __init__(self) -> None:
-        self.contradicting: set[str] = set()
-
-    def numbers(self) -> dict[str, list[int]]:
-        return {}
-
     def load(self, photo: Photo) -> np.ndarray | Rejected:
         return Rejected("gone") if photo.number == 2 else np.full((8, 8, 3), 10 * photo.number + 1, np.uint8)
 
