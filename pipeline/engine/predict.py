@@ -24,9 +24,10 @@ momentum 5."""
 ROW_PASSES = 12
 """Likewise of the class centres that take part: lengths, three or four products and the gradient 6, its length 1, SGD
 with momentum 5."""
-NUM_REDUCTIONS, NUM_GATHERS = 5, 4
-"""Collectives of a step with one micro-batch: all-reduces (target logits, finite embeddings, running statistics, the
-head's gradient norm, counts); gathers and scatters (labels, embeddings, sums over classes, embeddings' gradients)."""
+NUM_REDUCTIONS, NUM_GATHERS = 7, 3
+"""Collectives of a step with one micro-batch: all-reduces (target logits, greatest logits, sums over classes, finite
+embeddings, running statistics, the head's gradient norm, counts); gathers and scatters (labels, embeddings, embeddings'
+gradients)."""
 BUCKET_BYTES = 25 * 2**20
 """Of DistributedDataParallel's all-reduces."""
 
@@ -193,8 +194,8 @@ def sent_bytes(work: Workload) -> dict[str, float]:
         "embeddings' gradients": others * FLOAT_BYTES * queries * work.embedding_dim,
         "labels": others * LABEL_BYTES * facts * queries,
         "target logits": 2 * others * FLOAT_BYTES * queries,
-        # each rank gives all others a greatest logit and a sum for every query
-        "sums over classes": others * 2 * FLOAT_BYTES * queries * work.num_ranks,
+        # a greatest logit and a sum for every query
+        "sums over classes": 2 * others * 2 * FLOAT_BYTES * queries,
     }
 
 
@@ -236,7 +237,7 @@ def _memory(work: Workload) -> dict[str, float]:
         "backbone, gradient and momentum": 3.0 * FLOAT_BYTES * work.num_parameters,
         "activations": float(work.local_batch * work.activation_bytes),
         "embeddings of all ranks": 3.0 * row_bytes * work.num_queries,
-        "sums over classes": 2.0 * FLOAT_BYTES * work.num_queries * work.num_ranks,
+        "sums over classes": 4.0 * FLOAT_BYTES * work.num_queries,
         "logits": min(work.keep_bytes, work.logit_bytes) + 2 * min(work.block_bytes, work.logit_bytes),
     }
 

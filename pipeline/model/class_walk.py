@@ -133,20 +133,21 @@ class _Walk(torch.autograd.Function):
             numbers: tuple[Tensor, ...] = triton_blocks.reduce_classes(*blocks.fused_arguments(columns))
         else:
             numbers = reduce_by_blocks(blocks, columns, options, kept)
-        # one collective for all: their sizes are nothing beside its latency
-        parts = dist.all_gather_rows(torch.stack(numbers)).view(-1, len(numbers), len(queries))
-        global_greatest = parts[:, 0].amax(0)
+        # sums over ranks, whose size does not grow with their number: gathered, the parts would fill R x N places
+        greatest, sums = numbers[0], torch.stack(numbers[1:])
+        global_greatest = dist.all_reduce_max(greatest.clone())
         if options.reduction == "softplus_sum":
-            reduced = parts[:, 1].sum(0)
+            reduced = dist.all_reduce_sum(sums)[0].clone()
         else:
             floor = finite(global_greatest)
-            reduced = floor + (parts[:, 1] * (parts[:, 0] - floor).exp_()).sum(0).log_()
+            sums[0] *= (greatest - floor).exp_()
+            reduced = floor + dist.all_reduce_sum(sums)[0].log()
         ctx.options, ctx.kept, ctx.inverse = options, kept, blocks.inverse
         ctx.save_for_backward(queries, centres, bias, columns, reduced)
         if not options.sums_logits:
             ctx.mark_non_differentiable(global_greatest)
             return target.clone(), reduced, global_greatest, None, None
-        logit_sum, num_summed = parts[:, 2].sum(0), parts[:, 3].sum(0)
+        logit_sum, num_summed = sums[1].clone(), sums[2].clone()
         ctx.mark_non_differentiable(global_greatest, num_summed)
         return target.clone(), reduced, global_greatest, logit_sum, num_summed
 

@@ -57,6 +57,12 @@ def test_two_ranks_by_hand() -> None:
     }
 
 
+def test_sums_over_classes_do_not_grow_with_ranks() -> None:
+    few, many = (Workload(10**6, ranks, 1024 // ranks) for ranks in (8, 512))
+    shares = [sent_bytes(work)["sums over classes"] / (1 - 1 / work.num_ranks) for work in (few, many)]
+    assert shares[0] == pytest.approx(shares[1])
+
+
 def test_gradients_that_take_longer_than_the_backward_pass_show() -> None:
     work = Workload(1, 2, 3, multiply_adds=5, num_parameters=10_000)
     shown = predict(work, UNIT, Shares(1.0, 1.0, hop_s=0.0)).seconds["communication"]
