@@ -12,7 +12,7 @@ from figures import Figure, spread
 HEADER = ("what", "ours", "peer", "ratio", "limit", "share of limit", "goal")
 EXPLANATION = (
     "Medians, with minimum and maximum in brackets. Ratio: how many times better ours is than the peer; above 1, ours "
-    "is better. Share of limit: how much ours reaches of what the machine allows at most."
+    "is better. Share of limit: how much ours reaches of what the machine allows at most. Both are medians over turns."
 )
 PEER_COLOUR, LIMIT_COLOUR = "#2a6f97", "#bc6c25"
 
