@@ -48,7 +48,7 @@ demo: $(STAMP) ## Photos to a verified model in 5 minutes; DATA=DIR takes your o
 	@$(BIN)/python launch/evaluate.py --model $(DEMO)/run --data $(DEMO)/data --output $(DEMO)/evaluation
 
 test: CHOICE := -m "not slow"
-test: $(STAMP) ## The test suite (20 minutes on 2 cores)
+test: $(STAMP) ## The test suite (20 to 40 minutes on 2 cores)
 	@$(RUN_TESTS)
 
 test-all: $(STAMP) ## The test suite with the long fault and search runs

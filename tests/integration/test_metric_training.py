@@ -11,6 +11,8 @@ from pipeline.checkpoint import read_info
 from tests.datasets import make_dataset
 from tests.integration import training
 
+# a triplet whose loss is zero but for rounding is one of some ten thousand that the mean counts, or is not
+TOLERANCE = {"triplet": 2e-4, "margin_based": 1e-5}
 HEADS = {
     "triplet": {"kind": "triplet", "margin": 0.5, "memory": {"size": 100, "start_step": 3}},
     "margin_based": {"kind": "margin_based", "beta_per_class": True},
@@ -42,4 +44,4 @@ def test_resumed_on_two_ranks(tmp_path: Path, data: Path, kind: str) -> None:
     assert resumed.keys() == straight.keys()
     assert resumed != straight
     for step, loss in resumed.items():
-        assert loss == pytest.approx(straight[step], rel=1e-5)
+        assert loss == pytest.approx(straight[step], rel=TOLERANCE[kind])
