@@ -7,9 +7,9 @@
 Ours is what the trainer does on the device: images and weights channels last, fused SGD, float32 on a CPU and bf16
 autocast on a GPU. Every other way differs from it in one thing. They take turns in one process, on a CPU on one thread,
 as a rank of the demo has. Compiling for a CPU takes minutes a backbone, and a CPU without instructions for bf16 takes
-ten times as long for it as for float32, so there these are measured only where asked for. The
-limit is the rate of one large matrix product of the same arithmetic, measured in every turn, over the products of a
-photo: two FLOPs a multiply-add, and a backward pass of twice the forward pass.
+ten times as long for it as for float32, so there these are measured only where asked for. The limit is the rate of one
+large matrix product of the same arithmetic, measured in every turn, over the products of a photo: two FLOPs a
+multiply-add, and a backward pass of twice the forward pass.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures")
     arguments = parser.parse_args()
     known = ways(arguments.device)
-    names = arguments.ways or [name for name in known if name not in unfit(arguments.device)]
+    names = arguments.ways or known.keys() - unfit(arguments.device)
     unknown = set(names) - set(known)
     if unknown:
         parser.error(f"--ways: no {', '.join(sorted(unknown))}; there are {', '.join(known)}")

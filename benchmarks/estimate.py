@@ -14,13 +14,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import socket
 import statistics
 import subprocess
 import sys
 import time
 
 import torch
+from ports import free_port
 
 from pipeline import dist
 from pipeline.config.load import validate_config
@@ -78,10 +78,7 @@ def configuration(arguments: argparse.Namespace) -> Config:
 
 def launch(num_ranks: int) -> dict[str, float]:
     """Run this command line once a rank; gives the greatest memory and the time of the slowest rank."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    group = {"WORLD_SIZE": str(num_ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    group = {"WORLD_SIZE": str(num_ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     processes = [
         subprocess.Popen(
             [sys.executable, *sys.argv],

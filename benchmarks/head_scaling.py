@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import socket
 import statistics
 import time
 from pathlib import Path
@@ -23,6 +22,7 @@ import torch
 import torch.multiprocessing as multiprocessing
 from figures import Figure, write
 from head_step import DIM, extra_memory_mib, ours, timed
+from ports import free_port
 
 from pipeline import dist
 from pipeline.engine.memory import keep_freed_memory
@@ -53,10 +53,7 @@ def main() -> None:
 
 def launch(ranks: int, classes: int, batch: int, repeats: int) -> dict[str, list[float]]:
     """Run one size on so many gloo processes; gives what rank 0 found."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(ranks)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(ranks)}
     context = multiprocessing.get_context("spawn")
     results = context.SimpleQueue()
     processes = [

@@ -56,8 +56,7 @@ def main() -> None:
         return
     num_samples = arguments.samples // BATCH * BATCH
     folder = unpack(split, arguments.data.with_name(arguments.data.name + "-files"))
-    with Reader(split) as reader:
-        contents = [torch.frombuffer(bytearray(reader.read(row)), dtype=torch.uint8) for row in range(len(split))]
+    contents = read_all(split)
     own: dict[str, Callable[[], int]] = {
         "simplejpeg": lambda: ours(split, crop_px, CpuDecoder(), num_samples),
         "DALI": lambda: ours(split, crop_px, DaliDecoder(), num_samples),
@@ -125,6 +124,12 @@ def make_loader(
         order=order,
         num_threads=WORKERS,
     )
+
+
+def read_all(split: SplitIndex) -> list[Tensor]:
+    """The JPEGs of a split, in memory."""
+    with Reader(split) as reader:
+        return [torch.frombuffer(bytearray(reader.read(row)), dtype=torch.uint8) for row in range(len(split))]
 
 
 def bare_decoder(contents: list[Tensor], num_samples: int) -> int:

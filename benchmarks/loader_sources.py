@@ -16,7 +16,6 @@ import argparse
 import contextlib
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -28,13 +27,13 @@ from pathlib import Path
 
 import torch
 from figures import Figure, write
-from loader import BATCH, WORKERS, bare_decoder, image_folder, ours, unpack, web_loader
+from loader import BATCH, WORKERS, bare_decoder, image_folder, ours, read_all, unpack, web_loader
+from ports import free_port
 
 from pipeline.config.cache import CacheConfig
 from pipeline.config.decoder import CpuDecoder
 from pipeline.config.location import RemotePath
 from pipeline.data.manifest import SplitIndex, open_dataset
-from pipeline.data.reader import Reader
 from pipeline.data.streaming_order import StreamingOrder
 from pipeline.engine.memory import keep_freed_memory
 
@@ -47,6 +46,7 @@ app.router.add_static("/", sys.argv[1])
 web.run_app(app, host="127.0.0.1", port=int(sys.argv[2]), print=None, access_log=None)
 """
 CACHE_BYTES = 2**33
+PEERS = ("webdataset.WebLoader", "ImageFolder + DataLoader")
 
 
 def main() -> None:
@@ -62,11 +62,9 @@ def main() -> None:
     split, crop_px = dataset.split("train"), dataset.info.crop.size_px
     files = unpack(split, arguments.data.with_name(arguments.data.name + "-files"))
     num_samples = len(split) // BATCH * BATCH
-    with Reader(split) as reader:
-        contents = [torch.frombuffer(bytearray(reader.read(row)), dtype=torch.uint8) for row in range(len(split))]
+    contents = read_all(split)
     tars = [str(path) for path in split.shards]
     cache = Path(tempfile.mkdtemp(prefix="loader-sources-"))
-    # metadata, which is fetched once, goes into the cache's folder
     with serve(arguments.data) as url:
         urls = [f"{url}/{path.relative_to(arguments.data)}" for path in split.shards]
 
@@ -79,9 +77,9 @@ def main() -> None:
             "ours, files": lambda: ours(split, crop_px, CpuDecoder(), num_samples),
             "ours, server": from_server,
             "ours, cache": from_server,
-            "webdataset.WebLoader, files": lambda: web_loader(tars, num_samples),
-            "ImageFolder + DataLoader, files": lambda: image_folder(files, num_samples),
-            "webdataset.WebLoader, server": lambda: web_loader(urls, num_samples),
+            f"{PEERS[0]}, files": lambda: web_loader(tars, num_samples),
+            f"{PEERS[1]}, files": lambda: image_folder(files, num_samples),
+            f"{PEERS[0]}, server": lambda: web_loader(urls, num_samples),
         }
         rates: dict[str, list[float]] = {name: [] for name in turns}
         for _ in range(arguments.repeats):
@@ -96,11 +94,7 @@ def main() -> None:
             f"loader, {crop_px} px, {where}",
             "samples/s",
             rates[f"ours, {source}"],
-            {
-                name.split(",")[0]: found
-                for name, found in rates.items()
-                if name.endswith(f", {source}") and name[0] != "o"
-            },
+            {peer: rates[f"{peer}, {source}"] for peer in PEERS if f"{peer}, {source}" in rates},
             ("bare decoder", rates["bare decoder"]),
         )
         for source, where in (
@@ -130,9 +124,7 @@ def forget(paths: list[Path]) -> None:
 @contextlib.contextmanager
 def serve(folder: Path) -> Iterator[str]:
     """Serve a folder with ranges, in a process of its own."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     process = subprocess.Popen([sys.executable, "-c", SERVER, str(folder.absolute()), str(port)])
     url = f"http://127.0.0.1:{port}"
     try:

@@ -22,7 +22,6 @@ import argparse
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -34,6 +33,7 @@ from typing import Any
 
 import torch
 from figures import Figure, write
+from ports import free_port
 
 from pipeline import dist
 from pipeline.config.load import load_config
@@ -85,9 +85,7 @@ def main() -> None:
 
 def launch(num_ranks: int, device: str, cores: list[int]) -> dict[str, Any]:
     """Run this command line once a rank; gives what rank 0 found."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        group = {"WORLD_SIZE": str(num_ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
+    group = {"WORLD_SIZE": str(num_ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     processes = []
     for rank in range(num_ranks):
         process = subprocess.Popen(
