@@ -7,6 +7,8 @@ from pathlib import Path
 
 import typer
 
+from preprocess.commands.interrupt import goes_on_after_ctrl_c
+
 
 def shard(
     source: Path = typer.Argument(..., metavar="SRC", help="Folder, list, .rec, .tar or .parquet: see below."),
@@ -74,12 +76,15 @@ def shard(
     """
     import signal
 
-    from rich.console import Console
+    from preprocess.workers import stop_between_tasks
 
-    from preprocess import run
-    from preprocess.drivers import check_driver
-    from preprocess.storage import one_line_errors
+    # compiled modules turn a KeyboardInterrupt while they load into an ImportError
+    with goes_on_after_ctrl_c(), stop_between_tasks():
+        from rich.console import Console
 
+        from preprocess import run
+        from preprocess.drivers import check_driver
+        from preprocess.storage import one_line_errors
     signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))  # ends the workers too
     options = run.check_options(
         crop={
@@ -97,10 +102,6 @@ def shard(
         licence=licence,
         keep_jpegs=keep_jpegs,
     )
-    try:
-        with one_line_errors(out):
-            chosen = check_driver(driver, address, gpus_per_task, index, num_pods)
-            run.shard(source, layout, out, options, weights, workers, max_rejects, chosen, extends, Console())
-    except KeyboardInterrupt:  # typer would leave without a word
-        typer.echo("interrupted; the same command goes on where it stopped", err=True)
-        raise typer.Exit(130) from None
+    with goes_on_after_ctrl_c(), one_line_errors(out):
+        chosen = check_driver(driver, address, gpus_per_task, index, num_pods)
+        run.shard(source, layout, out, options, weights, workers, max_rejects, chosen, extends, Console())

@@ -7,6 +7,7 @@ from pathlib import Path
 import typer
 
 from pipeline.config.errors import UserError
+from preprocess.commands.interrupt import goes_on_after_ctrl_c
 
 
 def synth(
@@ -32,8 +33,13 @@ def synth(
     """
     import os
 
-    from preprocess.synthetic.command import run_synth
+    from preprocess.workers import stop_between_tasks
+
+    # compiled modules turn a KeyboardInterrupt while they load into an ImportError
+    with goes_on_after_ctrl_c(), stop_between_tasks():
+        from preprocess.synthetic.command import run_synth
 
     if workers < 0:
         raise UserError("--workers", str(workers), "a number of processes, or 0 for one a core")
-    run_synth(out, identities, photos, seed, size, quality, workers or os.cpu_count() or 1)
+    with goes_on_after_ctrl_c():
+        run_synth(out, identities, photos, seed, size, quality, workers or os.cpu_count() or 1)

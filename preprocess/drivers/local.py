@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import fcntl
 import logging
-import multiprocessing
 import os
-import signal
-import threading
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 from pipeline.config.errors import InUseError, TemporaryError
@@ -21,6 +16,7 @@ from preprocess.plan import Plan
 from preprocess.shard import ShardContext
 from preprocess.sources.store import PhotoStore
 from preprocess.storage import GOES_ON, storage_error
+from preprocess.workers import stop_between_tasks, worker_pool
 
 logger = logging.getLogger(__name__)
 
@@ -53,10 +49,11 @@ def run_local(
     todo = unfinished(plan, out, numbers)
     if not todo:
         return
-    with _pool(num_workers) as pool:
+    with stop_between_tasks() as ask, worker_pool(num_workers) as pool:
         try:
-            run_tasks(pool, plan, todo, context, weights, 3 * num_workers, on_photos)
+            run_tasks(pool, plan, todo, context, weights, 3 * num_workers, on_photos, ask)
         except BrokenProcessPool:
+            ask()  # whoever stops a whole group of processes may hit a worker first
             raise TemporaryError(
                 out,
                 "a worker process died (killed, or out of memory)",
@@ -90,31 +87,3 @@ def exclusive(out: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
-
-
-@contextmanager
-def _pool(num_workers: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes that end with this one: each watches a pipe that closes when the parent leaves, dies or is killed."""
-    spawn = multiprocessing.get_context("spawn")
-    reader, writer = spawn.Pipe(duplex=False)
-    pool = ProcessPoolExecutor(num_workers, spawn, _start_worker, (reader,))
-    try:
-        yield pool
-    except BaseException:
-        writer.close()  # workers leave at once instead of finishing their slices
-        pool.shutdown(wait=True, cancel_futures=True)
-        raise
-    finally:
-        pool.shutdown(wait=True)
-        writer.close()
-        reader.close()
-
-
-def _start_worker(parent: Connection) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-    threading.Thread(target=_leave_with_parent, args=(parent,), daemon=True).start()
-
-
-def _leave_with_parent(parent: Connection) -> None:
-    parent.poll(None)  # nothing is ever sent: this returns at the end of file
-    os._exit(1)

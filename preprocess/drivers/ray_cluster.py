@@ -20,6 +20,7 @@ from preprocess.plan import Plan, environment
 from preprocess.shard import ShardContext
 from preprocess.sources.store import PhotoStore
 from preprocess.storage import GOES_ON, storage_error, work_folder
+from preprocess.workers import stop_between_tasks
 
 _MAX_RETRIES = 10
 _FIRST_WORD_S = 15.0
@@ -70,7 +71,8 @@ def run_ray(
         num_cpus = int(ray.cluster_resources().get("CPU", 1))
         pool = _RayPool(needs)
         try:
-            run_tasks(pool, plan, todo, context, weights, 3 * num_cpus, on_photos)
+            with stop_between_tasks() as ask:
+                run_tasks(pool, plan, todo, context, weights, 3 * num_cpus, on_photos, ask)
         except UserError:
             raise
         except ray.exceptions.RayTaskError as error:

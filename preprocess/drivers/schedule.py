@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import Future
 from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
@@ -13,6 +13,7 @@ import pyarrow as pa
 from preprocess.crops import CropMaker, CropOptions
 from preprocess.plan import Plan, ShardPlan
 from preprocess.shard import ShardContext, finish_shard, num_slices, process_slice, read_commit, slice_rows
+from preprocess.workers import wait_for_any
 
 OnPhotos = Callable[[int], None]
 """Told how many photos have been dealt with since it was last told."""
@@ -39,8 +40,12 @@ def run_tasks(
     weights: Path | None,
     window: int,
     on_photos: OnPhotos,
+    ask: Callable[[], None],
 ) -> None:
-    """Make shards, with `window` tasks under way: the next slices in order, and a shard's end once it can be made."""
+    """Make shards, with `window` tasks under way: the next slices in order, and a shard's end once it can be made.
+
+    `ask` is called between tasks, and raises when the work is to stop.
+    """
     pending: dict[Future[None], tuple[ShardPlan, int]] = {}  # with the number of photos; 0 for a shard's end
     missing: dict[str, int] = {}
     slices = _slices(plan, todo)
@@ -57,7 +62,7 @@ def run_tasks(
             pending[pool.submit(slice_task, context, weights, shard.name, index, rows)] = (shard, len(rows))
         if not pending:
             return
-        for future in wait(pending, return_when=FIRST_COMPLETED).done:
+        for future in wait_for_any(pending, ask):
             shard, num_photos = pending.pop(future)
             future.result()
             if num_photos == 0:

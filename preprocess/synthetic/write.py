@@ -11,14 +11,12 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +26,7 @@ import pyarrow.parquet as pq
 
 from pipeline.config.errors import UserError
 from preprocess.synthetic.render import MIN_SIZE_PX, PhotoTruth, RenderedPhoto, photo_truth, render_photo
+from preprocess.workers import stop_between_tasks, wait_for_any, worker_pool
 
 ANNOTATIONS = "annotations.parquet"
 SETTINGS = "synthetic.json"
@@ -174,27 +173,24 @@ def _identities(out: Path, settings: Settings, num_identities: int, photos: int,
             yield _write_identity(out, settings, identity, photos)
         return
     window: deque[Future[Any]] = deque()
-    # spawn: a forked child could inherit another library's locks
-    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start_worker) as pool:
+    with stop_between_tasks() as ask, worker_pool(workers, _use_one_thread) as pool:
         try:
             for identity in range(num_identities):
                 window.append(pool.submit(_write_identity, out, settings, identity, photos))
                 if len(window) >= 8 * workers:
-                    yield window.popleft().result()
+                    yield wait_for_any([window.popleft()], ask).pop().result()
             while window:
-                yield window.popleft().result()
+                yield wait_for_any([window.popleft()], ask).pop().result()
         except BrokenProcessPool:
+            ask()  # whoever stops a whole group of processes may hit a worker first
             raise UserError(
                 "--workers",
                 "a worker was killed",
                 remedy="run the same command again, with fewer workers if memory is short",
             ) from None
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent answers Ctrl-C
+def _use_one_thread() -> None:
     cv2.setNumThreads(1)
 
 

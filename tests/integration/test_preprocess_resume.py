@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -17,6 +19,8 @@ import pytest
 from tests.unit.test_shard import tree, write_photos
 
 OPTIONS = ("--already-aligned", "--size", "64", "--samples-per-shard", "150", "--val-identities", "0.2")
+
+_started: list[subprocess.Popen[str]] = []
 
 
 def command(photos: Path, out: Path, *options: str) -> list[str]:
@@ -31,9 +35,13 @@ def run(photos: Path, out: Path, *options: str) -> subprocess.CompletedProcess[s
 
 
 def start(photos: Path, out: Path) -> subprocess.Popen[str]:
+    return start_group(command(photos, out, "--workers", "2"))
+
+
+def start_group(words: list[str]) -> subprocess.Popen[str]:
     """In a process group of its own, as a terminal would."""
-    return subprocess.Popen(
-        command(photos, out, "--workers", "2"),
+    process = subprocess.Popen(
+        words,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -41,6 +49,20 @@ def start(photos: Path, out: Path) -> subprocess.Popen[str]:
         # a test run in the background of a shell hands its ignored SIGINT down
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
+    _started.append(process)
+    return process
+
+
+@pytest.fixture(autouse=True)
+def nothing_left() -> Iterator[None]:
+    """A test that fails leaves no processes to those after it."""
+    yield
+    while _started:
+        process = _started.pop()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        if process.returncode is None:
+            process.communicate()
 
 
 def let_go(process: subprocess.Popen[str]) -> None:
@@ -187,6 +209,51 @@ def test_asked_to_stop(photos: Path, expected: dict[str, bytes], tmp_path: Path,
     again = run(photos, tmp_path / "out")
     assert "going on:" in again.stdout
     assert tree(tmp_path / "out") == expected
+
+
+def synth(out: Path) -> list[str]:
+    words = ["synth", str(out), "--identities", "60", "--photos", "10", "--workers", "2"]
+    return [sys.executable, "-m", "preprocess.cli", *words]
+
+
+def wait_for_workers(process: subprocess.Popen[str]) -> list[int]:
+    """The pool's two processes, as soon as they exist: they are still importing."""
+    for _ in range(8000):
+        workers = workers_of(process.pid)
+        if len(workers) == 2:
+            return workers
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.005)
+    raise AssertionError("no workers")
+
+
+@pytest.mark.parametrize("name", ["shard", "synth"])
+def test_ctrl_c_while_workers_start_is_one_line(photos: Path, tmp_path: Path, name: str) -> None:
+    words = command(photos, tmp_path / "out", "--workers", "2") if name == "shard" else synth(tmp_path)
+    for delay_s in (0.05, 0.15, 0.3):
+        process = start_group(words)
+        workers = wait_for_workers(process)
+        time.sleep(delay_s)
+        os.killpg(process.pid, signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 130, errors
+        assert errors.splitlines()[-1] == "interrupted; the same command goes on where it stopped"
+        assert "Traceback" not in errors
+        wait_until_gone(workers)
+
+
+def test_killed_renderer_takes_its_workers_along_and_goes_on(tmp_path: Path) -> None:
+    process = start_group(synth(tmp_path / "killed"))
+    workers = wait_for_workers(process)
+    while not any((tmp_path / "killed").glob("*/0003.jpg")):
+        time.sleep(0.005)
+    process.kill()
+    process.communicate()
+    wait_until_gone(workers)
+    for out in ("killed", "whole"):
+        done = subprocess.run(synth(tmp_path / out), capture_output=True, text=True, timeout=100, check=False)
+        assert done.returncode == 0, done.stderr
+    assert tree(tmp_path / "killed") == tree(tmp_path / "whole")
 
 
 def test_a_second_run_at_the_same_time_is_refused(photos: Path, tmp_path: Path) -> None:
