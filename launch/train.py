@@ -23,8 +23,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.config.errors import EXIT_PREEMPTED, EXIT_USER_ERROR, UserError, report_status, run_command
+from pipeline.config.errors import EXIT_PREEMPTED, EXIT_USER_ERROR, UserError, run_command
+from pipeline.config.status import report_status
 from pipeline.process_tree import leave_with_launcher
+from pipeline.quick_imports import quick_imports
 
 if TYPE_CHECKING:
     from pipeline.config.schema import Config
@@ -44,7 +46,6 @@ def main(
     num_classes: Annotated[int | None, typer.Option(min=2, help="estimate for so many people, without data")] = None,
 ) -> None:
     """Run or check a recipe."""
-    leave_with_launcher()
     from pipeline.config.load import config_fields, load_config
 
     if describe:
@@ -64,13 +65,15 @@ def main(
     if preflight and not check:
         _preflight(loaded)
         return
-    from pipeline.engine.run import plan_run
+    with quick_imports():
+        from pipeline.engine.run import plan_run
 
     plan = plan_run(loaded)
     if check:
         typer.echo(f"fine: {len(plan.split):,} samples, {plan.split.num_labels:,} identities, {plan.crop_px} px crops")
         return
-    from pipeline.engine.trainer import train
+    with quick_imports():
+        from pipeline.engine.trainer import train
 
     result = train(plan)
     # A launcher that was told to stop counts any code but 0 as a crash; the supervisor says 75 for it. On nodes that
@@ -103,5 +106,14 @@ def _estimate(config: Config, num_ranks: int, num_classes: int | None) -> str:
     return describe(estimate(config, data.split.num_labels, num_ranks, data.crop.size_px))
 
 
+def load_modules() -> None:
+    """What a rank needs and takes seconds to load, whatever the configuration says."""
+    leave_with_launcher()
+    if "RANK" in os.environ:
+        with quick_imports():
+            import pipeline.engine.run
+            import pipeline.engine.trainer  # noqa: F401
+
+
 if __name__ == "__main__":
-    run_command(app)
+    run_command(app, prepare=load_modules)

@@ -15,18 +15,23 @@ _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 
 
+def leave_with_parent(parent: int) -> None:
+    """Ask the kernel to send this process SIGTERM when `parent`, which started it, dies; also after an exec."""
+    if sys.platform != "linux":
+        return
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # it died before the kernel knew what to do
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
 def leave_with_launcher() -> None:
-    """Ask the kernel to send SIGTERM when the process that started this rank dies. Where there is no rank: nothing.
+    """Leave when the process that started this rank dies. Where there is no rank: nothing.
 
     Ranks live in sessions of their own: a launcher that is killed would leave them training, into the same directory as
     the run that replaces it, or waiting for one another before they have begun.
     """
-    if sys.platform != "linux" or "RANK" not in os.environ:
-        return
-    launcher = os.getppid()
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != launcher:  # it died before the kernel knew what to do
-        os.kill(os.getpid(), signal.SIGTERM)
+    if "RANK" in os.environ:
+        leave_with_parent(os.getppid())
 
 
 @contextmanager

@@ -2,8 +2,9 @@
 
     python -m pipeline.supervise -- torchrun --nproc-per-node 2 launch/train.py --config configs/demo_cpu.yaml
 
-torchrun answers every failure with exit code 1 and a traceback of its own. This wrapper first checks the configuration
-in one process, so that a mistake is one line; then it runs the command, forwards SIGTERM and SIGINT, and leaves with
+torchrun answers every failure with exit code 1 and a traceback of its own. This wrapper checks the configuration in one
+process, so that a mistake is one line; launcher and ranks are started and load their modules meanwhile, and go on when
+all is well. It forwards SIGTERM and SIGINT, and leaves with
 
     0   finished
     2   bad configuration: mend it, trying again does not help
@@ -11,8 +12,9 @@ in one process, so that a mistake is one line; then it runs the command, forward
     75  asked to stop: the same command goes on from the newest checkpoint
     1   crashed, or stopped by what may pass, such as storage that fails or another run in the same directory
 
-Ranks that torchrun leaves behind are ended, too. The exit code says how the ranks of its node ended that were started
-last, however often torchrun restarted them. The command may be elastic, see `pipeline.rendezvous`.
+Ranks that torchrun leaves behind are ended, too, and all of them when this process is killed. The exit code says how
+the ranks of its node ended that were started last, however often torchrun restarted them. The command may be elastic,
+see `pipeline.rendezvous`.
 """
 
 from __future__ import annotations
@@ -33,12 +35,12 @@ from pipeline.config.errors import (
     EXIT_FAILED,
     EXIT_PREEMPTED,
     EXIT_USER_ERROR,
-    STATUS_VARIABLE,
     DataError,
     UserError,
     run_command,
 )
-from pipeline.process_tree import no_process_left
+from pipeline.config.status import STATUS_VARIABLE, tell_checked
+from pipeline.process_tree import leave_with_parent, no_process_left
 
 _SAVING_S = 600.0  # ranks that torchrun left behind may still be saving
 # Where torchrun's own store serves the ranks, too, those that it starts again may find the addresses of dead ones,
@@ -57,22 +59,26 @@ def supervise(command: Sequence[str]) -> int:
     if script is None:
         raise UserError("pipeline.supervise", "no script in the command", "-- torchrun … launch/train.py …")
     with _Signals() as signals, tempfile.TemporaryDirectory() as directory:
-        check = signals.run([sys.executable, *command[script:], "--check"], stdout=subprocess.DEVNULL)
-        if signals.is_asked_to_stop:
-            return EXIT_PREEMPTED
-        if check:
-            return check if check in MISTAKES.values() else EXIT_FAILED
         with no_process_left(_SAVING_S):
-            code = signals.run(command, env={**_TORCHRUN_SETTINGS, **os.environ, STATUS_VARIABLE: directory})
+            launcher = signals.start(command, env={**_TORCHRUN_SETTINGS, **os.environ, STATUS_VARIABLE: directory})
+            check = signals.start([sys.executable, *command[script:], "--check"], stdout=subprocess.DEVNULL)
+            mistake = check.wait()
+            if mistake and not signals.is_asked_to_stop:
+                launcher.kill()  # asked to leave, it would say much about that
+                launcher.wait()
+                return mistake if mistake in MISTAKES.values() else EXIT_FAILED
+            if not mistake:
+                tell_checked(Path(directory))
+            code = launcher.wait()
         return _translate(Path(directory), code, signals.is_asked_to_stop)
 
 
 class _Signals:
-    """Forwards SIGTERM and SIGINT to the process that runs at the moment."""
+    """Forwards SIGTERM and SIGINT to the processes that it starts."""
 
     def __init__(self) -> None:
         self.is_asked_to_stop = False
-        self._process: subprocess.Popen[bytes] | None = None
+        self._processes: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> _Signals:
         self._previous = {number: signal.signal(number, self._forward) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -84,24 +90,26 @@ class _Signals:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def run(self, command: Sequence[str], **options: Any) -> int:
-        """Run a command to its end; gives its exit code, negative for a signal.
+    def start(self, command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
+        """Start a process, which leaves when this one is killed.
 
         Raises:
             UserError: there is no such program.
         """
+        parent = os.getpid()
         try:
-            self._process = subprocess.Popen(command, **options)
+            process = subprocess.Popen(command, preexec_fn=lambda: leave_with_parent(parent), **options)
         except FileNotFoundError:
             raise UserError(command[0], "no such program", remedy="is the virtual environment active?") from None
+        self._processes.append(process)
         if self.is_asked_to_stop:  # while it was started: nobody has told it
-            self._process.terminate()
-        return self._process.wait()
+            process.terminate()
+        return process
 
     def _forward(self, signum: int, frame: FrameType | None) -> None:
         self.is_asked_to_stop = True
-        if self._process is not None:
-            self._process.send_signal(signum)
+        for process in self._processes:
+            process.send_signal(signum)
 
 
 def _translate(directory: Path, code: int, is_asked_to_stop: bool) -> int:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
+from pipeline.config.status import await_check, report_status
+
 EXIT_FAILED = 1  # crashed, killed, or stopped by what may pass; trying again may help
 EXIT_USER_ERROR = 2
 EXIT_BAD_DATA = 3
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: asked to stop, saved; try again
-STATUS_VARIABLE = "FACEMILL_STATUS_DIRECTORY"
-"""Names the directory in which a node's ranks say how they end: torchrun swallows exit codes."""
 
 
 class UserError(Exception):
@@ -77,28 +76,20 @@ def exit_with_user_error(error: UserError) -> NoReturn:
     raise SystemExit(error.exit_code) from None
 
 
-def report_status(state: str, **details: object) -> None:
-    """Tell the supervisor, if there is one, how this rank fares; what it said before is replaced.
-
-    Args:
-        state: `running`, `finished`, `preempted`, or a `UserError.state`.
-        details: for people.
-    """
-    if directory := os.environ.get(STATUS_VARIABLE):
-        place = os.path.join(directory, f"rank-{os.environ.get('LOCAL_RANK', '0')}.json")
-        with open(place + ".tmp", "w") as file:
-            json.dump({"state": state, **details}, file)
-        os.replace(place + ".tmp", place)  # a kill in between leaves no half of it
-
-
-def run_command(main: Callable[[], None]) -> None:
+def run_command(main: Callable[[], None], prepare: Callable[[], None] | None = None) -> None:
     """Run a command line's `main`, turning `UserError` into one line and its exit code, Ctrl-C into exit code 130.
+
+    Under a supervisor, `main` begins when the supervisor has checked the configuration; `prepare`, which is to take
+    time and not to fail, is done meanwhile.
 
     A rank of a distributed run that fails leaves at once, without exit handlers: a handler that drains collectives
     would wait for ranks that wait for this one.
     """
     report_status("running")  # what an earlier process of this rank said, before a restart, does not count any more
     try:
+        if prepare is not None:
+            prepare()
+        await_check()
         _run(main)
     except BaseException as error:
         if "RANK" not in os.environ or (isinstance(error, SystemExit) and not error.code):

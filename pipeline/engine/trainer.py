@@ -19,7 +19,8 @@ from torch import Tensor
 
 from pipeline import checkpoint, dist
 from pipeline.checkpoint_writer import CheckpointWriter
-from pipeline.config.errors import DataError, UserError, report_status
+from pipeline.config.errors import DataError, UserError
+from pipeline.config.status import report_status
 from pipeline.data.loader import StepBatch
 from pipeline.data.reader import WITHDRAWN, allowed_bad_samples
 from pipeline.engine.bad_samples import BAD_SAMPLES_FILE, trim_bad_samples, write_bad_samples

@@ -42,10 +42,10 @@ def main() -> None:
             _spoil_reader(globals()[fault], int(step))
         else:
             _spoil(globals()[fault], int(step), always=fault == "be_slow")
-    from launch.train import app
+    from launch.train import app, load_modules
     from pipeline.config.errors import run_command
 
-    run_command(app)
+    run_command(app, prepare=load_modules)
 
 
 def _spoil(fault: Any, step: int, always: bool) -> None:

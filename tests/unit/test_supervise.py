@@ -24,7 +24,8 @@ sys.exit(1)
 """
 SCRIPT = """
 import os, signal, sys, time
-from pipeline.config.errors import DataError, InUseError, UserError, report_status, run_command
+from pipeline.config.errors import DataError, InUseError, UserError, run_command
+from pipeline.config.status import report_status
 def crash(): os.kill(os.getpid(), signal.SIGKILL)
 def finish(): report_status("finished")
 def finish_but_fail(): report_status("finished"); crash()
@@ -85,7 +86,7 @@ def test_ranks_that_the_launcher_left_behind_are_ended(tmp_path: Path, monkeypat
     )
     (tmp_path / "train.py").write_text(
         "import signal, sys, time\n"
-        "from pipeline.config.errors import report_status\n"
+        "from pipeline.config.status import report_status\n"
         "def save(*_): time.sleep(0.5); report_status('preempted'); sys.exit()\n"
         "if sys.argv[-1] != '--check':\n"
         "    signal.signal(signal.SIGTERM, save if sys.argv[-1] == '0' else signal.SIG_DFL)\n"
@@ -99,16 +100,62 @@ def test_ranks_that_the_launcher_left_behind_are_ended(tmp_path: Path, monkeypat
 
 
 @pytest.mark.parametrize(("check", "code"), [("sys.exit(2)", 2), ("sys.exit(3)", 3), ("1 / 0", 1), ("os.abort()", 1)])
-def test_a_check_that_fails_starts_nothing(tmp_path: Path, check: str, code: int) -> None:
-    (tmp_path / "train.py").write_text(f"import os, sys\nif sys.argv[-1] == '--check': {check}\nopen('started', 'w')")
-    assert supervise([sys.executable, str(tmp_path / "train.py")]) == code
-    assert not Path("started").exists()
+def test_ranks_wait_for_the_check_and_do_not_train_when_it_fails(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], check: str, code: int
+) -> None:
+    (tmp_path / "launcher").write_text(LAUNCHER.format(restarts=0))
+    (tmp_path / "train.py").write_text(
+        "import os, sys\n"
+        "from pipeline.config.errors import run_command\n"
+        f"started = {str(tmp_path / 'started')!r}\n"
+        "def prepare():\n"
+        "    if sys.argv[-1] == '--check':\n"
+        "        while not os.path.exists(started): pass\n"  # the rank is there and waits
+        f"        {check}\n"
+        "    open(started, 'w')\n"
+        f"run_command(lambda: open({str(tmp_path / 'trained')!r}, 'w').close(), prepare)"
+    )
+    before = psutil.Process().children(recursive=True)
+    assert supervise([sys.executable, str(tmp_path / "launcher"), str(tmp_path / "train.py")]) == code
+    assert (tmp_path / "started").exists()
+    assert not (tmp_path / "trained").exists()
+    assert psutil.Process().children(recursive=True) == before
+    if "exit" in check:  # the check says what is wrong; launcher and ranks add nothing
+        assert capfd.readouterr().err == ""
+
+
+def test_a_killed_supervisor_takes_launcher_and_ranks_along(tmp_path: Path) -> None:
+    """Else ranks wait for its word for ever, or train on while nobody reads their exit code."""
+    pids = tmp_path / "pids"
+    (tmp_path / "launcher").write_text(
+        f"import os\nopen({str(pids)!r}, 'a').write(f'{{os.getpid()}}\\n')\n" + LAUNCHER.format(restarts=0)
+    )
+    (tmp_path / "train.py").write_text(
+        "import os, sys, time\n"
+        "from pipeline.process_tree import leave_with_launcher\n"
+        "leave_with_launcher()\n"
+        f"'RANK' in os.environ and open({str(pids)!r}, 'a').write(f'{{os.getpid()}}\\n')\n"
+        "'RANK' in os.environ and time.sleep(1000)\n"
+    )
+    words = [sys.executable, str(tmp_path / "launcher"), str(tmp_path / "train.py")]
+    process = subprocess.Popen([sys.executable, "-m", "pipeline.supervise", "--", *words])
+    while process.poll() is None and not (pids.exists() and pids.read_text().count("\n") == 2):
+        time.sleep(0.02)
+    left = [psutil.Process(int(pid)) for pid in pids.read_text().split()]
+    process.kill()
+    process.wait()
+    gone, alive = psutil.wait_procs(left, timeout=30)
+    for stubborn in alive:
+        stubborn.kill()
+    assert len(gone) == 2
+    assert not alive
 
 
 def test_asked_to_stop_during_the_check(tmp_path: Path) -> None:
     ready = tmp_path / "ready"
     (tmp_path / "train.py").write_text(f"import time\nopen({str(ready)!r}, 'w')\ntime.sleep(1000)")
-    process = subprocess.Popen([sys.executable, "-m", "pipeline.supervise", "--", "torchrun", f"{tmp_path}/train.py"])
+    torchrun = [sys.executable, "-m", "torch.distributed.run"]
+    process = subprocess.Popen([sys.executable, "-m", "pipeline.supervise", "--", *torchrun, f"{tmp_path}/train.py"])
     while not ready.exists() and process.poll() is None:
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
