@@ -15,6 +15,10 @@ _ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     # the dashboard lists Ray Train's runs
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
+    # a process for each trial that would tell workers of a node that leaves, who would do nothing about it
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    # 2 s by default: how late a trial's begin and end are noticed
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     # no tables of Tune's beside ours
     "RAY_AIR_NEW_OUTPUT": "0",
     # Ctrl-C ends the search at once; what it would save is saved all the time

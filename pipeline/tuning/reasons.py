@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 
 def last_line(error: BaseException) -> str:
     """What an error says last, which is the point of it where it quotes a traceback; its type where it says nothing."""
@@ -18,6 +16,8 @@ def in_a_line(error: BaseException) -> str:
 
 def is_memory(error: BaseException) -> bool:
     """Whether memory did not suffice: torch says so with a `RuntimeError` of its own on each device."""
+    import torch
+
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
 
 

@@ -7,7 +7,6 @@ a run trains in a folder of its node, and what it saves is copied to the store.
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from pipeline.config.errors import UserError
 from pipeline.config.location import Location, RemotePath, parse_location
 from pipeline.data.remote import open_filesystem
 from pipeline.engine.run import CHECKPOINTS
+from pipeline.tuning.run_folder import run_folder
 
 _NUM_KEPT = 4
 """Checkpoints of a run that stay in a remote store: another trial may be about to copy one of the newest."""
@@ -36,11 +36,8 @@ class RunStore:
 
     @property
     def folder(self) -> Path:
-        """Where the run trains; with a remote store it is there on one node only."""
-        if isinstance(self.place, Path):
-            return self.place
-        scheme, _, rest = self.place.url.partition("://")
-        return Path(tempfile.gettempdir()) / "facemill-tune" / scheme / rest
+        """Where the run trains."""
+        return run_folder(self.place)
 
     def name_of(self, checkpoint: Path) -> str:
         """Under which every node finds a checkpoint of this run, once it is kept."""

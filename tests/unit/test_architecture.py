@@ -139,6 +139,13 @@ def test_heavy_libraries_have_one_home() -> None:
     assert wrong == []
 
 
+def test_what_all_processes_of_a_trial_load_is_light() -> None:
+    """Drivers and Ray Train's controllers load it, one after another, before the workers are started."""
+    code = "import sys, pipeline.tuning.trial; print({'torch', 'pyarrow', 'ray'} & {*sys.modules})"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=True)
+    assert result.stdout == "set()\n"
+
+
 @pytest.mark.parametrize(
     "command",
     [

@@ -38,6 +38,14 @@ def test_a_place_is_gone_on_with_by_the_same_search_alone(tmp_path: Path) -> Non
         _take_place(make(tmp_path / "s", max_concurrent=7), is_resumed=True)
 
 
+def test_a_trial_of_the_search_is_not_counted_in_the_comparison(tmp_path: Path) -> None:
+    """The recipe's seed is 0: the best trial, trained with it again, would come out the same to the bit."""
+    with pytest.raises(UserError, match="comparison_seeds: 0 is the seed of the search's own trials"):
+        run(make(tmp_path / "s", comparison_seeds=[1, 0]), None, False, "127.0.0.1", 0)
+    assert not (tmp_path / "s" / "search.yaml").exists()
+    assert 0 not in make(tmp_path / "s").comparison_seeds
+
+
 def test_two_searches_in_one_folder_are_not_run_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock, "WAIT_S", 0.1)
     monkeypatch.setattr(lock, "WAIT_AT_A_TERMINAL_S", 0.1)
