@@ -16,7 +16,7 @@ export OMP_NUM_THREADS ?= 1
 WHOLE_RUNS := tests/integration
 RUN_TESTS = failed=0; \
   $(BIN)/python -m pytest -q $(CHOICE) -n logical --maxprocesses 8 --dist loadfile --ignore $(WHOLE_RUNS) tests || failed=1; \
-  $(BIN)/python -m pytest -q $(CHOICE) $(WHOLE_RUNS) || failed=1; exit $$failed
+  $(BIN)/python -m pytest -q $(CHOICE) --durations 12 $(WHOLE_RUNS) || failed=1; exit $$failed
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
