@@ -5,6 +5,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+_NUM_ROWS = 64
+"""Boxes compared with all others at once: numpy's calls cost more than its arithmetic on a few boxes."""
+
 
 def suppress(
     boxes: npt.NDArray[np.floating], scores: npt.NDArray[np.floating], threshold: float, over_smaller: bool = False
@@ -17,14 +20,22 @@ def suppress(
         threshold: greatest overlap with a box of higher score.
         over_smaller: whether the overlap is relative to the smaller box; else to the union.
     """
-    area = (boxes[:, 2] - boxes[:, 0] + 1) * (boxes[:, 3] - boxes[:, 1] + 1)
     order = np.argsort(-scores, kind="stable")
+    x0, y0, x1, y1 = boxes[:, :4].T
+    area = (x1 - x0 + 1) * (y1 - y0 + 1)
     kept: list[int] = []
     while len(order):
-        best, rest = order[0], order[1:]
-        kept.append(int(best))
-        low, high = np.maximum(boxes[best, :2], boxes[rest, :2]), np.minimum(boxes[best, 2:], boxes[rest, 2:])
-        shared = np.maximum(high - low + 1, 0.0).prod(axis=1)
-        whole = np.minimum(area[best], area[rest]) if over_smaller else area[best] + area[rest] - shared
-        order = rest[shared / whole <= threshold]
+        rows = order[:_NUM_ROWS]
+        width = np.minimum(x1[rows, None], x1[order]) - np.maximum(x0[rows, None], x0[order]) + 1
+        height = np.minimum(y1[rows, None], y1[order]) - np.maximum(y0[rows, None], y0[order]) + 1
+        shared = np.maximum(width, 0.0) * np.maximum(height, 0.0)
+        one, other = area[rows, None], area[order]
+        whole = np.minimum(one, other) if over_smaller else one + other - shared
+        is_apart = shared / whole <= threshold
+        is_left = np.ones(len(order), bool)
+        for row in range(len(rows)):
+            if is_left[row]:
+                kept.append(int(rows[row]))
+                is_left[row + 1 :] &= is_apart[row, row + 1 :]
+        order = order[len(rows) :][is_left[len(rows) :]]
     return np.array(kept, np.int64)
