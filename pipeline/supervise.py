@@ -3,8 +3,9 @@
     python -m pipeline.supervise -- torchrun --nproc-per-node 2 launch/train.py --config configs/demo_cpu.yaml
 
 torchrun answers every failure with exit code 1 and a traceback of its own. This wrapper checks the configuration in one
-process, so that a mistake is one line; launcher and ranks are started and load their modules meanwhile, and go on when
-all is well. It forwards SIGTERM and SIGINT, and leaves with
+process, so that a mistake is one line. On a single node launcher and ranks load their modules meanwhile, and go on when
+all is well; where nodes meet, a node is checked before it joins the others. It forwards SIGTERM and SIGINT, and leaves
+with
 
     0   finished
     2   bad configuration: mend it, trying again does not help
@@ -39,10 +40,11 @@ from pipeline.config.errors import (
     UserError,
     run_command,
 )
-from pipeline.config.status import STATUS_VARIABLE, tell_checked
+from pipeline.config.status import STATUS_VARIABLE, tell_checked, tell_supervisor
 from pipeline.process_tree import leave_with_parent, no_process_left
 
 _SAVING_S = 600.0  # ranks that torchrun left behind may still be saving
+_LEAVING_S = 5.0  # those that have only loaded modules have nothing to save
 # Where torchrun's own store serves the ranks, too, those that it starts again may find the addresses of dead ones,
 # and an agent that joins later waits for an address in vain.
 _TORCHRUN_SETTINGS = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
@@ -59,18 +61,46 @@ def supervise(command: Sequence[str]) -> int:
     if script is None:
         raise UserError("pipeline.supervise", "no script in the command", "-- torchrun … launch/train.py …")
     with _Signals() as signals, tempfile.TemporaryDirectory() as directory:
-        with no_process_left(_SAVING_S):
-            launcher = signals.start(command, env={**_TORCHRUN_SETTINGS, **os.environ, STATUS_VARIABLE: directory})
+        tell_supervisor(Path(directory))
+        environment = {**_torchrun_settings(command[:script]), **os.environ, STATUS_VARIABLE: directory}
+        with no_process_left(_SAVING_S) as end_all:
+            launcher = signals.start(command, env=environment) if _is_one_node(command[:script]) else None
             check = signals.start([sys.executable, *command[script:], "--check"], stdout=subprocess.DEVNULL)
             mistake = check.wait()
-            if mistake and not signals.is_asked_to_stop:
-                launcher.kill()  # asked to leave, it would say much about that
-                launcher.wait()
+            if mistake or (launcher is None and signals.is_asked_to_stop):
+                if launcher is not None:
+                    launcher.kill()  # asked to leave, it would say much about that
+                    launcher.wait()
+                end_all(_LEAVING_S)
+                if signals.is_asked_to_stop:
+                    return EXIT_PREEMPTED
                 return mistake if mistake in MISTAKES.values() else EXIT_FAILED
-            if not mistake:
-                tell_checked(Path(directory))
+            tell_checked(Path(directory))
+            launcher = launcher or signals.start(command, env=environment)
             code = launcher.wait()
         return _translate(Path(directory), code, signals.is_asked_to_stop)
+
+
+def _is_one_node(launcher: Sequence[str]) -> bool:
+    """Whether torchrun meets no other nodes; these would wait for a node that is being checked, or for a dead one."""
+    return _torchrun_option(launcher, "nnodes") in ("1", "1:1")
+
+
+def _torchrun_settings(launcher: Sequence[str]) -> dict[str, str]:
+    num_processes = _torchrun_option(launcher, "nproc-per-node")
+    if num_processes.isdigit() and int(num_processes) > 1:  # torchrun's own value, which it announces in four lines
+        return {**_TORCHRUN_SETTINGS, "OMP_NUM_THREADS": "1"}
+    return _TORCHRUN_SETTINGS
+
+
+def _torchrun_option(launcher: Sequence[str], name: str) -> str:
+    """The value of an option as torchrun finds it, which is 1 by default: in its command, or else in a variable."""
+    spellings = ("--" + name, "--" + name.replace("-", "_"))
+    for position, word in enumerate(launcher):
+        option, is_joined, value = word.partition("=")
+        if option in spellings:
+            return value if is_joined else "".join(launcher[position + 1 : position + 2])
+    return os.environ.get("PET_" + name.replace("-", "_").upper(), "1")
 
 
 class _Signals:

@@ -24,7 +24,7 @@ _LISTEN_S = 0.2
 
 @contextmanager
 def stop_between_tasks() -> Iterator[Callable[[], None]]:
-    """Let SIGINT and SIGTERM wait until they are asked for. For the main thread.
+    """Let SIGINT and SIGTERM wait until they are asked for; one that is ignored stays so. For the main thread.
 
     Gives the function that asks. It raises KeyboardInterrupt after SIGINT, and SystemExit with code 143 after SIGTERM;
     the end of the context asks once more.
@@ -35,14 +35,16 @@ def stop_between_tasks() -> Iterator[Callable[[], None]]:
         if received:
             raise KeyboardInterrupt if received[0] == signal.SIGINT else SystemExit(128 + received[0])
 
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    previous = {number: signal.signal(number, lambda number, frame: received.append(number)) for number in numbers}
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    heard = [number for number, handler in previous.items() if handler is not signal.SIG_IGN]
+    for number in heard:
+        signal.signal(number, lambda number, frame: received.append(number))
     try:
         yield ask
-        ask()
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        for number in heard:
+            signal.signal(number, previous[number])
+    ask()
 
 
 def wait_for_any(futures: Collection[Future[Result]], ask: Callable[[], None]) -> set[Future[Result]]:

@@ -86,11 +86,15 @@ def run_command(main: Callable[[], None], prepare: Callable[[], None] | None = N
     would wait for ranks that wait for this one.
     """
     report_status("running")  # what an earlier process of this rank said, before a restart, does not count any more
-    try:
+
+    def prepared() -> None:
         if prepare is not None:
             prepare()
         await_check()
-        _run(main)
+        main()
+
+    try:
+        _run(prepared)
     except BaseException as error:
         if "RANK" not in os.environ or (isinstance(error, SystemExit) and not error.code):
             raise

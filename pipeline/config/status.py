@@ -9,6 +9,7 @@ from pathlib import Path
 
 STATUS_VARIABLE = "FACEMILL_STATUS_DIRECTORY"
 """Names the directory in which a node's ranks say how they end: torchrun swallows exit codes."""
+_SUPERVISOR = "supervisor"
 _CHECKED = "checked"
 _LOOK_S = 0.02
 
@@ -28,10 +29,25 @@ def report_status(state: str, **details: object) -> None:
 
 
 def await_check() -> None:
-    """Wait until the supervisor, if there is one, has found the configuration to be good; else it ends this process."""
-    directory = os.environ.get(STATUS_VARIABLE)
-    while directory and not os.path.exists(os.path.join(directory, _CHECKED)):
-        time.sleep(_LOOK_S)
+    """Wait until the supervisor, if there is one, has found the configuration to be good; else it ends this process.
+
+    A process that outlives its supervisor leaves, with code 1.
+    """
+    if STATUS_VARIABLE not in os.environ:
+        return
+    directory = Path(os.environ[STATUS_VARIABLE])
+    try:
+        supervisor = int((directory / _SUPERVISOR).read_text())
+        while not (directory / _CHECKED).exists():
+            os.kill(supervisor, 0)
+            time.sleep(_LOOK_S)
+    except (FileNotFoundError, ProcessLookupError):
+        raise SystemExit(1) from None
+
+
+def tell_supervisor(directory: Path) -> None:
+    """Let the ranks that will wait in `await_check` know for whom."""
+    (directory / _SUPERVISOR).write_text(str(os.getpid()))
 
 
 def tell_checked(directory: Path) -> None:

@@ -43,7 +43,7 @@ def run(search: SearchConfig, address: str | None, is_resumed: bool, dashboard_h
 
     Raises:
         UserError: another search stands in the output, or any without `is_resumed`; no cluster, or no room; no trial
-            succeeded; a seed of the comparison is the search's own.
+            succeeded.
         InUseError: a search is running in the output, a folder.
     """
     with exclusive(search.output) if isinstance(search.output, Path) else nullcontext():
@@ -54,7 +54,6 @@ def _run_alone(
     search: SearchConfig, address: str | None, is_resumed: bool, dashboard_host: str, dashboard_port: int
 ) -> None:
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    _check_seeds(search)
     started = _take_place(search, is_resumed)
     with cluster(address, dashboard_host, dashboard_port) as dashboard:
         at_a_time = search.max_concurrent or num_trials_at_a_time(
@@ -101,18 +100,6 @@ def _run_alone(
     console.print(f"report {search.output / REPORT_FILE}")
     if isinstance(search.output, Path):
         console.print(f"train it: launch/train.py --config {search.output / BEST_FILE}")
-
-
-def _check_seeds(search: SearchConfig) -> None:
-    """See that no trial of the search would be counted in the comparison.
-
-    Raises:
-        UserError: one would.
-    """
-    own = trial_config(search, {}).seed
-    if own in search.comparison_seeds:
-        found = f"{own} is the seed of the search's own trials, the best of which would come out the same"
-        raise UserError("comparison_seeds", found, "others")
 
 
 def _best(search: SearchConfig, trials: list[Trial]) -> Trial | None:

@@ -68,10 +68,14 @@ def check_search(search: SearchConfig) -> None:
     """Try every value that can be named, and the ends of intervals, on the recipe.
 
     Raises:
-        UserError: a key that the recipe does not know, a value out of range, or a measure that no validation gives.
+        UserError: a key that the recipe does not know, a value out of range, a measure that no validation gives, or a
+            seed of the comparison that is the search's own.
     """
     config = trial_config(search, {})
     _check_metric(search, config)
+    if config.seed in search.comparison_seeds:
+        found = f"{config.seed} is the seed of the search's own trials, the best of which would come out the same"
+        raise UserError("comparison_seeds", found, "others")
     if config.mining is not None and (search.scheduler.kind == "pbt" or not isinstance(search.output, Path)):
         raise UserError(
             "mining", "its lists are not carried to another run or node", "null", "or plain trials in a folder"

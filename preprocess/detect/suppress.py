@@ -7,6 +7,8 @@ import numpy.typing as npt
 
 _NUM_ROWS = 64
 """Boxes compared with all others at once: numpy's calls cost more than its arithmetic on a few boxes."""
+_NUM_PAIRS = 1 << 18
+"""Bound of the pairs at a time, for memory."""
 
 
 def suppress(
@@ -25,7 +27,7 @@ def suppress(
     area = (x1 - x0 + 1) * (y1 - y0 + 1)
     kept: list[int] = []
     while len(order):
-        rows = order[:_NUM_ROWS]
+        rows = order[: max(1, min(_NUM_ROWS, _NUM_PAIRS // len(order)))]
         width = np.minimum(x1[rows, None], x1[order]) - np.maximum(x0[rows, None], x0[order]) + 1
         height = np.minimum(y1[rows, None], y1[order]) - np.maximum(y0[rows, None], y0[order]) + 1
         shared = np.maximum(width, 0.0) * np.maximum(height, 0.0)

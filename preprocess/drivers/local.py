@@ -49,7 +49,7 @@ def run_local(
     todo = unfinished(plan, out, numbers)
     if not todo:
         return
-    with stop_between_tasks() as ask, worker_pool(num_workers) as pool:
+    with worker_pool(num_workers) as pool, stop_between_tasks() as ask:
         try:
             run_tasks(pool, plan, todo, context, weights, 3 * num_workers, on_photos, ask)
         except BrokenProcessPool:

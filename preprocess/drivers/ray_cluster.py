@@ -72,7 +72,11 @@ def run_ray(
         pool = _RayPool(needs)
         try:
             with stop_between_tasks() as ask:
-                run_tasks(pool, plan, todo, context, weights, 3 * num_cpus, on_photos, ask)
+                try:
+                    run_tasks(pool, plan, todo, context, weights, 3 * num_cpus, on_photos, ask)
+                except ray.exceptions.RayError:
+                    ask()  # whoever stops a whole group of processes may hit Ray's first
+                    raise
         except UserError:
             raise
         except ray.exceptions.RayTaskError as error:

@@ -173,7 +173,7 @@ def _identities(out: Path, settings: Settings, num_identities: int, photos: int,
             yield _write_identity(out, settings, identity, photos)
         return
     window: deque[Future[Any]] = deque()
-    with stop_between_tasks() as ask, worker_pool(workers, _use_one_thread) as pool:
+    with worker_pool(workers, _use_one_thread) as pool, stop_between_tasks() as ask:
         try:
             for identity in range(num_identities):
                 window.append(pool.submit(_write_identity, out, settings, identity, photos))

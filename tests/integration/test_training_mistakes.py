@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -88,18 +89,27 @@ def test_a_manifest_that_is_gone_is_named(tmp_path: Path, data: Path) -> None:
     assert "unreadable manifest" in refusal(recipe)
 
 
-def test_the_supervisor_turns_a_mistake_into_one_line(tmp_path: Path, data: Path) -> None:
+@pytest.mark.parametrize(
+    ("mistake", "found"),
+    [
+        ("training.epoch=1", "error: training.epoch: unknown key"),
+        # found so late that torchrun has started ranks, and would have said how many threads they get
+        ("training.global_batch=1000000", "error: global_batch: fewer samples"),
+    ],
+)
+def test_the_supervisor_turns_a_mistake_into_one_line(tmp_path: Path, data: Path, mistake: str, found: str) -> None:
     recipe = training.write_recipe(tmp_path / "recipe.yaml", data, tmp_path / "run")
     result = subprocess.run(
-        [sys.executable, "-m", "pipeline.supervise", "--", *training.command(recipe, 2, ["training.epoch=1"])],
+        [sys.executable, "-m", "pipeline.supervise", "--", *training.command(recipe, 2, [mistake])],
         capture_output=True,
         text=True,
         timeout=100,
         check=False,
+        env={name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"},
     )
     assert result.returncode == 2
     assert result.stderr.strip().splitlines() == [result.stderr.strip()]
-    assert result.stderr.startswith("error: training.epoch: unknown key")
+    assert result.stderr.startswith(found)
     assert "Traceback" not in result.stderr
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline.supervise import supervise
+from pipeline.config.status import STATUS_VARIABLE, await_check
+from pipeline.supervise import _is_one_node, _torchrun_settings, supervise
 
 # a launcher like torchrun: starts its script again when it fails, and has an exit code of its own
 LAUNCHER = """
@@ -124,6 +125,59 @@ def test_ranks_wait_for_the_check_and_do_not_train_when_it_fails(
         assert capfd.readouterr().err == ""
 
 
+@pytest.mark.parametrize("is_fine", [True, False])
+def test_a_node_is_checked_before_it_meets_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_fine: bool
+) -> None:
+    """Others would wait for its ranks, and for dead ones when the check has failed."""
+    monkeypatch.setenv("PET_NNODES", "1:2")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "launcher").write_text("import os; open('launched', 'w'); assert os.path.exists('checked')")
+    (tmp_path / "train.py").write_text(
+        f"import sys, time; time.sleep(0.5); open('checked', 'w'); sys.exit({0 if is_fine else 3})"
+    )
+    assert supervise([sys.executable, "launcher", "train.py"]) == (0 if is_fine else 3)
+    assert (tmp_path / "launched").exists() == is_fine
+
+
+@pytest.mark.parametrize(
+    ("words", "variables", "is_one_node", "has_one_thread"),
+    [
+        (["torchrun"], {}, True, False),
+        (["torchrun", "--standalone", "--nproc-per-node", "2"], {}, True, True),
+        (["torchrun", "--nproc_per_node=8", "--nnodes=2"], {}, False, True),
+        (["torchrun", "--nnodes", "1:4", "--nproc-per-node", "gpu"], {}, False, False),
+        (["torchrun", "--nnodes=1:1", "--nproc-per-node=1"], {}, True, False),
+        (["torchrun"], {"PET_NNODES": "2", "PET_NPROC_PER_NODE": "8"}, False, True),
+        (["torchrun", "--nnodes", "1"], {"PET_NNODES": "2"}, True, False),
+    ],
+)
+def test_what_torchrun_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    variables: dict[str, str],
+    is_one_node: bool,
+    has_one_thread: bool,
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert _is_one_node(words) == is_one_node
+    assert ("OMP_NUM_THREADS" in _torchrun_settings(words)) == has_one_thread
+
+
+def test_a_rank_that_outlives_its_supervisor_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    (tmp_path / "supervisor").write_text(str(dead.pid))
+    monkeypatch.setenv(STATUS_VARIABLE, str(tmp_path))
+    with pytest.raises(SystemExit) as raised:
+        await_check()
+    assert raised.value.code == 1
+    monkeypatch.setenv(STATUS_VARIABLE, str(tmp_path / "removed"))
+    with pytest.raises(SystemExit):
+        await_check()
+
+
 def test_a_killed_supervisor_takes_launcher_and_ranks_along(tmp_path: Path) -> None:
     """Else ranks wait for its word for ever, or train on while nobody reads their exit code."""
     pids = tmp_path / "pids"
@@ -151,12 +205,20 @@ def test_a_killed_supervisor_takes_launcher_and_ranks_along(tmp_path: Path) -> N
     assert not alive
 
 
-def test_asked_to_stop_during_the_check(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_stubborn", [False, True])
+def test_asked_to_stop_during_the_check(tmp_path: Path, is_stubborn: bool) -> None:
     ready = tmp_path / "ready"
     (tmp_path / "train.py").write_text(f"import time\nopen({str(ready)!r}, 'w')\ntime.sleep(1000)")
-    torchrun = [sys.executable, "-m", "torch.distributed.run"]
-    process = subprocess.Popen([sys.executable, "-m", "pipeline.supervise", "--", *torchrun, f"{tmp_path}/train.py"])
-    while not ready.exists() and process.poll() is None:
+    (tmp_path / "launcher").write_text(
+        "import signal, time\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        f"open({str(tmp_path / 'launched')!r}, 'w')\n"
+        "time.sleep(1000)"
+    )
+    launcher = [sys.executable, str(tmp_path / "launcher")]
+    words = launcher if is_stubborn else [sys.executable, "-m", "torch.distributed.run"]
+    process = subprocess.Popen([sys.executable, "-m", "pipeline.supervise", "--", *words, f"{tmp_path}/train.py"])
+    while process.poll() is None and not (ready.exists() and (not is_stubborn or (tmp_path / "launched").exists())):
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 75

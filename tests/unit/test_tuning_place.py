@@ -12,6 +12,7 @@ from pipeline.config.errors import InUseError, UserError
 from pipeline.config.search import SearchConfig
 from pipeline.tuning.run import _take_place, run
 from pipeline.tuning.search import MOST_WAITING_AT_A_TIME, _driver_needs
+from pipeline.tuning.space import check_search
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -41,9 +42,8 @@ def test_a_place_is_gone_on_with_by_the_same_search_alone(tmp_path: Path) -> Non
 def test_a_trial_of_the_search_is_not_counted_in_the_comparison(tmp_path: Path) -> None:
     """The recipe's seed is 0: the best trial, trained with it again, would come out the same to the bit."""
     with pytest.raises(UserError, match="comparison_seeds: 0 is the seed of the search's own trials"):
-        run(make(tmp_path / "s", comparison_seeds=[1, 0]), None, False, "127.0.0.1", 0)
-    assert not (tmp_path / "s" / "search.yaml").exists()
-    assert 0 not in make(tmp_path / "s").comparison_seeds
+        check_search(make(tmp_path / "s", comparison_seeds=[1, 0]))
+    check_search(make(tmp_path / "s"))
 
 
 def test_two_searches_in_one_folder_are_not_run_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,6 +61,17 @@ def test_the_end_asks_once_more() -> None:
         signal.raise_signal(signal.SIGINT)
 
 
+def test_a_signal_that_is_ignored_stays_so() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with stop_between_tasks() as ask:
+            signal.raise_signal(signal.SIGINT)
+            ask()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_another_failure_is_not_hidden() -> None:
     def fail() -> None:
         with stop_between_tasks():
