@@ -14,6 +14,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerContext
 from typing import Any
 
 import torch
@@ -43,6 +44,26 @@ class RankFailure(AssertionError):
         self.error = error
 
 
+def forking_context() -> ForkServerContext:
+    """Starts processes that have loaded `PRELOADED`."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    return context
+
+
+def rank_environment(rank: int, world_size: int, port: int) -> dict[str, str]:
+    """What torchrun tells a rank on this machine; the store is the caller's, as torchrun's lives in its agent."""
+    return {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "TORCHELASTIC_RESTART_COUNT": "0",
+    }
+
+
 def run_ranks(fn: Callable[..., Any], world_size: int, *args: Any, timeout_s: float = 60) -> list[Any]:
     """Call `fn(*args)` on `world_size` gloo ranks and give what they returned, in order of ranks.
 
@@ -54,8 +75,7 @@ def run_ranks(fn: Callable[..., Any], world_size: int, *args: Any, timeout_s: fl
     Raises:
         RankFailure: see there; all ranks are killed then.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
+    context = forking_context()
     # port 0: the system chooses a free one, and the ranks are told which
     store = c10d.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     deadline = time.monotonic() + timeout_s
@@ -108,16 +128,7 @@ def _collect(connections: list[Connection], deadline: float) -> list[Any]:
 def _rank_main(
     connection: Connection, rank: int, world_size: int, port: int, fn: Callable[..., Any], args: tuple[Any, ...]
 ) -> None:
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(world_size),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        # the store lives in the parent, as torchrun's lives in its agent: connect to it, do not open one
-        "TORCHELASTIC_USE_AGENT_STORE": "True",
-        "TORCHELASTIC_RESTART_COUNT": "0",
-    }
+    os.environ |= rank_environment(rank, world_size, port)
     torch.set_num_threads(1)
     warnings.simplefilter("error")
     try:
