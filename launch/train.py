@@ -111,7 +111,6 @@ def load_modules() -> None:
     leave_with_launcher()
     if "RANK" in os.environ:
         with quick_imports():
-            import pipeline.engine.run
             import pipeline.engine.trainer  # noqa: F401
 
 

@@ -23,11 +23,12 @@ _LISTEN_S = 0.2
 
 
 @contextmanager
-def stop_between_tasks() -> Iterator[Callable[[], None]]:
+def stop_between_tasks(*consequences: type[Exception]) -> Iterator[Callable[[], None]]:
     """Let SIGINT and SIGTERM wait until they are asked for; one that is ignored stays so. For the main thread.
 
     Gives the function that asks. It raises KeyboardInterrupt after SIGINT, and SystemExit with code 143 after SIGTERM;
-    the end of the context asks once more.
+    the end of the context asks once more, and so does one of the `consequences`, exceptions that a stop may have:
+    whoever stops a whole group of processes may hit a worker first.
     """
     received: list[int] = []
 
@@ -41,6 +42,9 @@ def stop_between_tasks() -> Iterator[Callable[[], None]]:
         signal.signal(number, lambda number, frame: received.append(number))
     try:
         yield ask
+    except consequences:
+        ask()
+        raise
     finally:
         for number in heard:
             signal.signal(number, previous[number])

@@ -16,3 +16,12 @@ def goes_on_after_ctrl_c() -> Iterator[None]:
     except KeyboardInterrupt:
         typer.echo("interrupted; the same command goes on where it stopped", err=True)
         raise typer.Exit(130) from None
+
+
+@contextmanager
+def interrupted_after_imports() -> Iterator[None]:
+    """Import in this block. Compiled modules would turn a KeyboardInterrupt while they load into an ImportError."""
+    from preprocess.workers import stop_between_tasks
+
+    with goes_on_after_ctrl_c(), stop_between_tasks():
+        yield

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import typer
 
-from preprocess.commands.interrupt import goes_on_after_ctrl_c
+from preprocess.commands.interrupt import goes_on_after_ctrl_c, interrupted_after_imports
 
 
 def shard(
@@ -76,10 +76,7 @@ def shard(
     """
     import signal
 
-    from preprocess.workers import stop_between_tasks
-
-    # compiled modules turn a KeyboardInterrupt while they load into an ImportError
-    with goes_on_after_ctrl_c(), stop_between_tasks():
+    with interrupted_after_imports():
         from rich.console import Console
 
         from preprocess import run

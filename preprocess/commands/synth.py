@@ -7,7 +7,7 @@ from pathlib import Path
 import typer
 
 from pipeline.config.errors import UserError
-from preprocess.commands.interrupt import goes_on_after_ctrl_c
+from preprocess.commands.interrupt import goes_on_after_ctrl_c, interrupted_after_imports
 
 
 def synth(
@@ -33,10 +33,7 @@ def synth(
     """
     import os
 
-    from preprocess.workers import stop_between_tasks
-
-    # compiled modules turn a KeyboardInterrupt while they load into an ImportError
-    with goes_on_after_ctrl_c(), stop_between_tasks():
+    with interrupted_after_imports():
         from preprocess.synthetic.command import run_synth
 
     if workers < 0:

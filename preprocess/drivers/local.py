@@ -49,11 +49,11 @@ def run_local(
     todo = unfinished(plan, out, numbers)
     if not todo:
         return
-    with worker_pool(num_workers) as pool, stop_between_tasks() as ask:
+    with worker_pool(num_workers) as pool:
         try:
-            run_tasks(pool, plan, todo, context, weights, 3 * num_workers, on_photos, ask)
+            with stop_between_tasks(BrokenProcessPool) as ask:
+                run_tasks(pool, plan, todo, context, weights, 3 * num_workers, on_photos, ask)
         except BrokenProcessPool:
-            ask()  # whoever stops a whole group of processes may hit a worker first
             raise TemporaryError(
                 out,
                 "a worker process died (killed, or out of memory)",

@@ -71,12 +71,8 @@ def run_ray(
         num_cpus = int(ray.cluster_resources().get("CPU", 1))
         pool = _RayPool(needs)
         try:
-            with stop_between_tasks() as ask:
-                try:
-                    run_tasks(pool, plan, todo, context, weights, 3 * num_cpus, on_photos, ask)
-                except ray.exceptions.RayError:
-                    ask()  # whoever stops a whole group of processes may hit Ray's first
-                    raise
+            with stop_between_tasks(ray.exceptions.RayError) as ask:
+                run_tasks(pool, plan, todo, context, weights, 3 * num_cpus, on_photos, ask)
         except UserError:
             raise
         except ray.exceptions.RayTaskError as error:

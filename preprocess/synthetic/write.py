@@ -173,16 +173,16 @@ def _identities(out: Path, settings: Settings, num_identities: int, photos: int,
             yield _write_identity(out, settings, identity, photos)
         return
     window: deque[Future[Any]] = deque()
-    with worker_pool(workers, _use_one_thread) as pool, stop_between_tasks() as ask:
+    with worker_pool(workers, _use_one_thread) as pool:
         try:
-            for identity in range(num_identities):
-                window.append(pool.submit(_write_identity, out, settings, identity, photos))
-                if len(window) >= 8 * workers:
+            with stop_between_tasks(BrokenProcessPool) as ask:
+                for identity in range(num_identities):
+                    window.append(pool.submit(_write_identity, out, settings, identity, photos))
+                    if len(window) >= 8 * workers:
+                        yield wait_for_any([window.popleft()], ask).pop().result()
+                while window:
                     yield wait_for_any([window.popleft()], ask).pop().result()
-            while window:
-                yield wait_for_any([window.popleft()], ask).pop().result()
         except BrokenProcessPool:
-            ask()  # whoever stops a whole group of processes may hit a worker first
             raise UserError(
                 "--workers",
                 "a worker was killed",

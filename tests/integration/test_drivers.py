@@ -8,8 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -22,6 +20,7 @@ from preprocess.drivers import DriverOptions, check_driver
 from preprocess.drivers.ray_cluster import _look
 from preprocess.plan import environment
 from preprocess.sources.store import PhotoFiles
+from tests.integration.waiting import wait_for
 
 OPTIONS = ["--already-aligned", "--size", "64", "--samples-per-shard", "60", "--val-identities", "0.3"]
 
@@ -73,15 +72,6 @@ def expected(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     out = tmp_path_factory.mktemp("expected") / "out"
     finish(start(photos, out, "--workers", "2"))
     return files(out)
-
-
-def wait_for(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
-    for _ in range(6000):
-        if condition():
-            return
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.01)
-    raise AssertionError("it did not come to pass")
 
 
 def progress(out: Path) -> int:

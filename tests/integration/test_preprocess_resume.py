@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 import pytest
 
+from tests.integration.waiting import wait_for
 from tests.unit.test_shard import tree, write_photos
 
 OPTIONS = ("--already-aligned", "--size", "64", "--samples-per-shard", "150", "--val-identities", "0.2")
@@ -99,13 +100,9 @@ def start_and_hold(photos: Path, out: Path) -> subprocess.Popen[str]:
 
     before = finished()
     process = start(photos, out)
-    for _ in range(8000):
-        if finished() - before:
-            os.killpg(process.pid, signal.SIGSTOP)
-            return process
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.005)
-    raise AssertionError("no slice was made")
+    wait_for(lambda: finished() - before, process, timeout_s=40)
+    os.killpg(process.pid, signal.SIGSTOP)
+    return process
 
 
 @pytest.fixture(scope="module")
@@ -218,13 +215,8 @@ def synth(out: Path) -> list[str]:
 
 def wait_for_workers(process: subprocess.Popen[str]) -> list[int]:
     """The pool's two processes, as soon as they exist: they are still importing."""
-    for _ in range(8000):
-        workers = workers_of(process.pid)
-        if len(workers) == 2:
-            return workers
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.005)
-    raise AssertionError("no workers")
+    wait_for(lambda: len(workers_of(process.pid)) == 2, process, timeout_s=40)
+    return workers_of(process.pid)
 
 
 @pytest.mark.parametrize("name", ["shard", "synth"])
@@ -245,8 +237,7 @@ def test_ctrl_c_while_workers_start_is_one_line(photos: Path, tmp_path: Path, na
 def test_killed_renderer_takes_its_workers_along_and_goes_on(tmp_path: Path) -> None:
     process = start_group(synth(tmp_path / "killed"))
     workers = wait_for_workers(process)
-    while not any((tmp_path / "killed").glob("*/0003.jpg")):
-        time.sleep(0.005)
+    wait_for(lambda: any((tmp_path / "killed").glob("*/0003.jpg")), process)
     process.kill()
     process.communicate()
     wait_until_gone(workers)

@@ -99,7 +99,7 @@ def finish(process: subprocess.Popen[str], timeout_s: float = 150) -> str:
     return text
 
 
-def run(recipe: Path, ranks: int, overrides: Sequence[str] = (), timeout_s: float = 150) -> str:
+def run(recipe: Path, ranks: int, overrides: Sequence[str] = ()) -> str:
     """Run to the end and expect success; gives what it printed.
 
     The program is the same as in `start`, its processes are forked from one that has loaded their modules: they begin
@@ -119,7 +119,7 @@ def run(recipe: Path, ranks: int, overrides: Sequence[str] = (), timeout_s: floa
         try:
             for process in processes:
                 process.start()
-            deadline_s = time.monotonic() + timeout_s
+            deadline_s = time.monotonic() + 150
             for process in processes:
                 process.join(max(0.0, deadline_s - time.monotonic()))
         finally:

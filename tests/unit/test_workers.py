@@ -82,6 +82,19 @@ def test_another_failure_is_not_hidden() -> None:
         fail()
 
 
+def test_a_failure_that_a_stop_may_have_caused_gives_way_to_it() -> None:
+    def fail(is_stopped: bool) -> None:
+        with stop_between_tasks(BrokenProcessPool):
+            if is_stopped:
+                signal.raise_signal(signal.SIGINT)
+            raise BrokenProcessPool
+
+    with pytest.raises(KeyboardInterrupt):
+        fail(is_stopped=True)
+    with pytest.raises(BrokenProcessPool):
+        fail(is_stopped=False)
+
+
 def test_waiting_for_what_never_comes_can_be_stopped() -> None:
     timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
