@@ -115,6 +115,8 @@ def _reports(
         import ray.train
         from ray.train.torch import TorchConfig, TorchTrainer
 
+        from pipeline.tuning.no_retry import NoRetry
+
     loop = {"config": config, "place": place, "begin_from": begin_from, "queue": queue, "answers": answers}
     needs = {"CPU": workers.cpus} | ({"GPU": workers.gpus} if workers.gpus else {})
     is_shared = isinstance(place, Path)
@@ -133,6 +135,7 @@ def _reports(
             name=f"ray-{uuid.uuid4().hex[:8]}",
             storage_path=tempfile.gettempdir() if not is_shared else str(place),
             failure_config=ray.train.FailureConfig(max_failures=workers.max_failures),
+            callbacks=[NoRetry()],
         ),
     )
     ended: list[BaseException | None] = []
@@ -146,6 +149,9 @@ def _reports(
 
     threading.Thread(target=fit, name="workers", daemon=True).start()
     last: dict[str, Any] | None = None
+    failure = ""
+    # to the end, also after a failure: a controller that dies with its driver while it starts workers again leaves
+    # their CPUs taken until the search is over
     while True:
         is_over = bool(ended)  # asked before the queue, so that nothing stays in it
         try:
@@ -155,7 +161,8 @@ def _reports(
                 break
             continue
         if "failure" in message:
-            raise TrialError(message["failure"])
+            failure = message["failure"]
+            continue
         step = message["step"]
         if step > known_step:
             known_step = step
@@ -165,7 +172,7 @@ def _reports(
                 yield message
         answers.put(step)
     if ended[0] is not None:
-        raise TrialError(in_a_line(ended[0]))
+        raise TrialError(failure or in_a_line(ended[0]))
     if last is not None:
         yield last
 

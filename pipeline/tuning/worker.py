@@ -18,6 +18,7 @@ from pipeline.json_lines import read_lines
 from pipeline.monitor.to_jsonl import METRICS_FILE
 from pipeline.tuning.reasons import in_a_line, is_memory
 from pipeline.tuning.store import RunStore
+from pipeline.tuning.trial import TrialError
 
 FIGURES = ("step", "samples", "epoch")
 """What a report holds besides the validation's figures; and `share`, the part of the run that is done."""
@@ -63,8 +64,9 @@ def work(loop: Mapping[str, Any]) -> None:
     except (UserError, MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not is_memory(error):
             raise  # a peer may have died: Ray Train starts the workers again
-        queue.put({"failure": in_a_line(error)})
-        raise
+        reason = in_a_line(error)
+        queue.put({"failure": reason})
+        raise TrialError(reason) from error
 
 
 def _validations_before(plan: RunPlan) -> list[tuple[dict[str, Any], bool]]:

@@ -1,0 +1,21 @@
+"""Ends the workers of a trial that another attempt would not help."""
+
+from __future__ import annotations
+
+from ray.train import UserCallback
+
+from pipeline.tuning.trial import TrialError
+
+
+class NoRetry(UserCallback):
+    """Tells Ray Train's controller which failures of workers are for good; it starts them again after the others."""
+
+    def after_exception(self, run_context: object, worker_exceptions: dict[int, Exception]) -> None:
+        """See `UserCallback`.
+
+        Raises:
+            TrialError: a worker raised one; what a callback raises ends the run in good order.
+        """
+        for error in worker_exceptions.values():
+            if isinstance(error, TrialError):
+                raise error
