@@ -12,7 +12,8 @@ from torch import Tensor
 from pipeline.config.heads import MarginSoftmaxConfig
 from pipeline.config.margins import MarginConfig, UnifiedMargin
 from tests.distributed.processes import run_ranks
-from tests.losses.reference import CASES, MARGINS, Case, Result, dense, make_batch, on_this_rank_all
+from tests.losses.head_cases import CASES, MARGINS, Case, Result, make_batch, on_this_rank_all
+from tests.losses.reference import dense
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
 

@@ -16,7 +16,7 @@ from pipeline.config.optim import AdamConfig, AdamWConfig, HeadOptimizerConfig, 
 from pipeline.engine.head_optim import HeadOptimizer
 from pipeline.model.head import Head, build_head
 from tests.distributed.processes import run_ranks
-from tests.losses.reference import MARGINS
+from tests.losses.head_cases import MARGINS
 
 NUM_CLASSES, DIM, BATCH, NUM_STEPS = 29, 12, 16, 3
 SGD = SGDConfig(lr=0.1, momentum=0.9, weight_decay=0.01)

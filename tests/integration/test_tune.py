@@ -42,6 +42,24 @@ def after_a_dead_cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("after_a_dead_cluster")
+def test_a_search_with_a_bad_setting(tmp_path: Path, data: Path, held_out: Path) -> None:
+    """The bad one is drawn first."""
+    sets = {"bad": {"optim.backbone.lr": 1e30, "divergence.on_non_finite": "stop"}, "good": {}}
+    space = {"what": {"kind": "sets", "of": sets}}
+    path = searching.write_search(tmp_path, data, held_out, space, searcher={"kind": "grid"}, num_samples=1)
+    text = searching.run(path)
+    bad, good = read_results(tmp_path / "search/results.parquet").trials
+    assert (bad.state, good.state) == ("failed", "finished")
+    assert "expected finite numbers" in bad.reason
+    assert bad.reason in text
+    assert [round(report.epoch) for report in good.reports] == [1, 2, 3]
+    assert list(training.losses(tmp_path / "search/runs/search" / good.id / "run")) == list(range(1, 12))
+    assert load_config(tmp_path / "search/best.yaml").optim.backbone.lr == training.SGD["backbone"]["lr"]
+    assert (tmp_path / "search/report.html").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("after_a_dead_cluster")
 def test_a_search_survives_a_bad_trial_a_killed_worker_and_its_own_death(
     tmp_path: Path, data: Path, held_out: Path
 ) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from pipeline.config.margins import MarginConfig
 from pipeline.model.margins.base import build_margin
 from pipeline.model.partial_fc import HeadOptions, MarginSoftmaxHead
-from tests.losses.reference import MARGINS
+from tests.losses.head_cases import MARGINS
 
 NUM_CLASSES, DIM, BATCH = 300, 64, 32
 LOSS_BOUND, GRADIENT_BOUND = 2e-2, 4e-2

@@ -27,7 +27,7 @@ from pipeline.config.margins import (
 from pipeline.model.margins.base import GlobalBatch, Margin, angle, build_margin, register_margin, sine
 from pipeline.model.margins.cosine import ArcFace
 from pipeline.model.margins.multiplied_angle import multiplied_angle
-from tests.losses.reference import MARGINS
+from tests.losses.head_cases import MARGINS
 
 NUM_CLASSES = 1000
 ARCFACE = ArcFaceMargin(scale=64, margin=0.5)

@@ -50,7 +50,10 @@ HOMES = {
     "ray": {
         "pipeline.ray_cluster",
         "preprocess.drivers.ray_cluster",
-        *(f"pipeline.tuning.{name}" for name in ("cluster", "reasons", "search", "table", "translate", "trial")),
+        *(
+            f"pipeline.tuning.{name}"
+            for name in ("cluster", "no_retry", "reasons", "search", "table", "translate", "trial")
+        ),
     },
     "timm": {"pipeline.model.backbones.timm_net"},
     "triton": {"pipeline.model.triton_kernels"},
