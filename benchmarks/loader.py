@@ -5,8 +5,8 @@
 
 All get the same JPEGs, as uint8 crops without augmentation, in batches of 256, on two threads or two processes, from
 the page cache. The bare decoder has the bytes in memory and keeps nothing: it is the limit. The peers read the same
-tars (webdataset) and a folder of the same files (torchvision). They take turns, several times. `--passes N` runs the
-loader N times over the data in this process and prints its memory after each.
+tars (webdataset, DALI's own reader) and a folder of the same files (torchvision). They take turns, several times.
+`--passes N` runs the loader N times over the data in this process and prints its memory after each.
 """
 
 from __future__ import annotations
@@ -64,6 +64,7 @@ def main() -> None:
     peers: dict[str, Callable[[], int]] = {
         "webdataset.WebLoader": lambda: web_loader([str(path) for path in split.shards], num_samples),
         "ImageFolder + DataLoader": lambda: image_folder(folder, num_samples),
+        "DALI's reader": lambda: dali_reader([str(path) for path in split.shards], num_samples),
     }
     turns = {"bare decoder": lambda: bare_decoder(contents, num_samples), **own, **peers}
     rates: dict[str, list[float]] = {name: [] for name in turns}
@@ -159,6 +160,20 @@ def image_folder(folder: Path, num_samples: int) -> int:
     data = torchvision.datasets.ImageFolder(str(folder), torchvision.transforms.PILToTensor())
     sampler = torch.utils.data.RandomSampler(data, replacement=True, num_samples=num_samples)
     return take(DataLoader(data, BATCH, sampler=sampler, num_workers=WORKERS), num_samples)
+
+
+def dali_reader(tars: list[str], num_samples: int) -> int:
+    """DALI's own reader of tars with its shuffle buffer, and its decoder."""
+    from nvidia.dali import fn, pipeline_def
+    from nvidia.dali.plugin.pytorch import DALIGenericIterator
+
+    @pipeline_def(batch_size=BATCH, num_threads=WORKERS, device_id=None)  # type: ignore[untyped-decorator]
+    def pipeline() -> Any:
+        photos, labels = fn.readers.webdataset(paths=tars, ext=["jpg", "cls"], random_shuffle=True, initial_fill=1000)
+        return fn.decoders.image(photos, device="cpu"), fn.pad(labels)
+
+    batches = DALIGenericIterator(pipeline(), ["images", "labels"])
+    return take(((batch[0]["images"], batch[0]["labels"]) for batch in batches), num_samples)
 
 
 def take(loader: Any, num_samples: int) -> int:
