@@ -52,7 +52,12 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, data: Path) -> dict[in
 
 @pytest.mark.parametrize(
     ("ranks", "step", "signum"),
-    [(1, 9, signal.SIGKILL), (2, 4, signal.SIGKILL), (2, 17, signal.SIGTERM), (4, 11, signal.SIGKILL)],
+    [
+        (1, 9, signal.SIGKILL),
+        (2, 4, signal.SIGKILL),
+        (2, 17, signal.SIGTERM),
+        pytest.param(4, 11, signal.SIGKILL, marks=pytest.mark.slow),
+    ],
 )
 def test_killed_run_goes_on_bit_for_bit(
     tmp_path: Path, data: Path, undisturbed: dict[int, Path], ranks: int, step: int, signum: int
@@ -157,7 +162,7 @@ def test_killed_run_goes_on_bit_for_bit_with_adamw(tmp_path: Path, data: Path) -
     _assert_equal_checkpoints(tmp_path / "killed", tmp_path / "undisturbed")
 
 
-@pytest.mark.parametrize(("before", "after"), [(2, 1), (2, 4), (1, 3)])
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (2, 4), pytest.param(1, 3, marks=pytest.mark.slow)])
 def test_another_number_of_ranks_goes_on(
     tmp_path: Path, data: Path, undisturbed: dict[int, Path], before: int, after: int
 ) -> None:
