@@ -24,8 +24,10 @@ from rich.console import Console
 from rich.table import Table
 
 from preprocess.detect import Detector, Face, load_detector
-from preprocess.detect.resize import shrink
+from preprocess.detect.resize import shrink, to_faces
 from preprocess.photo import read_photo
+from preprocess.sources import read_source
+from preprocess.sources.store import Place
 
 
 def main() -> None:
@@ -39,12 +41,13 @@ def main() -> None:
     arguments = parser.parse_args()
     cv2.setNumThreads(1)
     detector = load_detector(arguments.detector, arguments.weights, min_face_px=20)
-    paths = sorted(path for path in arguments.photos.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
-    photos = [read_photo(path).pixels for path in paths[:: max(1, len(paths) // arguments.count)]]
+    store, listing, _ = read_source(arguments.photos)
+    sources = listing["source"].to_pylist()[:: max(1, len(listing) // arguments.count)]
+    photos = [read_photo(lambda source=source: store.read(Place(source))).pixels for source in sources]
     found = [(photo, face) for photo in photos if (face := largest(detector, photo)) is not None]
     moved: dict[str, list[float | None]] = {"shifted by a pixel": []}
     for photo, face in found:
-        moved["shifted by a pixel"].append(distance(face.landmarks, largest(detector, photo[1:, 1:]), shift_px=1))
+        moved["shifted by a pixel"].append(distance(face.landmarks, largest(detector, photo[1:, 1:]), shift_px=1.0))
     seconds = {}
     for side_px in arguments.sides:
         started, results = time.perf_counter(), []
@@ -52,7 +55,7 @@ def main() -> None:
             if face.side_px < side_px:
                 continue
             small, scale = shrink(photo, round(max(photo.shape[:2]) * side_px / face.side_px))
-            results.append(distance(face.landmarks, largest(detector, small), scale=scale))
+            results.append(distance(face.landmarks, largest(detector, small, scale)))
         name = f"face of {side_px} px"
         moved[name], seconds[name] = results, time.perf_counter() - started
     table = Table("", "photos", "found, %", "median, %", "95th percentile, %", "ms a photo")
@@ -67,27 +70,26 @@ def main() -> None:
     Console(width=100).print(table)
 
 
-def largest(detector: Detector, photo: npt.NDArray[np.uint8]) -> Face | None:
-    """The photo's largest face, if there is one."""
-    return max(detector.detect([photo])[0], key=lambda face: face.area_px2, default=None)
+def largest(detector: Detector, photo: npt.NDArray[np.uint8], scale: float = 1.0) -> Face | None:
+    """The largest face on a photo that was shrunk to `scale`, if there is one, in px of the full photo."""
+    face = max(detector.detect([photo])[0], key=lambda face: face.area_px2, default=None)
+    if face is None:
+        return None
+    return to_faces(face.bbox[None], face.landmarks[None], np.array([face.score]), scale)[0]
 
 
-def distance(
-    expected: npt.NDArray[np.float32], face: Face | None, scale: float = 1.0, shift_px: float = 0.0
-) -> float | None:
+def distance(expected: npt.NDArray[np.float32], face: Face | None, shift_px: float = 0.0) -> float | None:
     """Mean distance of landmarks in parts of the distance between the eyes; None where another face was found, or none.
 
     Args:
         expected: [5, 2], in px of the full photo, eyes first.
-        face: found on the photo shrunk to `scale`, or without its first `shift_px` rows and columns.
-        scale: see there.
+        face: found on the photo without its first `shift_px` rows and columns.
         shift_px: see there.
     """
     if face is None:
         return None
-    there = (face.landmarks + 0.5) / scale - 0.5 + shift_px  # as `to_faces` puts them back
     eyes = float(np.linalg.norm(expected[1] - expected[0]))
-    error = float(np.linalg.norm(there - expected, axis=1).mean()) / eyes
+    error = float(np.linalg.norm(face.landmarks + shift_px - expected, axis=1).mean()) / eyes
     return error if error < 0.5 else None
 
 

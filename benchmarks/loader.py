@@ -57,14 +57,15 @@ def main() -> None:
     num_samples = arguments.samples // BATCH * BATCH
     folder = unpack(split, arguments.data.with_name(arguments.data.name + "-files"))
     contents = read_all(split)
+    tars = [str(path) for path in split.shards]
     own: dict[str, Callable[[], int]] = {
         "simplejpeg": lambda: ours(split, crop_px, CpuDecoder(), num_samples),
         "DALI": lambda: ours(split, crop_px, DaliDecoder(), num_samples),
     }
     peers: dict[str, Callable[[], int]] = {
-        "webdataset.WebLoader": lambda: web_loader([str(path) for path in split.shards], num_samples),
+        "webdataset.WebLoader": lambda: web_loader(tars, num_samples),
         "ImageFolder + DataLoader": lambda: image_folder(folder, num_samples),
-        "DALI's reader": lambda: dali_reader([str(path) for path in split.shards], num_samples),
+        "DALI's reader": lambda: dali_reader(tars, num_samples),
     }
     turns = {"bare decoder": lambda: bare_decoder(contents, num_samples), **own, **peers}
     rates: dict[str, list[float]] = {name: [] for name in turns}

@@ -149,9 +149,6 @@ def _reports(
 
     threading.Thread(target=fit, name="workers", daemon=True).start()
     last: dict[str, Any] | None = None
-    failure = ""
-    # to the end, also after a failure: a controller that dies with its driver while it starts workers again leaves
-    # their CPUs taken until the search is over
     while True:
         is_over = bool(ended)  # asked before the queue, so that nothing stays in it
         try:
@@ -159,9 +156,6 @@ def _reports(
         except Empty:
             if is_over:
                 break
-            continue
-        if "failure" in message:
-            failure = message["failure"]
             continue
         step = message["step"]
         if step > known_step:
@@ -172,7 +166,8 @@ def _reports(
                 yield message
         answers.put(step)
     if ended[0] is not None:
-        raise TrialError(failure or in_a_line(ended[0]))
+        cause = getattr(ended[0], "controller_failure", None)  # what `NoRetry` raised is there
+        raise cause if isinstance(cause, TrialError) else TrialError(in_a_line(ended[0]))
     if last is not None:
         yield last
 

@@ -64,9 +64,7 @@ def work(loop: Mapping[str, Any]) -> None:
     except (UserError, MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not is_memory(error):
             raise  # a peer may have died: Ray Train starts the workers again
-        reason = in_a_line(error)
-        queue.put({"failure": reason})
-        raise TrialError(reason) from error
+        raise TrialError(in_a_line(error)) from error
 
 
 def _validations_before(plan: RunPlan) -> list[tuple[dict[str, Any], bool]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 import yaml
 
 from tests.integration import training
@@ -115,6 +117,14 @@ def wait_for(search: subprocess.Popen[str], pattern: str, folder: Path, timeout_
         if time.monotonic() > deadline:
             raise AssertionError(f"no {pattern}: {training.finish(search, 0)}")
         time.sleep(0.05)
+
+
+@contextmanager
+def ray_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder for the clusters that are started while the block runs; Ray's sockets must have short paths."""
+    with tempfile.TemporaryDirectory(prefix="ray") as folder:
+        monkeypatch.setenv("RAY_TMPDIR", folder)
+        yield Path(folder)
 
 
 @contextmanager

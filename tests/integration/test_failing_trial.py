@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,19 +12,17 @@ from pipeline.config.load import load_config
 from pipeline.config.search import WorkersConfig
 from pipeline.tuning.cluster import cluster
 from pipeline.tuning.trial import TrialError, _reports
-from tests.integration import training
+from tests.integration import searching, training
 
 
 @pytest.fixture
-def dashboard(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def own_cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A cluster of this machine alone."""
-    with tempfile.TemporaryDirectory(prefix="ray") as folder:  # Ray's sockets must have short paths
-        monkeypatch.setenv("RAY_TMPDIR", folder)
-        with cluster(None, "127.0.0.1", 0) as url:
-            yield url
+    with searching.ray_folder(monkeypatch), cluster(None, "127.0.0.1", 0):
+        yield
 
 
-@pytest.mark.usefixtures("dashboard")
+@pytest.mark.usefixtures("own_cluster")
 def test_processors_are_free_when_the_driver_has_ended(tmp_path: Path) -> None:
     """Ray does not take back what a controller has asked for just before it dies with its driver."""
     import ray

@@ -18,7 +18,7 @@ from pipeline.tuning.results import read_results
 from tests.integration import searching, training
 from tests.s3_store import serve_s3
 
-LR = {"kind": "choice", "of": [1e-4, 1e30]}
+BAD: dict[str, object] = {"optim.backbone.lr": 1e30, "divergence.on_non_finite": "stop"}
 
 
 @pytest.fixture(scope="module")
@@ -34,17 +34,16 @@ def held_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def after_a_dead_cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A machine on which `ray start` has left the address of a cluster that is no more."""
-    with tempfile.TemporaryDirectory(prefix="ray") as folder:  # Ray's sockets must have short paths
-        monkeypatch.setenv("RAY_TMPDIR", folder)
-        (Path(folder) / "ray").mkdir()
-        (Path(folder) / "ray/ray_current_cluster").write_text("127.0.0.1:1")
+    with searching.ray_folder(monkeypatch) as folder:
+        (folder / "ray").mkdir()
+        (folder / "ray/ray_current_cluster").write_text("127.0.0.1:1")
         yield
 
 
 @pytest.mark.usefixtures("after_a_dead_cluster")
 def test_a_search_with_a_bad_setting(tmp_path: Path, data: Path, held_out: Path) -> None:
     """The bad one is drawn first."""
-    sets = {"bad": {"optim.backbone.lr": 1e30, "divergence.on_non_finite": "stop"}, "good": {}}
+    sets = {"bad": BAD, "good": {}}
     space = {"what": {"kind": "sets", "of": sets}}
     path = searching.write_search(tmp_path, data, held_out, space, searcher={"kind": "grid"}, num_samples=1)
     text = searching.run(path)
@@ -64,7 +63,7 @@ def test_a_search_survives_a_bad_trial_a_killed_worker_and_its_own_death(
     tmp_path: Path, data: Path, held_out: Path
 ) -> None:
     """One of three settings fails by itself; a worker of another dies, then the search itself."""
-    sets = {"good": {}, "bad": {"optim.backbone.lr": 1e30, "divergence.on_non_finite": "stop"}, "long": {"seed": 5}}
+    sets = {"good": {}, "bad": BAD, "long": {"seed": 5}}
     path = searching.write_search(
         tmp_path, data, held_out, {"what": {"kind": "sets", "of": sets}}, searcher={"kind": "grid"}, num_samples=1
     )

@@ -26,15 +26,7 @@ from pipeline.config.margins import (
     UnifiedMargin,
 )
 from pipeline.model.keyed import keyed_uniform
-from tests.losses.head_cases import (
-    FIRST_ID,
-    GLOBAL_BATCH,
-    SEED,
-    STEP,
-    Batch,
-    Case,
-    Result,
-)
+from tests.losses.head_cases import FIRST_ID, GLOBAL_BATCH, SEED, STEP, Batch, Case, Result
 
 
 def dense(case: Case, batch: Batch) -> Result:
