@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pipeline import dist
 from pipeline.config.optim import AdamConfig, AdamWConfig, HeadOptimizerConfig, SGDConfig
 from pipeline.engine import optim
+from pipeline.model.gradient_memory import discard_gradient
 from pipeline.model.head import ActiveRows, Head
 
 ADAM_EPS = 1e-8
@@ -69,7 +70,7 @@ class HeadOptimizer:
     def zero_grad(self) -> None:
         """Clear the gradients."""
         for parameter in [*self._dense.values(), *(rows.leaf for rows in self.head.active_rows().values())]:
-            parameter.grad = None
+            discard_gradient(parameter)
 
     def tensors(self) -> dict[str, Tensor]:
         """The state as live tensors under `parameter-name/slot`; those with dimensions are cut as their parameter."""

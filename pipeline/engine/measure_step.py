@@ -37,6 +37,7 @@ from pipeline.engine.head_optim import HeadOptimizer
 from pipeline.engine.memory import MMAP_THRESHOLD_BYTES, keep_freed_memory
 from pipeline.engine.state import training_tensors
 from pipeline.model.backbones import build_backbone
+from pipeline.model.gradient_memory import kept_bytes
 from pipeline.model.head import build_head
 
 PHASES = ("forward", "head", "backward", "backbone_optimizer", "head_optimizer")
@@ -169,13 +170,15 @@ def measure(request: StepRequest) -> StepMeasurement:
     for _ in range(_NUM_TIMED_STEPS):
         gradients = step(clock.phase)
     resident = peak_resident_bytes() - base
+    # memory of a gradient that stays from step to step is not made in one
+    kept = sum(kept_bytes(parameter) for parameter in head.parameters())
     live, mapped = _live_bytes(step)
     sizes = dict.fromkeys(("backbone", "backbone_optimizer", "head", "head_optimizer"), 0)
-    lasting_mapped = 0
+    lasting_mapped = kept
     for name, tensor in training_tensors(backend, head, head_optimizer, mesh=None).items():
         sizes[name.partition("/")[0]] += tensor.nbytes
         lasting_mapped += tensor.nbytes if tensor.nbytes >= MMAP_THRESHOLD_BYTES else 0
-    lasting = sum(sizes.values())
+    lasting = sum(sizes.values()) + kept
     return StepMeasurement(
         seconds={phase: statistics.median(values) for phase, values in clock.seconds.items()},
         processor_seconds={phase: statistics.median(values) for phase, values in clock.processor_seconds.items()},
@@ -184,7 +187,7 @@ def measure(request: StepRequest) -> StepMeasurement:
         live_bytes={phase: live[phase].most + lasting for phase in PHASES},
         mapped_bytes={phase: mapped[phase].most + lasting_mapped for phase in PHASES},
         activation_bytes=live["forward"].after - live["forward"].before,
-        head_working_bytes=max(0, live["head"].most - live["head"].before - gradients["head_gradient"]),
+        head_working_bytes=max(0, live["head"].most - live["head"].before - gradients["head_gradient"] + kept),
         tensor_bytes=sizes | gradients,
     )
 

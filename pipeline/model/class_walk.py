@@ -25,7 +25,7 @@ from pipeline.model.block_reduction import (
     set_targets,
 )
 from pipeline.model.class_blocks import ClassBlocks, WalkOptions, inverse_lengths, rounded
-from pipeline.model.huge_pages import in_huge_pages
+from pipeline.model.gradient_memory import new_gradient
 
 
 class Walked(NamedTuple):
@@ -160,7 +160,7 @@ class _Walk(torch.autograd.Function):
         ctx.kept = []  # they are overwritten below: a second backward pass forms them again
         blocks = ClassBlocks(queries, centres, bias, options, ctx.inverse)
         queries_gradient = torch.zeros_like(queries)
-        centres_gradient = in_huge_pages(torch.empty_like(centres))
+        centres_gradient = new_gradient(centres)
         bias_gradient = None if bias is None else torch.empty_like(bias)
         # autocast may be on where backward() is called, and would run these products in its narrow type
         with torch.autocast(queries.device.type, enabled=False):

@@ -1,0 +1,43 @@
+"""Memory of large gradients on a CPU, used again in the next step instead of given back to the kernel and faulted in.
+
+glibc maps blocks of 32 MiB and more one by one and unmaps them when they are freed. Activations come and go in many
+sizes, and a heap that never gave them back would grow by a third (docs/performance.md); class centres have one gradient
+of one size, which is there whenever a step's memory is at its peak. So an optimizer does not free it: see
+`discard_gradient`. On a GPU torch's own allocator does the same for all blocks.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from pipeline.model.huge_pages import in_huge_pages
+
+LEAST_BYTES = 32 << 20
+"""Smaller gradients come from glibc's heap, which keeps what is freed."""
+
+# parameter to what was its gradient; goes when the parameter goes
+_spare = WeakTensorKeyDictionary()
+
+
+def new_gradient(parameter: Tensor) -> Tensor:
+    """An uninitialised tensor like `parameter` for its gradient, in the memory of the one discarded last, if there is
+    one: a second one before the next is discarded is made afresh."""
+    spare: Tensor | None = _spare.pop(parameter, None)
+    if spare is not None and spare.shape == parameter.shape and spare.dtype == parameter.dtype:
+        return spare
+    return in_huge_pages(torch.empty_like(parameter))
+
+
+def discard_gradient(parameter: Tensor) -> None:
+    """Clear a parameter's gradient, which nobody may look at any more: the next step overwrites it."""
+    gradient, parameter.grad = parameter.grad, None
+    if gradient is not None and gradient.device.type == "cpu" and gradient.nbytes >= LEAST_BYTES:
+        _spare[parameter] = gradient
+
+
+def kept_bytes(parameter: Tensor) -> int:
+    """Memory that waits for the parameter's next gradient."""
+    spare: Tensor | None = _spare.get(parameter, None)
+    return 0 if spare is None else spare.nbytes
