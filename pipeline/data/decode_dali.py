@@ -97,8 +97,11 @@ class DaliBatchDecoder:
         side = self._crop_px
         made_on = self._device if self._on_gpu else torch.device("cpu")
         pin = self._device.type == "cuda" and not self._on_gpu
-        images = torch.zeros((len(memory), side, side, 3), dtype=torch.uint8, device=made_on, pin_memory=pin)
+        images = torch.empty((len(memory), side, side, 3), dtype=torch.uint8, device=made_on, pin_memory=pin)
         contents = {slot: content for slot, content in enumerate(memory) if content is not None and is_filled[slot]}
+        for slot in range(len(memory)):
+            if slot not in contents:
+                images[slot] = 0
         failures: dict[int, DecodeFailure] = {}
         with self._times.stage(DECODE):
             self._decode(list(contents.values()), steps, list(contents), images, failures)
@@ -149,20 +152,16 @@ class DaliBatchDecoder:
                 self._run([self._good_content], self._example, [0])
                 # DALI's message holds its own call stack and no cause.
                 failures[slots[0]] = DecodeFailure(UNDECODABLE, "DALI could not decode it")
+                images[slots[0]] = 0
                 return
             half = len(slots) // 2
             self._decode(contents[:half], steps, slots[:half], images, failures)
             self._decode(contents[half:], steps, slots[half:], images, failures)
             return
-        if len(slots) == len(images):
-            images.copy_(decoded)
-        else:
-            images[torch.tensor(slots, device=images.device)] = decoded
+        self._hand_over(decoded, slots, images)
 
-    def _run(self, contents: list[_Bytes], steps: Sequence[Step], slots: list[int]) -> Tensor:
-        """Run the pipeline once: [n, H, W, 3] uint8 on the device of decoding, a copy of our own."""
-        from nvidia.dali.plugin.pytorch import feed_ndarray
-
+    def _run(self, contents: list[_Bytes], steps: Sequence[Step], slots: list[int]) -> Any:
+        """Run the pipeline once: DALI's tensor [n, H, W, 3] uint8, which the next run overwrites."""
         inputs: dict[str, Any] = {"encoded": contents}
         for number, step in enumerate(steps):
             inputs[f"{number} is_on"] = [np.bool_(step.is_on[slot]) for slot in slots]
@@ -170,14 +169,23 @@ class DaliBatchDecoder:
             for name in arguments[0]:
                 inputs[f"{number} {name}"] = [of_slot[name] for of_slot in arguments]
         (batch,) = self._pipeline.run(**inputs)
-        decoded = batch.as_tensor()
-        if self._on_gpu:
-            images = torch.empty(decoded.shape(), dtype=torch.uint8, device=self._device)
-            feed_ndarray(decoded, images, cuda_stream=torch.cuda.current_stream(self._device))
-            # DALI writes its buffer again at the next run: the copy on the device must be over by then.
-            torch.cuda.current_stream(self._device).synchronize()
-            return images
-        return torch.from_numpy(np.array(decoded, copy=True))
+        return batch.as_tensor()
+
+    def _hand_over(self, decoded: Any, slots: list[int], images: Tensor) -> None:
+        """Copy DALI's tensor into `images[slots]`."""
+        from nvidia.dali.plugin.pytorch import feed_ndarray
+
+        is_whole = len(slots) == len(images)
+        if not self._on_gpu:
+            images.numpy()[slice(None) if is_whole else slots] = np.asarray(decoded)
+            return
+        place = images if is_whole else images.new_empty((len(slots), *images.shape[1:]))
+        stream = torch.cuda.current_stream(self._device)
+        feed_ndarray(decoded, place, cuda_stream=stream)
+        # DALI writes its buffer again at the next run: the copy on the device must be over by then.
+        stream.synchronize()
+        if not is_whole:
+            images[torch.tensor(slots, device=images.device)] = place
 
 
 def _arguments(step: Step, slot: int, side: int) -> _Arguments:
