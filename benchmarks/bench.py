@@ -16,6 +16,7 @@ import contextlib
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -105,6 +106,7 @@ def main() -> int:
     if arguments.gpu and not has_gpu():
         print("no CUDA device: bench-gpu measures a GPU; `make bench` measures the processors", file=sys.stderr)
         return 2
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # what runs is ended on the way out
     output = arguments.output or REPOSITORY / "build" / ("bench-gpu" if arguments.gpu else "bench")
     if arguments.gpu:
         return run_all(GPU, PREPARATION[:2], output, source_state(), arguments.again)

@@ -12,17 +12,15 @@ stands what a rank's process computes, which does not grow where ranks share cor
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.multiprocessing as multiprocessing
 from figures import Figure, write
 from head_step import DIM, extra_memory_mib, ours, timed
-from ports import free_port
+from ranks import run_on_ranks
 
 from pipeline import dist
 from pipeline.engine.memory import keep_freed_memory
@@ -44,35 +42,15 @@ def main() -> None:
     for batch in arguments.batch:
         for classes in arguments.classes:
             for ranks in arguments.ranks:
-                found = launch(ranks, classes * ranks, batch, arguments.repeats)
+                found = run_on_ranks(measure, ranks, classes * ranks, batch, arguments.repeats)
                 figures += describe(found, ranks, classes * ranks, batch, len(arguments.ranks) > 1)
                 print("\n".join(figure.text() for figure in figures[-2:]), flush=True)
     if arguments.json:
         write(arguments.json, figures)
 
 
-def launch(ranks: int, classes: int, batch: int, repeats: int) -> dict[str, list[float]]:
-    """Run one size on so many gloo processes; gives what rank 0 found."""
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(ranks)}
-    context = multiprocessing.get_context("spawn")
-    results = context.SimpleQueue()
-    processes = [
-        context.Process(target=measure, args=(rank, classes, batch, repeats, results), daemon=True)
-        for rank in range(ranks)
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-        if process.exitcode != 0:
-            raise SystemExit(f"{ranks} ranks, {classes:,} classes: exit code {process.exitcode}")
-    found: dict[str, list[float]] = results.get()
-    return found
-
-
-def measure(rank: int, classes: int, batch: int, repeats: int, results: Any) -> None:
+def measure(results: Any, classes: int, batch: int, repeats: int) -> None:
     """Take the steps on one rank; rank 0 tells. Collective on all ranks."""
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
     torch.set_num_threads(1)
     keep_freed_memory()
     dist.initialise("cpu")
@@ -84,9 +62,9 @@ def measure(rank: int, classes: int, batch: int, repeats: int, results: Any) -> 
         found["step"].append(timed(lambda number=number: step(2 + number)))
         found["computing"].append(time.process_time() - before)
         found["peak"].append(peak_flops())
-    dist.shutdown()
-    if rank == 0:
+    if dist.rank() == 0:
         results.put(found)
+    dist.shutdown()
 
 
 def peak_flops() -> float:

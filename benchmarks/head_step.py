@@ -14,16 +14,15 @@ from __future__ import annotations
 import argparse
 import ctypes
 import gc
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.multiprocessing as multiprocessing
 from figures import Figure, write
 from partial_fc_peers import Peer
+from ranks import run_on_ranks
 from torch import Tensor
 from torch.nn import functional
 
@@ -62,25 +61,13 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.curve and arguments.json:
         parser.error("--curve prints a difference: it has no figures for --json")
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29611", "WORLD_SIZE": str(arguments.ranks)}
-    context = multiprocessing.get_context("spawn")
-    results = context.SimpleQueue()
-    processes = [
-        context.Process(target=run_rank, args=(rank, arguments, results), daemon=True)
-        for rank in range(arguments.ranks)
-    ]
-    for process in processes:
-        process.start()
-    figures = results.get()
-    for process in processes:
-        process.join()
+    figures = run_on_ranks(run_rank, arguments.ranks, arguments)
     if arguments.json:
         write(arguments.json, figures)
 
 
-def run_rank(rank: int, arguments: argparse.Namespace, results: Any) -> None:
+def run_rank(results: Any, arguments: argparse.Namespace) -> None:
     """Measure everything on one rank; rank 0 prints."""
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
     torch.set_num_threads(1)
     keep_freed_memory()
     dist.initialise("cpu")
@@ -90,10 +77,10 @@ def run_rank(rank: int, arguments: argparse.Namespace, results: Any) -> None:
     for batch in [] if arguments.curve else arguments.batch:
         for rate in arguments.rate:
             found = compare(arguments, batch, rate)
-            if rank == 0:
+            if dist.rank() == 0:
                 print("\n".join(figure.text() for figure in found), flush=True)
             figures += found
-    if rank == 0:
+    if dist.rank() == 0:
         results.put(figures)
     dist.shutdown()
 

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import bench
@@ -11,6 +16,8 @@ import bench_report
 import psutil
 import pytest
 from figures import Figure, read, spread, write
+from ranks import run_on_ranks
+from torch.multiprocessing import ProcessRaisedException
 
 WORKING = """
 import argparse, pathlib, sys
@@ -139,8 +146,43 @@ def test_what_hangs_is_ended_with_its_children(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(bench, "PATIENCE", 0.05)
     failure = bench.measure(bench.Benchmark("hangs", (str(script),), 100), tmp_path)
     assert failure == "failed: no end after 5.0 s"
+    wait_until(lambda: not is_running(int(child.read_text())))
+
+
+def test_a_terminated_bench_leaves_nothing_behind(tmp_path: Path) -> None:
+    script, child = tmp_path / "long.py", tmp_path / "child"
+    script.write_text(
+        "import os, pathlib, time\n"
+        f"pathlib.Path({str(child) + '.part'!r}).write_text(str(os.getpid()))\n"
+        f"os.rename({str(child) + '.part'!r}, {str(child)!r})\n"
+        "time.sleep(600)\n"
+    )
+    program = (
+        f"import sys; sys.path.insert(0, {str(Path(bench.__file__).parent)!r}); import bench\n"
+        f"bench.CPU, bench.PREPARATION = (bench.Benchmark('long', ({str(script)!r},), 100),), ()\n"
+        "sys.exit(bench.main())\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program, "--output", str(tmp_path / "output")])
+    wait_until(child.exists)
+    process.terminate()
+    assert process.wait(30) == 128 + signal.SIGTERM
+    wait_until(lambda: not is_running(int(child.read_text())))
+
+
+def test_a_rank_that_fails_ends_the_others() -> None:
+    with pytest.raises(ProcessRaisedException, match="out of disk"):
+        run_on_ranks(fail_on_the_second, 2)
+
+
+def fail_on_the_second(results: object) -> None:
+    if os.environ["RANK"] == "1":
+        raise OSError("out of disk")
+    time.sleep(600)
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
     deadline_s = time.monotonic() + 30
-    while is_running(int(child.read_text())):
+    while not is_so():
         assert time.monotonic() < deadline_s
         time.sleep(0.05)
 
