@@ -56,14 +56,14 @@ PREPARATION = (
 )
 
 CPU = (
-    Benchmark("cli_start", ("benchmarks/cli_start.py",), 15),
-    Benchmark("head_step", ("benchmarks/head_step.py",), 140),
-    Benchmark("loader", ("benchmarks/loader.py", "--data", f"{DATA}/aligned112"), 110),
-    Benchmark("sharding", ("benchmarks/sharding.py", f"{DATA}/photos", "--count", "200"), 50),
-    Benchmark("backbone_step", ("benchmarks/backbone_step.py",), 150),
-    Benchmark("whole_training", ("benchmarks/whole_training.py", "--data", f"{DATA}/aligned64"), 150),
-    Benchmark("safety", ("benchmarks/safety.py", "--data", f"{DATA}/aligned64"), 120),
-    Benchmark("triplet_mining", ("benchmarks/triplet_mining.py", "--shapes", "256x4", "1024x4"), 50),
+    Benchmark("cli_start", ("benchmarks/cli_start.py",), 10),
+    Benchmark("head_step", ("benchmarks/head_step.py",), 200),
+    Benchmark("loader", ("benchmarks/loader.py", "--data", f"{DATA}/aligned112"), 55),
+    Benchmark("sharding", ("benchmarks/sharding.py", f"{DATA}/photos", "--count", "200"), 45),
+    Benchmark("backbone_step", ("benchmarks/backbone_step.py",), 120),
+    Benchmark("whole_training", ("benchmarks/whole_training.py", "--data", f"{DATA}/aligned64"), 200),
+    Benchmark("safety", ("benchmarks/safety.py", "--data", f"{DATA}/aligned64"), 190),
+    Benchmark("triplet_mining", ("benchmarks/triplet_mining.py", "--shapes", "256x4", "1024x4"), 40),
     Benchmark(
         "order",
         ("benchmarks/order.py", "--rows", "4000000", "--people", "100000", "--output", f"{DATA}/order"),
@@ -72,13 +72,13 @@ CPU = (
     Benchmark(
         "checkpoint",
         ("benchmarks/checkpoint.py", "--data", f"{DATA}/aligned64", "--epochs", "5", "--out", f"{DATA}/checkpoint"),
-        80,
+        100,
     ),
     Benchmark("start_up", ("benchmarks/start_up.py", "--data", f"{DATA}/aligned64"), 60),
     Benchmark(
         "evaluation",
-        ("benchmarks/evaluation.py", "--pairs", "4000000", "--search", "100000", "--probes", "4096"),
-        60,
+        ("benchmarks/evaluation.py", "--pairs", "4000000", "--search", "100000", "--probes", "2048"),
+        65,
     ),
 )
 GPU = (

@@ -51,6 +51,8 @@ from pipeline.progress import Progress
 REPOSITORY = Path(__file__).parents[1]
 RECIPE = REPOSITORY / "configs" / "demo_cpu.yaml"
 NEVER = 1_000_000
+WARM_UP_STEPS = 4
+"""Of the first turn, which loads libraries and takes memory."""
 NAMES = ("with", "without checkpoints", "without")
 
 
@@ -71,9 +73,11 @@ def main() -> None:
     try:
         for turn in range(arguments.repeats + 1):
             # whoever comes second finds caches as the first left them: they swap places
+            num_steps = arguments.steps if turn else WARM_UP_STEPS
             for name in NAMES if turn % 2 else reversed(NAMES):
-                wall_s, processor_s = step_s(configuration(arguments, folder / f"{name}-{turn}", name), name)
-                if turn:  # the first turn loads libraries and takes memory
+                output = folder / f"{name}-{turn}"
+                wall_s, processor_s = step_s(configuration(arguments, output, name, num_steps), name)
+                if turn:
                     seconds[name].append(wall_s)
                     processor[name].append(processor_s)
     finally:
@@ -101,10 +105,10 @@ def figure(what: str, times: dict[str, list[float]]) -> Figure:
     )
 
 
-def configuration(arguments: argparse.Namespace, output: Path, name: str) -> Config:
+def configuration(arguments: argparse.Namespace, output: Path, name: str, num_steps: int) -> Config:
     """The demo's recipe for one turn."""
     num_photos = json.loads((arguments.data / "dataset.json").read_text())["splits"]["train"]["num_samples"]
-    epochs = arguments.steps * arguments.batch / num_photos
+    epochs = num_steps * arguments.batch / num_photos
     overrides = [f"output={output}", f"data.path={arguments.data}", f"training.epochs={epochs}"]
     overrides += [f"training.global_batch={arguments.batch}", f"training.local_batch={arguments.batch}"]
     overrides += [f"checkpoint.every_epochs={epochs / 2 if name == 'with' else NEVER}"]

@@ -243,8 +243,8 @@ def show(found: dict[int, dict[str, Any]], ranks: int, device: str) -> list[Figu
     else:
         limit, goal = ("the slower of the two", [min(pair) for pair in pairs]), "95 % of the limit"
     place = f"{ranks} {'core' if device == 'cpu' else 'GPU'}{'s' if ranks > 1 else ''}, a rank each"
-    others = {"loader alone": rates["loader"], "step alone": rates["step"]}
-    figures = [Figure(f"whole training, {place}", "samples/s", rates["whole"], others, limit, goal)]
+    figures = [Figure(f"whole training, {place}", "samples/s", rates["whole"], {}, limit, goal)]
+    figures += [Figure(f"its {part} alone, {place}", "samples/s", rates[part]) for part in ("loader", "step")]
     first = min(found)
     if ranks > first:
         scaled = [ranks / first * rate for rate in found[first]["rates"]["whole"]]
