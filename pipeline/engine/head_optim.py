@@ -69,8 +69,13 @@ class HeadOptimizer:
 
     def zero_grad(self) -> None:
         """Clear the gradients."""
-        for parameter in [*self._dense.values(), *(rows.leaf for rows in self.head.active_rows().values())]:
+        for parameter in self._dense.values():
             discard_gradient(parameter)
+        for name, rows in self.head.active_rows().items():
+            if rows.leaf is self.head.get_parameter(name):
+                discard_gradient(rows.leaf)
+            else:
+                rows.leaf.grad = None  # of a copy that the next step makes anew
 
     def tensors(self) -> dict[str, Tensor]:
         """The state as live tensors under `parameter-name/slot`; those with dimensions are cut as their parameter."""

@@ -143,6 +143,7 @@ class _Walk(torch.autograd.Function):
             sums[0] *= (greatest - floor).exp_()
             reduced = floor + dist.all_reduce_sum(sums)[0].log()
         ctx.options, ctx.kept, ctx.inverse = options, kept, blocks.inverse
+        ctx.parameter = centres if centres._base is None else centres._base  # sub-centres come as a view
         ctx.save_for_backward(queries, centres, bias, columns, reduced)
         if not options.sums_logits:
             ctx.mark_non_differentiable(global_greatest)
@@ -160,7 +161,7 @@ class _Walk(torch.autograd.Function):
         ctx.kept = []  # they are overwritten below: a second backward pass forms them again
         blocks = ClassBlocks(queries, centres, bias, options, ctx.inverse)
         queries_gradient = torch.zeros_like(queries)
-        centres_gradient = new_gradient(centres)
+        centres_gradient = new_gradient(centres, ctx.parameter)
         bias_gradient = None if bias is None else torch.empty_like(bias)
         # autocast may be on where backward() is called, and would run these products in its narrow type
         with torch.autocast(queries.device.type, enabled=False):

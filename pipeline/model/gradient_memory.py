@@ -21,17 +21,29 @@ LEAST_BYTES = 32 << 20
 _spare = WeakTensorKeyDictionary()
 
 
-def new_gradient(parameter: Tensor) -> Tensor:
-    """An uninitialised tensor like `parameter` for its gradient, in the memory of the one discarded last, if there is
-    one: a second one before the next is discarded is made afresh."""
+def new_gradient(centres: Tensor, parameter: Tensor) -> Tensor:
+    """Uninitialised memory for a gradient: that of the one discarded last, if there is one.
+
+    A second gradient before the first one is discarded gets memory of its own.
+
+    Args:
+        centres: what the gradient is of: the parameter, or a view of all of it in another shape.
+        parameter: see there.
+
+    Returns:
+        A tensor of the centres' shape and type.
+    """
     spare: Tensor | None = _spare.pop(parameter, None)
-    if spare is not None and spare.shape == parameter.shape and spare.dtype == parameter.dtype:
-        return spare
-    return in_huge_pages(torch.empty_like(parameter))
+    if spare is not None and spare.numel() == centres.numel() and spare.dtype == centres.dtype:
+        return spare.view(centres.shape)
+    return in_huge_pages(torch.empty_like(centres))
 
 
 def discard_gradient(parameter: Tensor) -> None:
-    """Clear a parameter's gradient, which nobody may look at any more: the next step overwrites it."""
+    """Clear a parameter's gradient, which nobody may look at any more: the next step overwrites it.
+
+    For parameters whose backward pass asks `new_gradient`, and which last: for others it would only hold memory.
+    """
     gradient, parameter.grad = parameter.grad, None
     if gradient is not None and gradient.device.type == "cpu" and gradient.nbytes >= LEAST_BYTES:
         _spare[parameter] = gradient

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -25,16 +26,17 @@ def every_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gradient_memory, "LEAST_BYTES", 0)
 
 
-def make() -> tuple[Head, HeadOptimizer]:
-    head = build_head(MarginSoftmaxConfig(), CLASSES, DIM, seed=0)
+def make(**options: Any) -> tuple[Head, HeadOptimizer]:
+    head = build_head(MarginSoftmaxConfig(**options), CLASSES, DIM, seed=0)
     return head, HeadOptimizer(SGDConfig(lr=0.1, momentum=0.9, weight_decay=1e-3), head)
 
 
 def backward(head: Head, number: int) -> None:
     generator = torch.Generator().manual_seed(number)
     embeddings = torch.randn(BATCH, DIM, generator=generator, requires_grad=True)
-    labels = torch.randint(0, CLASSES, (BATCH,), generator=generator)
-    head(embeddings, labels, torch.arange(BATCH), torch.ones(BATCH, dtype=torch.bool), step=number).loss.backward()
+    labels, valid = torch.randint(0, CLASSES, (BATCH,), generator=generator), torch.ones(BATCH, dtype=torch.bool)
+    head.begin_step(labels, valid, step=number, epoch=0.0)
+    head(embeddings, labels, torch.arange(BATCH), valid, step=number).loss.backward()
 
 
 def gradient(head: Head) -> Tensor:
@@ -43,8 +45,8 @@ def gradient(head: Head) -> Tensor:
     return found
 
 
-def train(num_micro_batches: int, looks: Callable[[Head], None]) -> Tensor:
-    head, optimizer = make()
+def train(num_micro_batches: int, looks: Callable[[Head], None], **options: Any) -> Tensor:
+    head, optimizer = make(**options)
     for step in range(4):
         for micro_batch in range(num_micro_batches):
             backward(head, 10 * step + micro_batch)
@@ -53,16 +55,32 @@ def train(num_micro_batches: int, looks: Callable[[Head], None]) -> Tensor:
     return head.get_parameter("class_centres").detach()
 
 
+@pytest.mark.parametrize("options", [{}, {"num_subcentres": 3}, {"frozen_classes": 5}], ids=str)
 @pytest.mark.parametrize("num_micro_batches", [1, 3])
-def test_the_weights_are_those_of_gradients_made_anew(num_micro_batches: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    afresh: list[int] = []
-    expected = train(num_micro_batches, lambda head: afresh.append(kept_bytes(head.get_parameter("class_centres"))))
-    assert afresh == [0] * 4  # such a small one is not kept
+def test_the_weights_are_those_of_gradients_made_anew(
+    num_micro_batches: int, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+    monkeypatch.setattr(gradient_memory, "in_huge_pages", lambda tensor: made.append(tensor.numel()) or tensor)
+    expected = train(num_micro_batches, lambda head: None, **options)
+    assert len(made) == 4 * num_micro_batches  # such small ones are not kept
+    made.clear()
     monkeypatch.setattr(gradient_memory, "LEAST_BYTES", 0)
     places: set[int] = set()
-    found = train(num_micro_batches, lambda head: places.add(gradient(head).data_ptr()))
+    found = train(num_micro_batches, lambda head: places.add(gradient(head).data_ptr()), **options)
     assert torch.equal(found, expected)
     assert len(places) == 1
+    assert len(made) == 4 * num_micro_batches - 3  # the first of each step but the first one is not
+
+
+@pytest.mark.usefixtures("every_size")
+def test_what_no_step_takes_again_is_not_kept() -> None:
+    head, optimizer = make(sample_rate=0.5)
+    before = len(gradient_memory._spare)
+    backward(head, 1)
+    optimizer.step(0.1, torch.zeros(()), None)
+    assert len(gradient_memory._spare) == before
+    assert all(rows.leaf.grad is None for rows in head.active_rows().values())
 
 
 @pytest.mark.usefixtures("every_size")
@@ -88,11 +106,11 @@ def test_what_does_not_fit_is_not_taken() -> None:
     discard_gradient(parameter)
     assert parameter.grad is None
     parameter.data = torch.zeros(5, 3)  # it has grown: there are new people
-    assert new_gradient(parameter).shape == (5, 3)
+    assert new_gradient(parameter, parameter).shape == (5, 3)
     parameter.grad = torch.ones(5, 3)
     discard_gradient(parameter)
     parameter.data = torch.zeros(5, 3, dtype=torch.float64)
-    assert new_gradient(parameter).dtype == torch.float64
+    assert new_gradient(parameter, parameter).dtype == torch.float64
 
 
 @pytest.mark.usefixtures("every_size")
