@@ -24,12 +24,14 @@ def run_on_ranks(fn: Callable[..., None], num_ranks: int, *arguments: object) ->
     Raises:
         Exception: of a rank that failed; the others are ended.
     """
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(num_ranks)}
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(num_ranks)}
     results = multiprocessing.get_context("spawn").SimpleQueue()
-    multiprocessing.spawn(_on_rank, (fn, results, arguments), num_ranks)
+    multiprocessing.spawn(_on_rank, (meeting, fn, results, arguments), num_ranks)
     return results.get()
 
 
-def _on_rank(rank: int, fn: Callable[..., None], results: Any, arguments: tuple[object, ...]) -> None:
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+def _on_rank(
+    rank: int, meeting: dict[str, str], fn: Callable[..., None], results: Any, arguments: tuple[object, ...]
+) -> None:
+    os.environ |= meeting | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
     fn(results, *arguments)

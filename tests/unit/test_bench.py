@@ -170,8 +170,10 @@ def test_a_terminated_bench_leaves_nothing_behind(tmp_path: Path) -> None:
 
 
 def test_a_rank_that_fails_ends_the_others() -> None:
+    before = dict(os.environ)
     with pytest.raises(ProcessRaisedException, match="out of disk"):
         run_on_ranks(fail_on_the_second, 2)
+    assert os.environ == before
 
 
 def fail_on_the_second(results: object) -> None:
