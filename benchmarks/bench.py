@@ -31,7 +31,7 @@ import psutil
 
 REPOSITORY = Path(__file__).parents[1]
 DATA = Path("build/bench/data")
-LIST = f"{DATA}/photos/annotations.parquet"
+ANNOTATIONS = f"{DATA}/photos/annotations.parquet"
 PATIENCE = 10
 """A benchmark that takes so many times its budget hangs."""
 
@@ -51,8 +51,8 @@ class Benchmark:
 # has to be detected but in the benchmark that measures it
 PREPARATION = (
     ("-m", "preprocess.cli", "synth", f"{DATA}/photos", "--identities", "200", "--photos", "20"),
-    ("-m", "preprocess.cli", "shard", LIST, f"{DATA}/aligned64", "--size", "64", "--val-identities", "0.2"),
-    ("-m", "preprocess.cli", "shard", LIST, f"{DATA}/aligned112", "--size", "112"),
+    ("-m", "preprocess.cli", "shard", ANNOTATIONS, f"{DATA}/aligned64", "--size", "64", "--val-identities", "0.2"),
+    ("-m", "preprocess.cli", "shard", ANNOTATIONS, f"{DATA}/aligned112", "--size", "112"),
 )
 
 CPU = (

@@ -72,8 +72,8 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp())
     try:
         for turn in range(arguments.repeats + 1):
-            # whoever comes second finds caches as the first left them: they swap places
             num_steps = arguments.steps if turn else WARM_UP_STEPS
+            # whoever comes second finds caches as the first left them: they swap places
             for name in NAMES if turn % 2 else reversed(NAMES):
                 output = folder / f"{name}-{turn}"
                 wall_s, processor_s = step_s(configuration(arguments, output, name, num_steps), name)

@@ -99,12 +99,12 @@ class DaliBatchDecoder:
         pin = self._device.type == "cuda" and not self._on_gpu
         images = torch.empty((len(memory), side, side, 3), dtype=torch.uint8, device=made_on, pin_memory=pin)
         contents = {slot: content for slot, content in enumerate(memory) if content is not None and is_filled[slot]}
-        for slot in range(len(memory)):
-            if slot not in contents:
-                images[slot] = 0
         failures: dict[int, DecodeFailure] = {}
         with self._times.stage(DECODE):
             self._decode(list(contents.values()), steps, list(contents), images, failures)
+        for slot in range(len(memory)):
+            if slot not in contents or slot in failures:
+                images[slot] = 0
         with self._times.stage(ASSEMBLE):
             return images.to(self._device, non_blocking=pin).permute(0, 3, 1, 2), failures
 
@@ -152,7 +152,6 @@ class DaliBatchDecoder:
                 self._run([self._good_content], self._example, [0])
                 # DALI's message holds its own call stack and no cause.
                 failures[slots[0]] = DecodeFailure(UNDECODABLE, "DALI could not decode it")
-                images[slots[0]] = 0
                 return
             half = len(slots) // 2
             self._decode(contents[:half], steps, slots[:half], images, failures)
@@ -173,12 +172,12 @@ class DaliBatchDecoder:
 
     def _hand_over(self, decoded: Any, slots: list[int], images: Tensor) -> None:
         """Copy DALI's tensor into `images[slots]`."""
-        from nvidia.dali.plugin.pytorch import feed_ndarray
-
         is_whole = len(slots) == len(images)
         if not self._on_gpu:
             images.numpy()[slice(None) if is_whole else slots] = np.asarray(decoded)
             return
+        from nvidia.dali.plugin.pytorch import feed_ndarray
+
         place = images if is_whole else images.new_empty((len(slots), *images.shape[1:]))
         stream = torch.cuda.current_stream(self._device)
         feed_ndarray(decoded, place, cuda_stream=stream)

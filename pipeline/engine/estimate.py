@@ -19,9 +19,9 @@ from pipeline.config.errors import UserError
 from pipeline.config.schema import Config
 from pipeline.engine.measure_link import seconds_per_byte
 from pipeline.engine.measure_step import StepMeasurement, StepRequest
-from pipeline.engine.memory import MMAP_THRESHOLD_BYTES
 from pipeline.model.backbones.cost import BackboneCost, backbone_cost
 from pipeline.model.head import build_head
+from pipeline.model.huge_pages import MMAP_THRESHOLD_BYTES
 from pipeline.model.partial_fc import KEEP_BYTES_CPU
 
 USUAL_CROP_PX = 112

@@ -34,11 +34,12 @@ from pipeline.engine.backends import prepare_for_training
 from pipeline.engine.batch_norm import RunningStatistics
 from pipeline.engine.ddp import DDPBackend
 from pipeline.engine.head_optim import HeadOptimizer
-from pipeline.engine.memory import MMAP_THRESHOLD_BYTES, keep_freed_memory
+from pipeline.engine.memory import keep_freed_memory
 from pipeline.engine.state import training_tensors
 from pipeline.model.backbones import build_backbone
 from pipeline.model.gradient_memory import kept_bytes
 from pipeline.model.head import build_head
+from pipeline.model.huge_pages import MMAP_THRESHOLD_BYTES
 
 PHASES = ("forward", "head", "backward", "backbone_optimizer", "head_optimizer")
 _NUM_TIMED_STEPS = 4

@@ -5,11 +5,11 @@ from __future__ import annotations
 import ctypes
 import sys
 
+from pipeline.model.huge_pages import MMAP_THRESHOLD_BYTES
+
 # from <malloc.h>
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
-MMAP_THRESHOLD_BYTES = 32 << 20  # glibc refuses more
-"""Smaller blocks come from a heap that only grows; greater ones are mapped one by one and given back when freed."""
 _GREATEST_INT = 2**31 - 1
 
 

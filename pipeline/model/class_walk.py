@@ -162,7 +162,7 @@ class _Walk(torch.autograd.Function):
         blocks = ClassBlocks(queries, centres, bias, options, ctx.inverse)
         queries_gradient = torch.zeros_like(queries)
         centres_gradient = new_gradient(centres, ctx.parameter)
-        bias_gradient = None if bias is None else torch.empty_like(bias)
+        bias_gradient = None if bias is None else new_gradient(bias, bias)
         # autocast may be on where backward() is called, and would run these products in its narrow type
         with torch.autocast(queries.device.type, enabled=False):
             for number, (start, stop) in enumerate(blocks.ranges()):

@@ -1,8 +1,8 @@
 """Memory of large gradients on a CPU, used again in the next step instead of given back to the kernel and faulted in.
 
-glibc maps blocks of 32 MiB and more one by one and unmaps them when they are freed. Activations come and go in many
-sizes, and a heap that never gave them back would grow by a third (docs/performance.md); class centres have one gradient
-of one size, which is there whenever a step's memory is at its peak. So an optimizer does not free it: see
+glibc maps large blocks one by one (`MMAP_THRESHOLD_BYTES`) and unmaps them when they are freed. Activations come and go
+in many sizes, and a heap that never gave them back would grow by a third (docs/performance.md); class centres have one
+gradient of one size, which is there whenever a step's memory is at its peak. So an optimizer does not free it: see
 `discard_gradient`. On a GPU torch's own allocator does the same for all blocks.
 """
 
@@ -12,10 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from pipeline.model.huge_pages import in_huge_pages
-
-LEAST_BYTES = 32 << 20
-"""Smaller gradients come from glibc's heap, which keeps what is freed."""
+from pipeline.model.huge_pages import MMAP_THRESHOLD_BYTES, in_huge_pages
 
 # parameter to what was its gradient; goes when the parameter goes
 _spare = WeakTensorKeyDictionary()
@@ -45,7 +42,7 @@ def discard_gradient(parameter: Tensor) -> None:
     For parameters whose backward pass asks `new_gradient`, and which last: for others it would only hold memory.
     """
     gradient, parameter.grad = parameter.grad, None
-    if gradient is not None and gradient.device.type == "cpu" and gradient.nbytes >= LEAST_BYTES:
+    if gradient is not None and gradient.device.type == "cpu" and gradient.nbytes >= MMAP_THRESHOLD_BYTES:
         _spare[parameter] = gradient
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config.heads import MarginSoftmaxConfig
+from pipeline.config.margins import SoftmaxMargin
 from pipeline.config.optim import SGDConfig
 from pipeline.engine.head_optim import HeadOptimizer
 from pipeline.model import gradient_memory
@@ -23,7 +24,7 @@ BYTES = 4 * CLASSES * DIM
 
 @pytest.fixture
 def every_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gradient_memory, "LEAST_BYTES", 0)
+    monkeypatch.setattr(gradient_memory, "MMAP_THRESHOLD_BYTES", 0)
 
 
 def make(**options: Any) -> tuple[Head, HeadOptimizer]:
@@ -65,12 +66,23 @@ def test_the_weights_are_those_of_gradients_made_anew(
     expected = train(num_micro_batches, lambda head: None, **options)
     assert len(made) == 4 * num_micro_batches  # such small ones are not kept
     made.clear()
-    monkeypatch.setattr(gradient_memory, "LEAST_BYTES", 0)
+    monkeypatch.setattr(gradient_memory, "MMAP_THRESHOLD_BYTES", 0)
     places: set[int] = set()
     found = train(num_micro_batches, lambda head: places.add(gradient(head).data_ptr()), **options)
     assert torch.equal(found, expected)
     assert len(places) == 1
     assert len(made) == 4 * num_micro_batches - 3  # the first of each step but the first one is not
+
+
+@pytest.mark.usefixtures("every_size")
+def test_what_is_kept_of_biases_is_taken_again() -> None:
+    head, optimizer = make(margin=SoftmaxMargin())
+    bias = head.get_parameter("bias")
+    backward(head, 1)
+    optimizer.zero_grad()
+    assert kept_bytes(bias) == 4 * CLASSES
+    backward(head, 1)
+    assert kept_bytes(bias) == 0
 
 
 @pytest.mark.usefixtures("every_size")
